@@ -1,0 +1,48 @@
+"""Argument checks shared by the package: one sentence each that says what was wrong, what came, and what to do."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_positive(name: str, value: float, hint: str = "") -> float:
+    """Return `value` as a float, or raise ValueError unless it is a finite number above zero."""
+    number = check_finite(name, value, hint)
+    if number <= 0.0:
+        raise ValueError(f"{name} must be above 0, got {value!r}{_tail(hint)}")
+    return number
+
+
+def check_fraction(name: str, value: float, hint: str = "") -> float:
+    """Return `value` as a float, or raise ValueError unless 0 < value < 1."""
+    number = check_finite(name, value, hint)
+    if not 0.0 < number < 1.0:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}{_tail(hint)}")
+    return number
+
+
+def check_finite(name: str, value: float, hint: str = "") -> float:
+    """Return `value` as a float, or raise ValueError unless it is a finite number."""
+    if isinstance(value, (bool, str)):
+        raise ValueError(f"{name} must be a number, got {value!r}{_tail(hint)}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r}{_tail(hint)}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value!r}{_tail(hint)}")
+    return number
+
+
+def check_count(name: str, value: int, *, minimum: int, hint: str = "") -> int:
+    """Return `value`, or raise ValueError unless it is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number, got {value!r}{_tail(hint)}")
+    number = value.__index__()
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}{_tail(hint)}")
+    return number
+
+
+def _tail(hint: str) -> str:
+    return f"; {hint}" if hint else ""

@@ -1,0 +1,97 @@
+"""Decays: progress through the steps after warm-up in, share of the peak learning rate out.
+
+A decay is any callable from progress in [0, 1] to a factor in (0, 1] (0 is allowed at progress 1, which no step reaches) that is exactly 1 at
+progress 0, so that the hand-over from warm-up is continuous. The functions below build the usual ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from warmgap._checks import check_finite, check_fraction
+
+__all__ = ["NAMES", "Decay", "by_name", "constant", "cosine", "inverse_sqrt", "linear", "wsd"]
+
+Decay = Callable[[float], float]
+
+
+def cosine(minimum: float = 0.0) -> Decay:
+    """Half a cosine from 1 to `minimum` in [0, 1) (Loshchilov and Hutter, arXiv 1608.03983).
+
+    Raises:
+        ValueError: If `minimum` lies outside [0, 1).
+    """
+    low = _minimum(minimum)
+    return lambda progress: low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def linear(minimum: float = 0.0) -> Decay:
+    """A straight line from 1 to `minimum` in [0, 1).
+
+    Raises:
+        ValueError: If `minimum` lies outside [0, 1).
+    """
+    low = _minimum(minimum)
+    return lambda progress: 1.0 - (1.0 - low) * progress
+
+
+def wsd(share: float = 0.2, minimum: float = 0.0) -> Decay:
+    """Warm-up stable decay: 1, then over the last `share` of the steps a straight line to `minimum` (arXiv 2404.06395).
+
+    Args:
+        share: Share of the steps after warm-up that decay, in (0, 1).
+        minimum: Factor at the end, in [0, 1).
+
+    Raises:
+        ValueError: If `share` or `minimum` lies outside its range.
+    """
+    share = check_fraction("share", share)
+    low = _minimum(minimum)
+    return lambda progress: 1.0 - (1.0 - low) * max(0.0, progress - (1.0 - share)) / share
+
+
+def inverse_sqrt(final: float = 0.1) -> Decay:
+    """One over the square root of time, scaled to end at `final` in (0, 1) (Vaswani et al., arXiv 1706.03762).
+
+    Raises:
+        ValueError: If `final` does not lie strictly between 0 and 1.
+    """
+    steepness = check_fraction("final", final) ** -2 - 1.0
+    return lambda progress: 1.0 / math.sqrt(1.0 + steepness * progress)
+
+
+def constant() -> Decay:
+    """No decay."""
+    return lambda _: 1.0
+
+
+_BUILDERS: dict[str, Callable[[], Decay]] = {
+    "cosine": cosine,
+    "linear": linear,
+    "wsd": wsd,
+    "inverse-sqrt": inverse_sqrt,
+    "constant": constant,
+}
+
+NAMES: tuple[str, ...] = tuple(_BUILDERS)
+"""The names that `by_name` and every `decay=` argument know."""
+
+
+def by_name(name: str) -> Decay:
+    """Return the decay of that name with its default arguments.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"decay must be one of {', '.join(map(repr, NAMES))} or a callable, got {name!r}")
+    return _BUILDERS[name]()
+
+
+def _minimum(value: float) -> float:
+    if not 0.0 <= check_finite("minimum", value) < 1.0:
+        raise ValueError(
+            f"minimum must lie in [0, 1), got {value!r}; it is the last factor, a share of the peak learning rate"
+        )
+    return float(value)

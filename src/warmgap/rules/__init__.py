@@ -1,0 +1,9 @@
+"""Warm-up rules: losses in, learning-rate factor out, and an end that the rule finds itself. One published rule a file."""
+
+from warmgap.rules._rule import Rule, RuleState
+from warmgap.rules.gap import GapRule
+from warmgap.rules.linear import LinearRule
+from warmgap.rules.loss_ratio import LossRatioRule
+from warmgap.rules.power import PowerRule
+
+__all__ = ["GapRule", "LinearRule", "LossRatioRule", "PowerRule", "Rule", "RuleState"]

@@ -1,0 +1,70 @@
+"""What every warm-up rule is."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, Generic, TypeVar
+
+from warmgap._state import State
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleState(State):
+    """What every rule's state holds.
+
+    Attributes:
+        factor: The factor of the next step; the schedule writes back the one it really applied.
+        done: Whether the rule has found the end of warm-up.
+    """
+
+    factor: float
+    done: bool = False
+
+
+S = TypeVar("S", bound=RuleState)
+
+
+class Rule(abc.ABC, Generic[S]):
+    """A warm-up rule: a frozen dataclass of its settings, with a pure `init` and `step`.
+
+    Attributes:
+        name: The name in checkpoints and messages.
+        bounded: Whether a schedule keeps the rule between its envelopes: at most doubling, and at an end within a stated share of the
+            run. A rule that keeps those promises by construction, or is here to show what happens without them, sets False.
+        target_loss: The target loss the rule was given, or `"auto"`, or None where it needs none.
+    """
+
+    name: ClassVar[str]
+    bounded: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def init(self, total_iters: int | None = None) -> S:
+        """Return the state before the first step; its `factor` is that step's.
+
+        Args:
+            total_iters: Optimizer steps in the whole run, for rules that look ahead.
+        """
+
+    @abc.abstractmethod
+    def step(self, state: S, loss: float) -> tuple[S, float]:
+        """Take in the mean training loss of the step just made; return the new state and the factor of the next step.
+
+        A loss that is NaN or infinite changes nothing.
+        """
+
+    def reading(self, state: S) -> tuple[float | None, float | None]:
+        """Return the (gap, target loss) the rule sees, each None where it has none (yet)."""
+        del state
+        return None, None
+
+    def config(self) -> dict[str, Any]:
+        """Return the rule's name and settings as plain Python values, for checkpoints."""
+        return {"name": self.name, **_plain_settings(self)}
+
+
+def _plain_settings(item: Any) -> dict[str, Any]:
+    return {
+        field.name: _plain_settings(value) if dataclasses.is_dataclass(value := getattr(item, field.name)) else value
+        for field in dataclasses.fields(item)
+    }

@@ -1,0 +1,83 @@
+"""From raw losses to one clean loss that a rule may act on.
+
+The published method feeds the raw loss of one rank's last micro-batch: one lucky batch below the peak gap ends the warm-up for good.
+Here a Hampel filter takes out what is not a number and what is far from its neighbours, and a bias-corrected average takes out the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from warmgap._checks import check_count, check_finite, check_positive
+from warmgap._state import State
+
+_MAD_TO_DEVIATION = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
+
+
+@dataclass(frozen=True)
+class SignalState(State):
+    """State of a `Signal`: the last finite losses, oldest first, and the running average's sum and weight."""
+
+    window: tuple[float, ...] = ()
+    weighted: float = 0.0
+    weight: float = 0.0
+
+    @property
+    def clean(self) -> float | None:
+        """The clean loss; None until a finite loss was seen."""
+        return self.weighted / self.weight if self.weight > 0.0 else None
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A Hampel filter, then an exponential average with bias correction.
+
+    A loss further than `threshold` standard deviations from the median of the last `window` losses (itself included; the deviation is
+    taken from the median absolute deviation) is replaced by that median: isolated spikes, and bursts shorter than half the window, never
+    get through, while a lasting change of level does. A loss that is NaN or infinite changes nothing at all.
+
+    Attributes:
+        averaging: Share of the average that is kept at each step, in [0, 1): 0.9 averages over about ten steps, 0 not at all.
+        window: Number of losses the filter looks at, at least 3.
+        threshold: Standard deviations beyond which a loss is a spike, > 0.
+
+    Raises:
+        ValueError: If an attribute lies outside its range.
+    """
+
+    averaging: float = 0.9
+    window: int = 11
+    threshold: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= check_finite("averaging", self.averaging) < 1.0:
+            raise ValueError(f"averaging must lie in [0, 1), got {self.averaging!r}; 0.9 averages over about ten steps")
+        check_count("window", self.window, minimum=3)
+        check_positive("threshold", self.threshold)
+
+    def init(self) -> SignalState:
+        """Return the state before the first loss."""
+        return SignalState()
+
+    def step(self, state: SignalState, loss: float) -> tuple[SignalState, float | None]:
+        """Take in one raw loss; return the new state and the clean loss (None until a finite loss was seen)."""
+        loss = float(loss)
+        if not math.isfinite(loss):
+            return state, state.clean
+        window = (*state.window, loss)[-self.window :]
+        middle = _low_median(window)
+        spread = _MAD_TO_DEVIATION * _low_median([abs(value - middle) for value in window])
+        accepted = loss if abs(loss - middle) <= self.threshold * spread else middle
+        state = replace(
+            state,
+            window=window,
+            weighted=self.averaging * state.weighted + (1.0 - self.averaging) * accepted,
+            weight=self.averaging * state.weight + (1.0 - self.averaging),
+        )
+        return state, state.clean
+
+
+def _low_median(values: tuple[float, ...] | list[float]) -> float:
+    """Return the median, the lower of the two middle values of an even number: with two losses, the one that is no spike."""
+    return sorted(values)[(len(values) - 1) // 2]
