@@ -347,8 +347,8 @@ def _with_blocks(verdict: _Verdict, blocks: int | Sequence[int], parameter: nn.P
         sizes = tuple(blocks)
     if verdict.kind != "matrix" or len(sizes) < 2 or min(sizes) < 1 or sum(sizes) != rows:
         raise ValueError(
-            f"fused={blocks!r} does not fit parameter {name!r} ({verdict.kind}, shape {tuple(parameter.shape)}): it must "
-            f"be a matrix, and its output dimension of {rows} must split into two or more parts of the given sizes"
+            f"fused={blocks!r} does not fit parameter {name!r} ({verdict.kind}, shape {tuple(parameter.shape)}): it "
+            f"must be a matrix, and its output dimension of {rows} must split into two or more parts of the given sizes"
         )
     reason = verdict.reason.split("; perhaps ")[0]
     return _Verdict("matrix", f"{reason}, {len(sizes)} matrices in one", sizes, verdict.transposed)
