@@ -8,7 +8,7 @@ from typing import Any, Self, get_type_hints
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Base of every state: a frozen dataclass of numbers, strings, None, tuples of numbers, dicts of those, and other states."""
+    """Base of every state: a frozen dataclass of plain values, tuples and dicts of those, and other states."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain Python values (dict, list, str, int, float, bool, None)."""
@@ -60,4 +60,4 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         raise ValueError(
             f"{name} must be {getattr(hint, '__name__', text)}, got {value!r}: this state is damaged or was edited"
         )
-    return tuple(value) if text.startswith("tuple[") else value
+    return tuple(value) if isinstance(value, (list, tuple)) else value

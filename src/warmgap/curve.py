@@ -1,14 +1,15 @@
 """The response curve: which share of the peak learning rate a loss gap allows.
 
-Source: arXiv 2602.05813, section 5 and appendix D.2. The published form `gap / (K0 + K1*gap + K2*gap**2)` cancels badly (K1 is
-negative in every published calibration); the form used here is the same function, written so that nothing cancels.
+Source: arXiv 2602.05813, section 5 and appendix D.2. The published form `gap / (K0 + K1*gap + K2*gap**2)` cancels
+badly (K1 is negative in every published calibration); the form used here is the same function, written so that
+nothing cancels.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from warmgap._checks import check_finite, check_fraction, check_positive
 
@@ -19,8 +20,10 @@ Number = TypeVar("Number")
 class Smoothness:
     """The constants of the curvature bound `K(gap) = K0 + K1*gap + K2*gap**2`.
 
-    Source: arXiv 2602.05813, Assumption 2 with rho = 2. The assumption asks for constants >= 0, and a schedule's own constants violate
-    that: K1 >= 0 needs a peak gap below about `floor/2` of the initial gap, which no calibration comes near. The bound itself stays positive,
+    Source: arXiv 2602.05813, Assumption 2 with rho = 2. The assumption asks for constants >= 0, and a schedule's own
+        constants violate
+    that: K1 >= 0 needs a peak gap below about `floor/2` of the initial gap, which no calibration comes near. The
+        bound itself stays positive,
     `K(gap) = gap/peak_lr + K2*(gap - peak_gap)**2`, and that is all the step size needs.
 
     Attributes:
@@ -39,16 +42,18 @@ class Smoothness:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
         if check_finite("K1", self.K1) + 2.0 * math.sqrt(self.K0 * self.K2) <= 0.0:
             raise ValueError(
-                f"the bound K0 + K1*gap + K2*gap**2 must be positive for every gap, got {self}; raise K1 above -2*sqrt(K0*K2)"
+                f"K0 + K1*gap + K2*gap**2 must be positive for every gap, got {self}; raise K1 above -2*sqrt(K0*K2)"
             )
 
     def __call__(self, gap: Number) -> Number:
         """Return the curvature bound at `gap` (any array type; same shape)."""
-        return self.K0 + gap * (self.K1 + self.K2 * gap)  # type: ignore[operator, no-any-return]
+        x: Any = gap
+        return cast("Number", self.K0 + x * (self.K1 + self.K2 * x))
 
     def step_size(self, gap: Number) -> Number:
         """Return the learning rate `gap / K(gap)` (any array type; same shape)."""
-        return gap / self(gap)  # type: ignore[operator, no-any-return]
+        x: Any = gap
+        return cast("Number", x / self(x))
 
     @property
     def peak_gap(self) -> float:
@@ -84,8 +89,8 @@ class Smoothness:
 class ResponseCurve:
     """Learning rate as a share of its peak, as a function of the loss gap.
 
-    `curve(gap)` is `1 / (1 + (1/floor - 1) * (initial_gap/gap) * ((gap - peak_gap)/(initial_gap - peak_gap))**2)`: it equals
-    `floor` at `initial_gap`, rises while the gap falls, is exactly 1 at `peak_gap`, and falls again below it.
+    `curve(gap)` is `1 / (1 + (1/floor - 1) * (initial_gap/gap) * ((gap - peak_gap)/(initial_gap - peak_gap))**2)`: it
+    equals `floor` at `initial_gap`, rises while the gap falls, is exactly 1 at `peak_gap`, and falls again below it.
     Source: arXiv 2602.05813, equation for eta(gap) and appendix D.2, rewritten without the constants K0, K1, K2.
 
     Attributes:
@@ -107,7 +112,8 @@ class ResponseCurve:
         check_fraction("floor", self.floor, "it is starting learning rate / peak learning rate")
         if self.peak_gap >= self.initial_gap:
             raise ValueError(
-                f"peak_gap must be below initial_gap, got {self.peak_gap!r} and {self.initial_gap!r}; match_peak_gap finds one"
+                f"peak_gap must be below initial_gap, got {self.peak_gap!r} and {self.initial_gap!r}; "
+                "match_peak_gap finds one"
             )
 
     def __call__(self, gap: Number) -> Number:
@@ -115,8 +121,10 @@ class ResponseCurve:
 
         Gaps above `initial_gap` give factors below `floor`: bounding them is the rule's work, not the curve's.
         """
-        distance = (gap - self.peak_gap) / (self.initial_gap - self.peak_gap)  # type: ignore[operator]
-        return 1.0 / (1.0 + (1.0 / self.floor - 1.0) * (self.initial_gap / gap) * distance * distance)  # type: ignore[operator, no-any-return]
+        x: Any = gap
+        distance = (x - self.peak_gap) / (self.initial_gap - self.peak_gap)
+        steepness = 1.0 / self.floor - 1.0
+        return cast("Number", 1.0 / (1.0 + steepness * (self.initial_gap / x) * distance * distance))
 
     def smoothness(self, peak_lr: float) -> Smoothness:
         """Return the curvature constants that this curve means at the peak learning rate `peak_lr`.

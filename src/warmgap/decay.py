@@ -1,7 +1,8 @@
 """Decays: progress through the steps after warm-up in, share of the peak learning rate out.
 
-A decay is any callable from progress in [0, 1] to a factor in (0, 1] (0 is allowed at progress 1, which no step reaches) that is exactly 1 at
-progress 0, so that the hand-over from warm-up is continuous. The functions below build the usual ones.
+A decay is any callable from progress in [0, 1] to a factor in (0, 1] (0 is allowed at progress 1, which no step
+reaches) that is exactly 1 at progress 0, so that the hand-over from warm-up is continuous. The functions below build
+the usual ones.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ NORMS: tuple[str, ...] = get_args(NormName)
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Return the (rows, columns) under which a block is treated as a matrix.
 
-    The first dimension stays, all others are flattened: a convolution (out, in, k, k) is an out x (in*k*k) matrix, a vector of length n is an
+    The first dimension stays, all others are flattened: a convolution (out, in, k, k) is an out x (in*k*k) matrix, a
+        vector of length n is an
     n x 1 matrix, and a scalar is 1 x 1.
     """
     rows = shape[0] if len(shape) else 1
@@ -26,13 +27,14 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 def kappa(norm: str, shapes: Iterable[Sequence[int]]) -> float:
     """Return the sup of dual norm / norm, summed over parameter blocks.
 
-    Per block it is min(rows, columns) for the spectral norm (dual: nuclear), the number of entries for the max norm (dual: l1) and 1 for the
-    Frobenius norm. Over a model, whose norm is the max over blocks and whose dual norm is the sum, the constants add.
+    Per block it is min(rows, columns) for the spectral norm (dual: nuclear), the number of entries for the max norm
+    (dual: l1) and 1 for the Frobenius norm. Over a model, whose norm is the max over blocks and whose dual norm is
+    the sum, the constants add.
 
     Args:
         norm: `"spectral"` (Muon), `"max"` (Lion, signSGD) or `"frobenius"` (normalized SGD).
-        shapes: One shape a block, in parameter order; blocks with no entries add nothing. The published code counts the two-dimensional
-            parameters only: pass those to reproduce its numbers.
+        shapes: One shape a block, in parameter order; blocks with no entries add nothing. The published code counts
+            the two-dimensional parameters only: pass those to reproduce its numbers.
 
     Returns:
         The sum as a float; 0.0 for no blocks.

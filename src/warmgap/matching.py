@@ -25,14 +25,16 @@ _NODES = 24  # Gauss-Legendre nodes a panel
 def match_peak_gap(initial_gap: float, floor: float, kappa: float, sigma: float = 1e-3) -> float:
     """Return the peak gap whose response curve fits the target shape best.
 
-    The target rises as a cosine from 0 to 1 between gap 0 and the peak gap, and falls as a line from 1 to `floor` between the peak gap
-    and the initial gap. The squared difference to the curve is weighted by `exp(-(gap - peak_gap)**2 * sigma*kappa/2)` and integrated over
-    (0, initial_gap). In units of the initial gap the minimiser depends on `floor` and `sigma*kappa*initial_gap**2` alone.
+    The target rises as a cosine from 0 to 1 between gap 0 and the peak gap, and falls as a line from 1 to `floor`
+    between the peak gap and the initial gap. The squared difference to the curve is weighted by `exp(-(gap -
+    peak_gap)**2 * sigma*kappa/2)` and integrated over (0, initial_gap). In units of the initial gap the minimiser
+    depends on `floor` and `sigma*kappa*initial_gap**2` alone.
 
-    This is the true minimiser, to 1e-6 of `initial_gap`, the global one where there are two. The method's published solver is not: its
-    adaptive quadrature stops at an absolute tolerance above the size of the integrand and steps over the narrow weight. For Muon on a
-    124M LLaMA (kappa 65280, initial gap 7.8, floor 0.01, learning rate 1e-3) it returns a peak gap of 6.12 where the minimiser of its own objective is
-    2.55; for Lion (kappa 1.24e8, initial gap 7.5) 0.384 where it is 0.758. The lab keeps that solver as the rule `published`.
+    This is the true minimiser, to 1e-6 of `initial_gap`, the global one where there are two. The method's published
+    solver is not: its adaptive quadrature stops at an absolute tolerance above the size of the integrand and steps
+    over the narrow weight. For Muon on a 124M LLaMA (kappa 65280, initial gap 7.8, floor 0.01, learning rate 1e-3) it
+    returns a peak gap of 6.12 where the minimiser of its own objective is 2.55; for Lion (kappa 1.24e8, initial gap
+    7.5) 0.384 where it is 0.758. The lab keeps that solver as the rule `published`.
 
     Args:
         initial_gap: Loss minus target loss at the start, > 0.
@@ -47,8 +49,8 @@ def match_peak_gap(initial_gap: float, floor: float, kappa: float, sigma: float 
         ValueError: If an argument lies outside its range.
 
     Warns:
-        UserWarning: If a second, distant local minimum is within a factor of 2 of the best: then a small change of the arguments can move the
-            answer far.
+        UserWarning: If a second, distant local minimum is within a factor of 2 of the best: then a small change of
+            the arguments can move the answer far.
 
     Source: arXiv 2602.05813, appendix D.2, step 4; the objective as in the method's published code.
     """
@@ -76,7 +78,8 @@ def mismatch(share: NDArray[np.float64], floor: float, sharpness: float) -> NDAr
         sharpness: `sigma*kappa*initial_gap**2`, the inverse variance of the weight in units of the initial gap.
 
     Returns:
-        The weighted integral of the squared difference between curve and target, in units of the initial gap; the shape of `share`.
+        The weighted integral of the squared difference between curve and target, in units of the initial gap; the
+        shape of `share`.
     """
     import numpy as np
 
@@ -97,7 +100,7 @@ def mismatch(share: NDArray[np.float64], floor: float, sharpness: float) -> NDAr
 
 @lru_cache(maxsize=1)
 def _quadrature() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Gauss-Legendre nodes and weights on (0, 1), composed of panels that are fine near 0 (the peak) and near 1 (gap 0)."""
+    """Return Gauss-Legendre nodes and weights on (0, 1), in panels that are fine near both ends."""
     import numpy as np
 
     x, w = np.polynomial.legendre.leggauss(_NODES)

@@ -45,17 +45,19 @@ class ScheduleState(State):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Losses in, learning-rate factors out: a warm-up rule, then a decay over the steps that remain. Pure: `init` and `step` change nothing.
+    """Losses in, learning-rate factors out: a warm-up rule, then a decay over the steps that remain.
 
-    Whatever the losses do, the factor lies in (0, 1], is exactly 1 at the hand-over, and on its way up at most doubles in a step. A rule
-    that is `bounded` (all that look at the loss) is kept above a straight line from 0 to 1 over `max_warmup * total_iters` steps: where a low rate can't
-    lower the loss, the rate rises all the same, and warm-up ends within that share of the run (or within the `log2(1/floor)`
-    steps that doubling takes, if that is longer).
+    `init` and `step` are pure. Whatever the losses do, the factor lies in (0, 1], is exactly 1 at the hand-over, and on
+    its way up at most doubles in a step. A rule that is `bounded` (all that look at the loss) is kept above a straight
+    line from 0 to 1 over `max_warmup * total_iters` steps: where a low rate can't lower the loss, the rate rises all
+    the same, and warm-up ends within that share of the run (or within the `log2(1/floor)` steps that doubling takes, if
+    that is longer).
 
     Attributes:
         total_iters: Optimizer steps in the whole run, >= 1.
         rule: The warm-up rule.
-        decay: A name of `warmgap.decay.NAMES`, or a callable from progress in [0, 1] to a factor in (0, 1] that is 1 at 0.
+        decay: A name of `warmgap.decay.NAMES`, or a callable from progress in [0, 1] to a factor in (0, 1] that is 1
+            at 0.
         max_warmup: The share of the run within which warm-up ends, in (0, 1).
 
     Raises:
@@ -80,7 +82,7 @@ class Schedule:
         object.__setattr__(self, "_decay", decays.by_name(self.decay) if isinstance(self.decay, str) else self.decay)
         if self._decay(0.0) != 1.0:
             raise ValueError(
-                f"a decay must be exactly 1 at progress 0, so that the hand-over is continuous; got {self._decay(0.0)!r}"
+                f"a decay must be exactly 1 at progress 0, for a continuous hand-over, got {self._decay(0.0)!r}"
             )
         self.rule.init(self.total_iters)  # raises if the rule does not fit
 
@@ -96,8 +98,8 @@ class Schedule:
 
         Args:
             state: The state before.
-            loss: The loss of the step that ran at `state.factor`, unscaled; None, NaN or infinite if there is none to be had: then the rule does not see this step, but
-                time goes on.
+            loss: The loss of the step that ran at `state.factor`, unscaled; None, NaN or infinite if there is none to
+                be had: then the rule does not see this step, but time goes on.
 
         Returns:
             The new state, and the factor of the next step.
@@ -122,7 +124,7 @@ class Schedule:
         return self.rule.reading(state.rule)
 
     def config(self) -> dict[str, Any]:
-        """Return the schedule's settings as plain Python values; a callable decay is told by its values at a few points."""
+        """Return the settings as plain Python values; a callable decay is told by its values at a few points."""
         known = self.decay if isinstance(self.decay, str) else [float(self._decay(progress)) for progress in _PROBES]
         return {
             "total_iters": self.total_iters,
@@ -141,7 +143,8 @@ class Schedule:
             raise ValueError(f"this is not the state of a warmgap schedule: it has no version, got {data!r:.80}")
         if data["version"] != STATE_VERSION:
             raise ValueError(
-                f"this state has version {data['version']!r} and this warmgap reads version {STATE_VERSION}: load it with the warmgap that saved it"
+                f"this state has version {data['version']!r} and this warmgap reads version {STATE_VERSION}: "
+                "load it with the warmgap that saved it"
             )
         _refuse_other_config(data.get("config"), self.config())
         state = ScheduleState.from_dict({**data, "rule": None})

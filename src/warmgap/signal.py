@@ -1,7 +1,8 @@
 """From raw losses to one clean loss that a rule may act on.
 
-The published method feeds the raw loss of one rank's last micro-batch: one lucky batch below the peak gap ends the warm-up for good.
-Here a Hampel filter takes out what is not a number and what is far from its neighbours, and a bias-corrected average takes out the noise.
+The published method feeds the raw loss of one rank's last micro-batch: one lucky batch below the peak gap ends the
+warm-up for good. Here a Hampel filter takes out what is not a number and what is far from its neighbours, and a
+bias-corrected average takes out the noise.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class SignalState(State):
 class Signal:
     """A Hampel filter, then an exponential average with bias correction.
 
-    A loss further than `threshold` standard deviations from the median of the last `window` losses (itself included; the deviation is
-    taken from the median absolute deviation) is replaced by that median: isolated spikes, and bursts shorter than half the window, never
-    get through, while a lasting change of level does. A loss that is NaN or infinite changes nothing at all.
+    A loss further than `threshold` standard deviations from the median of the last `window` losses (itself included;
+    the deviation is taken from the median absolute deviation) is replaced by that median: isolated spikes, and bursts
+    shorter than half the window, never get through, while a lasting change of level does. A loss that is NaN or
+    infinite changes nothing at all.
 
     Attributes:
-        averaging: Share of the average that is kept at each step, in [0, 1): 0.9 averages over about ten steps, 0 not at all.
+        averaging: Share of the average that is kept at each step, in [0, 1): 0.9 averages over about ten steps, 0 not
+            at all.
         window: Number of losses the filter looks at, at least 3.
         threshold: Standard deviations beyond which a loss is a spike, > 0.
 
@@ -79,5 +82,5 @@ class Signal:
 
 
 def _low_median(values: tuple[float, ...] | list[float]) -> float:
-    """Return the median, the lower of the two middle values of an even number: with two losses, the one that is no spike."""
+    """Return the median; of an even number the lower middle value: with two losses, the one that is no spike."""
     return sorted(values)[(len(values) - 1) // 2]

@@ -1,4 +1,7 @@
-"""Warm-up rules: losses in, learning-rate factor out, and an end that the rule finds itself. One published rule a file."""
+"""Warm-up rules: losses in, learning-rate factor out, and an end that the rule finds itself.
+
+One published rule a file.
+"""
 
 from warmgap.rules._rule import Rule, RuleState
 from warmgap.rules.gap import GapRule

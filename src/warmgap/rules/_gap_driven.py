@@ -1,7 +1,8 @@
 """What the rules that follow the loss gap share: how they see the gap, and when they end.
 
-Repaired here against the method's published code: the loss is a clean one and only ever counts when it is the lowest so far, so that noise neither
-ends the warm-up nor makes the rate jump; the first step runs at the floor; and the target loss may be left to the run.
+Repaired here against the method's published code: the loss is a clean one and only ever counts when it is the lowest
+so far, so that noise neither ends the warm-up nor makes the rate jump; the first step runs at the floor; and the
+target loss may be left to the run.
 """
 
 from __future__ import annotations
@@ -68,13 +69,14 @@ class GapDriven(Rule[GapState]):
         state = replace(
             state, signal=signal, initial_loss=initial, best_loss=best, distance=state.distance + state.factor
         )
-        initial_gap, gap = self._gaps(state)
+        target = self._target(state, initial, best)
+        initial_gap, gap = initial - target, best - target
         share = state.share
         if share is None:
             if initial_gap <= 0.0:
                 raise ValueError(
-                    f"target_loss must lie below the losses of the run, got target_loss={self.target_loss!r} and a first loss of {initial!r}; "
-                    "give a lower one, or target_loss='auto'"
+                    f"target_loss must lie below the losses of the run, got target_loss={self.target_loss!r} "
+                    f"and a first loss of {initial!r}; give a lower one, or target_loss='auto'"
                 )
             share = self._share(initial_gap)
         done = gap <= share * initial_gap
@@ -83,21 +85,16 @@ class GapDriven(Rule[GapState]):
 
     def reading(self, state: GapState) -> tuple[float | None, float | None]:
         """Return the gap of the lowest clean loss, and the target loss."""
-        if state.initial_loss is None:
+        if state.initial_loss is None or state.best_loss is None:
             return None, None if self.target_loss == "auto" else self.target_loss
-        return self._gaps(state)[1], self._target(state)
+        target = self._target(state, state.initial_loss, state.best_loss)
+        return state.best_loss - target, target
 
-    def _target(self, state: GapState) -> float:
+    def _target(self, state: GapState, initial: float, best: float) -> float:
         if self.target_loss != "auto":
             return self.target_loss
-        assert state.initial_loss is not None and state.best_loss is not None  # noqa: S101, PT018 - narrows for the type checker
         total = state.distance if state.total_distance is None else state.total_distance
-        return estimate_target_loss(state.initial_loss, state.best_loss, state.distance, total)
-
-    def _gaps(self, state: GapState) -> tuple[float, float]:
-        assert state.initial_loss is not None and state.best_loss is not None  # noqa: S101, PT018 - narrows for the type checker
-        target = self._target(state)
-        return state.initial_loss - target, state.best_loss - target
+        return estimate_target_loss(initial, best, state.distance, total)
 
     @abc.abstractmethod
     def _share(self, initial_gap: float) -> float:

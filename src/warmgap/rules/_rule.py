@@ -30,8 +30,9 @@ class Rule(abc.ABC, Generic[S]):
 
     Attributes:
         name: The name in checkpoints and messages.
-        bounded: Whether a schedule keeps the rule between its envelopes: at most doubling, and at an end within a stated share of the
-            run. A rule that keeps those promises by construction, or is here to show what happens without them, sets False.
+        bounded: Whether a schedule keeps the rule between its envelopes: at most doubling, and at an end within a
+            stated share of the run. A rule that keeps those promises by construction, or is here to show what happens
+            without them, sets False.
         target_loss: The target loss the rule was given, or `"auto"`, or None where it needs none.
     """
 

@@ -16,14 +16,16 @@ from warmgap.rules._gap_driven import GapDriven
 
 @dataclass(frozen=True, kw_only=True)
 class GapRule(GapDriven):
-    """The factor is `ResponseCurve(initial_gap, peak_gap, floor)` at the gap of the lowest clean loss; warm-up ends at the peak gap.
+    """The factor follows the response curve at the gap of the lowest clean loss; warm-up ends at the peak gap.
 
-    The peak gap comes from `match_peak_gap`, at the first loss. The first step, which no loss precedes, runs at `floor`.
+    The curve is `ResponseCurve(initial_gap, peak_gap, floor)`. The peak gap comes from `match_peak_gap`, at the first
+    loss. The first step, which no loss precedes, runs at `floor`.
 
     Attributes:
         kappa: The constant of the optimizer's norm, from `warmgap.kappa`, > 0.
         floor: Starting learning rate / peak learning rate, in (0, 1).
-        target_loss: The loss taken as optimal, below every loss of the warm-up; or `"auto"`, an estimate from the run itself.
+        target_loss: The loss taken as optimal, below every loss of the warm-up; or `"auto"`, an estimate from the run
+            itself.
         sigma: Curvature scale of the matching weight (the paper's sigma_F), > 0.
         signal: How the raw losses are cleaned.
 

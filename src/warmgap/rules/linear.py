@@ -1,4 +1,7 @@
-"""Linear warm-up of a length set by hand: what everyone uses (arXiv 1706.02677), and what the other rules are measured against."""
+"""Linear warm-up of a length set by hand.
+
+What everyone uses (arXiv 1706.02677), and what the other rules are measured against.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ class LinearState(RuleState):
 
 @dataclass(frozen=True)
 class LinearRule(Rule[LinearState]):
-    """The factor of step t = 0, 1, ... is `(t + 1) / (iters + 1)`, and 1 from step `iters` on; `LinearRule(0)` is no warm-up.
+    """The factor of step t = 0, 1, ... is `(t + 1) / (iters + 1)`, and 1 from step `iters` on.
 
-    It never more than doubles from one step to the next, whatever the length. The losses are not looked at.
+    `LinearRule(0)` is no warm-up.     It never more than doubles from one step to the next, whatever the length. The
+    losses are not looked at.
 
     Attributes:
         iters: Length of the warm-up in optimizer steps, >= 0.
@@ -41,7 +45,8 @@ class LinearRule(Rule[LinearState]):
         """Return the state before the first step."""
         if total_iters is not None and self.iters >= total_iters:
             raise ValueError(
-                f"a linear warm-up of {self.iters} steps does not end within total_iters = {total_iters}; give fewer iters"
+                f"a linear warm-up of {self.iters} steps does not end within total_iters={total_iters}; "
+                "give fewer iters"
             )
         return LinearState(factor=1.0 / (self.iters + 1), done=self.iters == 0)
 

@@ -26,11 +26,12 @@ class LossRatioState(RuleState):
 class LossRatioRule(Rule[LossRatioState]):
     """The factor is `1 / max(1, loss/level)`, of the clean loss; warm-up ends when the loss is at or below `level`.
 
-    The first step, which no loss precedes, runs at `floor`. The schedule then lets the factor double at most to reach the rule's own.
+    The first step, which no loss precedes, runs at `floor`. The schedule then lets the factor double at most to reach
+    the rule's own.
 
     Attributes:
-        level: The paper's C, a loss > 0; None takes half the first clean loss. How the paper chose C is not stated; useful values lie between the final
-            and the initial loss.
+        level: The paper's C, a loss > 0; None takes half the first clean loss. How the paper chose C is not stated;
+            useful values lie between the final and the initial loss.
         floor: Factor of the first step, in (0, 1).
         signal: How the raw losses are cleaned.
 

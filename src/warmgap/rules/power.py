@@ -1,7 +1,8 @@
-"""Liu's power law: the learning rate grows as a power of the falling gap, `lr = c * min(1/K0, gap**-rho / (3**rho * K_rho))`.
+"""Liu's power law: the learning rate grows as a power of the falling gap.
 
-Source: arXiv 2509.07972 (Liu, Ge, Pan, Kang, Zhang), the step size of gradient descent. The paper's value of c and its constants on real models are not public,
-so here the rule is fixed by what a user knows: the floor at the initial gap, 1 at the peak gap.
+Source: arXiv 2509.07972 (Liu, Ge, Pan, Kang, Zhang), whose step size of gradient descent is `c * min(1/K0, gap**-rho /
+(3**rho * K_rho))`. The value of c and the constants on real models are not public, so here the rule is fixed by what a
+user knows: the floor at the initial gap, 1 at the peak gap.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from warmgap.rules._gap_driven import GapDriven
 
 @dataclass(frozen=True, kw_only=True)
 class PowerRule(GapDriven):
-    """The factor is `min(1, (peak_gap/gap)**rho)` of the gap of the lowest clean loss, with `peak_gap = initial_gap * floor**(1/rho)`.
+    """The factor is `min(1, (peak_gap/gap)**rho)`, of the gap of the lowest clean loss.
 
-    It starts at `floor` and warm-up ends when the gap has fallen to the peak gap.
+    The peak gap is `initial_gap * floor**(1/rho)`: the factor starts at `floor` and warm-up ends when the gap has
+    fallen to the peak gap.
 
     Attributes:
         rho: Exponent of the gap in the curvature bound `K0 + K_rho*gap**rho`, > 0.
         floor: Starting learning rate / peak learning rate, in (0, 1).
-        target_loss: The loss taken as optimal, below every loss of the warm-up; or `"auto"`, an estimate from the run itself.
+        target_loss: The loss taken as optimal, below every loss of the warm-up; or `"auto"`, an estimate from the run
+            itself.
         signal: How the raw losses are cleaned.
 
     Raises:

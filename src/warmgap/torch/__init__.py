@@ -1,0 +1,22 @@
+"""The PyTorch side: norm-constrained optimizers, and the scheduler that finds their warm-up."""
+
+from warmgap.torch import norms
+from warmgap.torch.adaptive_warmup import AdaptiveWarmup
+from warmgap.torch.loss_mean import LossMean
+from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
+from warmgap.torch.orthogonalize import orthogonalize
+from warmgap.torch.split import split_parameters
+
+__all__ = [
+    "AdaptiveWarmup",
+    "Gluon",
+    "Lion",
+    "LossMean",
+    "Muon",
+    "NormalizedSGD",
+    "Scion",
+    "Signum",
+    "norms",
+    "orthogonalize",
+    "split_parameters",
+]

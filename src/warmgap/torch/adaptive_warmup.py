@@ -1,0 +1,278 @@
+"""`AdaptiveWarmup`: the schedule as a PyTorch learning-rate scheduler."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch.distributed as dist
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from torch import Tensor
+from warmgap.rules import GapRule, LinearRule, LossRatioRule, PowerRule, Rule
+from warmgap.schedule import Schedule
+from warmgap.torch.loss_mean import LossMean, PendingLoss
+from warmgap.torch.recognition import optimizer_kappa
+
+RULES = ("auto", "gap", "loss-ratio", "power", "linear")
+STATE_VERSION = 1
+
+_PATIENCE = 10  # steps without any loss before a warning
+
+
+class AdaptiveWarmup(LRScheduler):
+    """A warm-up that ends itself, then a decay: call `step(loss)` after every `optimizer.step()`.
+
+    The loss is the mean training loss of that optimizer step, unscaled. Micro-batches: `observe(loss, weight)` each,
+    then a bare `step()`. Ranks are averaged here, so that all of them set the same learning rate. On a CUDA device a
+    loss takes effect one step late: it is copied while the next step runs, and neither host nor device waits for the
+    other.
+
+    A step that an AMP scaler skipped does not count, and its loss is dropped: `step` does nothing if the optimizer has
+    not stepped since the last call. Each group's rate is its own peak rate (its `lr` at construction) times one common
+    factor.
+
+    Args:
+        optimizer: Any optimizer; the `lr` of each group is taken as its peak.
+        total_iters: Optimizer steps in the whole run.
+        rule: `"auto"` (the best there is here), `"gap"`, `"loss-ratio"`, `"power"`, `"linear"` (the usual tenth of the
+            run), or a rule of `warmgap.rules`.
+        target_loss: The loss taken as optimal, or `"auto"`: an estimate from the run. For rules given by name that use
+        one.
+        floor: Starting learning rate / peak learning rate, in (0, 1). For rules given by name that use one.
+        decay: A name of `warmgap.decay.NAMES` or a callable from progress to factor.
+        norm: The norm that bounds a step: `"spectral"`, `"max"`, `"frobenius"`, or `"auto"` to tell it from the
+            optimizer. Only the gap rule looks at it.
+        process_group: The ranks to average the loss over; None for the default group where `torch.distributed` is
+        initialised.
+        last_epoch: Only -1: an adaptive schedule can't be resumed from a step number; use `load_state_dict`.
+
+    Raises:
+        ValueError: If an argument lies outside its range, or the norm is needed and can't be told.
+        TypeError: If `optimizer` is not an optimizer.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_iters: int,
+        *,
+        rule: str | Rule[Any] = "auto",
+        target_loss: float | Literal["auto"] = "auto",
+        floor: float = 0.01,
+        decay: str | Callable[[float], float] = "cosine",
+        norm: str = "auto",
+        process_group: dist.ProcessGroup | None = None,
+        last_epoch: int = -1,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if last_epoch != -1:
+            raise ValueError(
+                f"last_epoch must be -1, got {last_epoch!r}: resume an adaptive schedule with load_state_dict"
+            )
+        if isinstance(rule, str):
+            rule = _rule_by_name(rule, optimizer, total_iters, target_loss=target_loss, floor=floor, norm=norm)
+        self.schedule = Schedule(total_iters, rule, decay)
+        self._state = self.schedule.init()
+        self._loss = LossMean(process_group)
+        self._late: PendingLoss | float | None = None
+        self._without_loss = 0
+        self._optimizer_steps = 0
+        self._seen_steps = 0
+        _count_steps(optimizer, self)
+        super().__init__(optimizer, last_epoch)
+        self.base_lrs = [float(lr) for lr in self.base_lrs]
+
+    @property
+    def phase(self) -> Literal["warmup", "decay"]:
+        """`"warmup"` until the hand-over, `"decay"` from it on."""
+        return self._state.phase
+
+    @property
+    def warmup_iters(self) -> int | None:
+        """The number of steps that warm-up took; None until it ended."""
+        return self._state.handover
+
+    @property
+    def factor(self) -> float:
+        """Learning rate / peak learning rate of the next step, in (0, 1]."""
+        return self._state.factor
+
+    @property
+    def gap(self) -> float | None:
+        """The loss gap that the rule sees; None before the first loss, or where the rule has none."""
+        return self.schedule.reading(self._state)[0]
+
+    @property
+    def target_loss(self) -> float | None:
+        """The target loss in use, given or estimated; None before the first loss, or where the rule has none."""
+        return self.schedule.reading(self._state)[1]
+
+    def observe(self, loss: float | Tensor, weight: float | Tensor = 1.0) -> None:
+        """Add one micro-batch's loss to the mean of the current optimizer step.
+
+        Args:
+            loss: Its mean loss, not divided by the number of micro-batches, nor scaled: a number or a tensor with one
+            element.
+            weight: Its share in the step's mean: its number of tokens, where micro-batches differ in it.
+
+        Raises:
+            ValueError: If a tensor has more than one element, or the weight is negative.
+            TypeError: If the loss is neither a number nor a tensor.
+        """
+        self._loss.add(loss, weight)
+
+    def step(self, loss: float | Tensor | None = None) -> None:
+        """Move on by one optimizer step and set the learning rates of the next.
+
+        Every rank must call it at the same step.
+
+        Args:
+            loss: The mean training loss of the step just made, if it was not observed before: a number or a tensor with
+            one element.
+
+        Raises:
+            ValueError: If the loss has more than one element, or the rule refuses the first one.
+            TypeError: If the loss is neither a number nor a tensor.
+        """
+        if self._is_initial:  # the base class's constructor, or a host that starts over: no step was made
+            self._set_lrs()
+            return
+        if loss is not None:
+            self.observe(loss)
+        if self._skipped():
+            self._loss.clear()
+            return
+        self._seen_steps = self._optimizer_steps
+        self._step_count += 1
+        self.last_epoch += 1
+        self._state, _ = self.schedule.step(self._state, self._next_loss())
+        self._set_lrs()
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rates of the next step, one a group; nothing is changed."""
+        return [base * self._state.factor for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scheduler's state: plain Python values only, no reference to the optimizer."""
+        self._late = _read(self._late)
+        return {
+            "version": STATE_VERSION,
+            "schedule": self._state.to_dict(),
+            "late_loss": self._late,
+            "base_lrs": [float(base) for base in self.base_lrs],
+            "last_epoch": self.last_epoch,
+            "_step_count": self._step_count,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of `state_dict` and set the optimizer's learning rates to it.
+
+        Raises:
+            ValueError: If it is no such state, of another version, or of a scheduler with other settings or groups;
+                then nothing is changed.
+        """
+        keys = {"version", "schedule", "late_loss", "base_lrs", "last_epoch", "_step_count"}
+        if not isinstance(state_dict, dict) or "version" not in state_dict:
+            raise ValueError("this is not the state of an AdaptiveWarmup: it has no version")
+        if state_dict["version"] != STATE_VERSION:
+            raise ValueError(
+                f"this scheduler state has version {state_dict['version']!r}, this warmgap reads {STATE_VERSION}: "
+                "load it with the warmgap that saved it"
+            )
+        if state_dict.keys() != keys:
+            raise ValueError(
+                f"this is not the state of an AdaptiveWarmup: it needs {sorted(keys)}, got {sorted(state_dict)}"
+            )
+        if len(state_dict["base_lrs"]) != len(self.optimizer.param_groups):
+            raise ValueError(
+                f"this state belongs to an optimizer with {len(state_dict['base_lrs'])} parameter groups, "
+                f"and this one has {len(self.optimizer.param_groups)}: build the optimizer as it was"
+            )
+        self._state = self.schedule.from_dict(state_dict["schedule"])
+        self._late = state_dict["late_loss"]
+        self.base_lrs = list(state_dict["base_lrs"])
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = state_dict["_step_count"]
+        self._seen_steps = self._optimizer_steps
+        self._loss.clear()
+        self._set_lrs()
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        """Set the rates without a step: what `SequentialLR` asks for when it hands over to this scheduler."""
+        del epoch
+        self._set_lrs()
+
+    def _set_lrs(self) -> None:
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            lr = float(base) * self._state.factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        self._last_lr = [
+            group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
+            for group in self.optimizer.param_groups
+        ]
+
+    def _skipped(self) -> bool:
+        """Whether the optimizer has not stepped since the last call; without gradients (a plot of rates) it need not."""
+        if self._optimizer_steps != self._seen_steps:
+            return False
+        if self._optimizer_steps > 0:
+            return True
+        return any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"])
+
+    def _next_loss(self) -> float | None:
+        taken = self._loss.take()
+        ready: PendingLoss | float | None = taken
+        if taken.late:
+            ready, self._late = self._late, taken
+        value = _read(ready)
+        self._without_loss = 0 if value is not None or taken.late else self._without_loss + 1
+        if self._without_loss == _PATIENCE and self.phase == "warmup" and self.schedule.rule.bounded:
+            warnings.warn(
+                f"AdaptiveWarmup has seen no finite loss for {_PATIENCE} steps and can only warm up by the clock: "
+                "call scheduler.step(loss), or observe(loss) before step()",
+                UserWarning,
+                stacklevel=3,
+            )
+        return value
+
+
+def _read(loss: PendingLoss | float | None) -> float | None:
+    return loss.result() if isinstance(loss, PendingLoss) else loss
+
+
+def _count_steps(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
+    owner = weakref.ref(scheduler)
+
+    def hook(*_: Any) -> None:
+        if (alive := owner()) is not None:
+            alive._optimizer_steps += 1
+
+    optimizer.register_step_post_hook(hook)
+
+
+def _rule_by_name(
+    name: str,
+    optimizer: Optimizer,
+    total_iters: int,
+    *,
+    target_loss: float | Literal["auto"],
+    floor: float,
+    norm: str,
+) -> Rule[Any]:
+    if name in ("auto", "gap"):
+        return GapRule(kappa=optimizer_kappa(optimizer, norm), floor=floor, target_loss=target_loss)
+    if name == "loss-ratio":
+        return LossRatioRule(floor=floor)
+    if name == "power":
+        return PowerRule(floor=floor, target_loss=target_loss)
+    if name == "linear":
+        return LinearRule(total_iters // 10)
+    raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))} or a rule of warmgap.rules, got {name!r}")
