@@ -1,0 +1,49 @@
+"""`warmgap train`: one training run."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from warmgap.lab.config import TrainConfig
+from warmgap.lab.corpus import NAMES
+from warmgap.lab.model import sizes_table
+from warmgap.lab.options import add_options, build
+
+HELP = "train one model on one text, with the learning rate finding its own warm-up"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of a run."""
+    add_options(parser, TrainConfig)
+    corpora = "\n".join(f"  {name:<24}{text}" for name, text in NAMES.items())
+    parser.epilog = f"corpora:\n{corpora}\n\nmodels:\n{sizes_table()}"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train; return 0, or 130 where the run was interrupted and can be resumed."""
+    config = build(TrainConfig, arguments)
+    if config.output is None:
+        name = f"{config.model}-{config.optimizer}-{config.rule.replace(':', '')}-{config.seed}"
+        config = dataclasses.replace(config, output=Path("runs") / name)
+    config.resolve()  # a mistake is told before the slow imports
+
+    from warmgap.lab.train import train
+
+    record = train(config)
+    if record.status == "interrupted":
+        _say(f"Interrupted after step {record.step}: run the same command with --resume to go on.")
+        return 130
+    if record.status == "diverged":
+        _say(f"Diverged at step {record.step}: the loss is no longer finite. The record is in {config.output}.")
+        return 0
+    warmup = "no warm-up ended" if record.warmup_iters is None else f"warm-up of {record.warmup_iters} steps"
+    _say(
+        f"Validation loss {record.final_val_loss:.4f}, {warmup}, {record.seconds:.0f} s. The record is in "
+        f"{config.output}."
+    )
+    return 0
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stdout)  # noqa: T201

@@ -1,0 +1,9 @@
+"""The one exception of the lab that is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one clear sentence, no traceback, exit code 2.
+
+    The command line prints the message alone (with `--debug`, the traceback too). Code that calls the lab as a library
+    sees an ordinary exception.
+    """

@@ -1,0 +1,491 @@
+"""One training run: a LLaMA on a text, a learning rate that finds its own warm-up, and a record of what happened."""
+
+import contextlib
+import math
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_model, save_model
+
+import torch
+from torch import Tensor, nn
+from warmgap.lab.config import TrainConfig
+from warmgap.lab.corpus import Tokens, load_tokens
+from warmgap.lab.errors import UserError
+from warmgap.lab.model import build_model
+from warmgap.lab.optimizers import OPTIMIZERS
+from warmgap.lab.published import PublishedRule
+from warmgap.lab.record import Metrics, RunRecord, commit, last_checkpoint, new_checkpoint, versions
+from warmgap.lab.sampler import Sampler, cut
+from warmgap.rules import LinearRule, Rule
+from warmgap.torch import AdaptiveWarmup
+from warmgap.torch.recognition import optimizer_kappa
+
+__all__ = ["RunRecord", "TrainConfig", "train"]
+
+T = TypeVar("T")
+
+CHECKPOINT_VERSION = 1
+_READ_EVERY = 10  # steps between two looks of the host at the device's numbers
+
+
+def train(config: TrainConfig, *, progress: bool = True) -> RunRecord:
+    """Train, evaluate, and leave a record.
+
+    Runs in one process, or in each of several started by `torchrun` or `accelerate launch`. With `config.output`, the
+    folder holds `run.json`, `metrics.jsonl` and the last checkpoint. A run that ended is not run again: with `resume`
+    its record is returned. Ctrl-C and SIGTERM (where this is the main thread) end the run after the step at hand, with
+    a checkpoint.
+
+    Args:
+        config: The settings.
+        progress: Whether to show how it goes, on the standard error stream.
+
+    Returns:
+        The record. Its status is `done`, `interrupted`, or `diverged`.
+
+    Raises:
+        UserError: Settings that cannot be, a corpus that is not there or too short, a folder with another run in it.
+    """
+    full = config.resolve()
+    folder = full.output
+    if full.threads is not None:
+        torch.set_num_threads(full.threads)
+    if folder is not None and (folder / "run.json").exists():
+        found = RunRecord.load(folder)
+        if not full.resume:
+            raise UserError(
+                f"{folder} already holds a run ({found.status}): give --resume to go on with it, or another --output."
+            )
+        _check_same(full, found.config, folder)
+        if found.status in ("done", "diverged"):
+            return found
+    run = _Run(full, config.command())
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(_display(full, shown=progress and run.accelerator.is_main_process))
+        stop = stack.enter_context(_Interruption())
+        return run.go(stop, display)
+
+
+@dataclass
+class _Seen:
+    """A step whose numbers may still be on their way from the device."""
+
+    step: int
+    loss: Tensor
+    lr: float
+    factor: float
+    phase: str
+    gap: float | None
+
+
+class _Run:
+    """The parts of a run, and the steps made so far."""
+
+    def __init__(self, config: TrainConfig, command: str) -> None:
+        self.config = config
+        self.command = command
+        self.accelerator = Accelerator()
+        self.device = self.accelerator.device
+        processes = self.accelerator.num_processes
+        micro_batches = config.accumulation * processes
+        if config.batch_size % micro_batches:
+            raise UserError(
+                f"The batch size must be a multiple of accumulation x processes = {micro_batches}, got "
+                f"{config.batch_size}."
+            )
+        self.micro_batch = config.batch_size // micro_batches
+        # Every process has looked at the folder before the first one writes to it.
+        self.accelerator.wait_for_everyone()
+        with self.accelerator.main_process_first():
+            self.tokens = load_tokens(config.corpus, _known(config.vocab_size), megabytes=config.corpus_megabytes)
+        self.length = _known(config.sequence_length)
+        self.sampler = Sampler(len(self.tokens.train), self.length, config.batch_size, config.seed)
+        _check_long_enough(self.tokens, self.sampler)
+        self.network: nn.Module = build_model(
+            config.model,
+            vocab_size=self.tokens.vocab_size,
+            sequence_length=self.length,
+            tied=bool(config.tied),
+            seed=config.seed,
+        ).to(self.device)
+        self.parallel: nn.Module = self.accelerator.prepare_model(self.network)
+        try:
+            self.optimizer = OPTIMIZERS[config.optimizer].build(self.network, _known(config.lr), config.weight_decay)
+            self.scheduler = AdaptiveWarmup(
+                self.optimizer,
+                config.steps,
+                rule=_rule(config, self.optimizer),
+                target_loss="auto" if config.target_loss is None else config.target_loss,
+                floor=config.floor,
+                decay=config.decay,
+            )
+        except ValueError as error:
+            raise UserError(f"These settings do not go together: {error}") from error
+        self.step = 0
+        self.status = "running"
+        self.best_val_loss: float | None = None
+        self.final_val_loss: float | None = None
+        self.seconds_before = 0.0
+        self.started = time.monotonic()
+        self.pending: list[_Seen] = []
+        if config.output is not None and config.resume and (checkpoint := last_checkpoint(config.output)):
+            self.load(checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    # --------------------------------------------------------------------------------------------------------- the loop
+
+    def go(self, stop: "_Interruption", display: "_Display") -> RunRecord:
+        config, folder = self.config, self.config.output
+        writes = folder is not None and self.accelerator.is_main_process
+        metrics: Metrics | None = None
+        with contextlib.ExitStack() as stack:
+            if writes and folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                self.record().save(folder)
+                metrics = Metrics(folder, self.step)
+                stack.callback(metrics.close)
+            while self.step < config.steps and self.status == "running":
+                self.pending.append(self.one_step())
+                evaluates = self.step == config.steps or bool(config.eval_every and self.step % config.eval_every == 0)
+                saves = bool(config.save_every) and (self.step == config.steps or self.step % config.save_every == 0)
+                looks = self.device.type == "cpu" or self.step % _READ_EVERY == 0 or self.step == config.steps
+                if looks or evaluates or saves:
+                    if self.agreed(stop.requested):
+                        self.status = "interrupted"
+                    self.read(metrics, display, evaluates=evaluates)
+                if self.status != "diverged" and (saves or self.status == "interrupted"):
+                    self.save()
+            if self.status in ("running", "interrupted") and self.step == config.steps:
+                self.status = "done"
+        record = self.record()
+        if writes and folder is not None:
+            record.save(folder)
+        self.accelerator.wait_for_everyone()
+        return record
+
+    def one_step(self) -> _Seen:
+        """Make one optimizer step; nothing here waits for the device."""
+        config, accelerator = self.config, self.accelerator
+        shape = (config.accumulation, accelerator.num_processes, self.micro_batch)
+        starts = self.sampler.starts(self.step).reshape(shape)[:, accelerator.process_index]
+        factor, lr = self.scheduler.factor, max(float(rate) for rate in self.scheduler.get_last_lr())
+        phase = self.scheduler.phase
+        total = torch.zeros((), device=self.device)
+        for index, micro_batch in enumerate(starts):
+            last = index == len(starts) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.parallel):
+                loss = self.loss(torch.from_numpy(cut(self.tokens.train, micro_batch, self.length)))
+                (loss / config.accumulation).backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach()
+            self.scheduler.observe(loss, weight=self.micro_batch * self.length)
+            total += loss / config.accumulation
+        if config.clip:
+            accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
+        self.optimizer.step()
+        try:
+            self.scheduler.step()
+        except ValueError as error:
+            raise UserError(f"The warm-up rule cannot go on: {error}") from error
+        self.optimizer.zero_grad()
+        self.step += 1
+        gap = self.scheduler.gap if phase == "warmup" else None  # the rule looks no further
+        return _Seen(self.step, self.mean(total), lr, factor, phase, gap)
+
+    def loss(self, windows: Tensor) -> Tensor:
+        """Mean cross-entropy in nats a token, of windows of shape `(sequences, length + 1)`."""
+        if self.device.type == "cuda":
+            windows = windows.pin_memory().to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            logits = self.parallel(input_ids=windows[:, :-1]).logits
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over processes."""
+        if self.accelerator.num_processes == 1:
+            return value
+        reduced: Tensor = self.accelerator.reduce(value, reduction="mean")
+        return reduced
+
+    def agreed(self, flag: bool) -> bool:
+        """Whether any process has the flag: they must stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.mean(torch.tensor(float(flag), device=self.device)).item() > 0.0)
+
+    def read(self, metrics: Metrics | None, display: "_Display", *, evaluates: bool) -> None:
+        """Look at the steps made since the last look, write them down, and stop where a loss is no longer finite."""
+        losses = torch.stack([seen.loss for seen in self.pending]).tolist()
+        seen_last, pending = self.pending[-1], self.pending
+        self.pending = []
+        if not all(math.isfinite(loss) for loss in losses):
+            self.status = "diverged"
+            evaluates = False
+        val_loss = self.evaluate() if evaluates else None
+        if val_loss is not None and not math.isfinite(val_loss):
+            self.status, val_loss = "diverged", None
+        if val_loss is not None:
+            self.best_val_loss = val_loss if self.best_val_loss is None else min(val_loss, self.best_val_loss)
+            if self.step == self.config.steps:
+                self.final_val_loss = val_loss
+        if metrics is not None:
+            for seen, loss in zip(pending, losses, strict=True):
+                row = {
+                    "step": seen.step,
+                    "loss": loss if math.isfinite(loss) else None,
+                    "lr": seen.lr,
+                    "factor": seen.factor,
+                    "phase": seen.phase,
+                    "gap": seen.gap,
+                }
+                metrics.write(row | ({"val_loss": val_loss} if seen is seen_last and val_loss is not None else {}))
+            metrics.flush()
+        display.show(self.step, losses[-1], seen_last, val_loss)
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss in nats a token over the first `eval_tokens` validation tokens, the same for every process."""
+        validation, length = self.tokens.validation, self.length
+        windows = max(1, min(self.config.eval_tokens, len(validation) - 1) // length)
+        starts = torch.arange(windows).numpy() * length
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for index in range(
+            self.accelerator.process_index, math.ceil(windows / self.micro_batch), self.accelerator.num_processes
+        ):
+            part = starts[index * self.micro_batch : (index + 1) * self.micro_batch]
+            loss = self.loss(torch.from_numpy(cut(validation, part, length)))
+            total += torch.stack(
+                [loss.double() * len(part), torch.tensor(float(len(part)), dtype=torch.float64, device=self.device)]
+            )
+        total = self.mean(total)
+        return float(total[0] / total[1])
+
+    # ----------------------------------------------------------------------------------------- what is left on the disk
+
+    def record(self) -> RunRecord:
+        seconds = self.seconds_before + time.monotonic() - self.started
+        return RunRecord(
+            status=self.status,
+            config=self.config.numbers(),
+            command=self.command,
+            step=self.step,
+            parameters=sum(parameter.numel() for parameter in self.network.parameters()),
+            corpus_fingerprint=self.tokens.fingerprint,
+            final_val_loss=self.final_val_loss,
+            best_val_loss=self.best_val_loss,
+            warmup_iters=self.scheduler.warmup_iters,
+            target_loss=self.scheduler.target_loss,
+            seconds=round(seconds, 3),
+            tokens_per_second=round(self.step * self.config.batch_size * self.length / max(seconds, 1e-9), 1),
+            device=self.device.type,
+            processes=self.accelerator.num_processes,
+            versions=versions(),
+            commit=commit(),
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint; the one before it stays until the new one is whole."""
+        folder = self.config.output
+        if folder is not None and self.accelerator.is_main_process:
+            last = last_checkpoint(folder)
+            if last is None or last.name != f"step-{self.step:08d}":
+                with new_checkpoint(folder, self.step) as scratch:
+                    save_model(self.network, str(scratch / "model.safetensors"))
+                    torch.save(self.state(), scratch / "trainer.pt")
+                self.record().save(folder)
+        self.accelerator.wait_for_everyone()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "version": CHECKPOINT_VERSION,
+            "config": self.config.numbers(),
+            "corpus_fingerprint": self.tokens.fingerprint,
+            "step": self.step,
+            "best_val_loss": self.best_val_loss,
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+    def load(self, checkpoint: Path) -> None:
+        try:
+            state = torch.load(checkpoint / "trainer.pt", map_location=self.device, weights_only=True)
+            version = state["version"]
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise UserError(f"The checkpoint {checkpoint} is damaged: delete that folder and resume again.") from error
+        if version != CHECKPOINT_VERSION:
+            raise UserError(
+                f"The checkpoint {checkpoint} was written by another version of warmgap (form {version}, this one "
+                "reads form "
+                f"{CHECKPOINT_VERSION}): use that version, or another --output."
+            )
+        _check_same(self.config, state["config"], checkpoint)
+        if state["corpus_fingerprint"] != self.tokens.fingerprint:
+            raise UserError(
+                f"The text of corpus {self.config.corpus!r} is not the one that {checkpoint} was trained on: take "
+                "another --output."
+            )
+        try:
+            load_model(self.network, str(checkpoint / "model.safetensors"), device=str(self.device))
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+        except Exception as error:  # safetensors raises its own kinds
+            raise UserError(
+                f"The checkpoint {checkpoint} cannot be read ({error}): delete that folder and resume again."
+            ) from error
+        torch.set_rng_state(state["random"].cpu())
+        self.step = int(state["step"])
+        self.best_val_loss = state["best_val_loss"]
+        self.seconds_before = float(state["seconds"])
+
+
+def _rule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> str | Rule[Any]:
+    steps = config.linear_steps()
+    if steps is not None:
+        return LinearRule(steps)
+    if config.rule == "published":
+        return PublishedRule(
+            kappa=optimizer_kappa(optimizer),
+            target_loss=_known(config.target_loss),
+            peak_lr=_known(config.lr),
+            floor=config.floor,
+        )
+    return config.rule
+
+
+def _known(value: T | None) -> T:
+    """A setting that `TrainConfig.resolve` has filled in."""
+    assert value is not None  # noqa: S101 - narrows for the type checker
+    return value
+
+
+def _check_same(config: TrainConfig, saved: dict[str, Any], where: Path) -> None:
+    own = config.numbers()
+    different = [name for name in own if saved.get(name) != own[name]]
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{where} belongs to another run ({name} was {saved.get(name)!r}, here {own[name]!r}"
+            f"{f', and {len(different) - 1} more' if len(different) > 1 else ''}): give the same settings, or "
+            "another --output."
+        )
+
+
+def _check_long_enough(tokens: Tokens, sampler: Sampler) -> None:
+    if sampler.windows < sampler.batch_size:
+        raise UserError(
+            f"Corpus {tokens.name!r} is shorter than a batch: it gives {sampler.windows} training sequences of "
+            f"{sampler.length} tokens, "
+            f"and a batch takes {sampler.batch_size}; give a longer text, or a smaller --batch-size or "
+            "--sequence-length."
+        )
+    if len(tokens.validation) <= sampler.length:
+        raise UserError(
+            f"Corpus {tokens.name!r} leaves {len(tokens.validation)} tokens for validation, fewer than a sequence "
+            f"of {sampler.length}: "
+            "give a longer text, or a smaller --sequence-length."
+        )
+
+
+class _Interruption:
+    """Ctrl-C and SIGTERM as a request to stop after the step at hand; the second one acts as if this were not here."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+
+# -------------------------------------------------------------------------------------------------------- what is shown
+
+
+class _Display(Protocol):
+    def show(self, step: int, loss: float, seen: _Seen, val_loss: float | None) -> None:
+        """Show how the run stands after `step`."""
+
+
+class _Silent:
+    def show(self, step: int, loss: float, seen: _Seen, val_loss: float | None) -> None:
+        del step, loss, seen, val_loss
+
+
+class _Bar:
+    """A live line in a terminal."""
+
+    def __init__(self, progress: Progress, steps: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("warm-up", total=steps, numbers="")
+        self._val = ""
+
+    def show(self, step: int, loss: float, seen: _Seen, val_loss: float | None) -> None:
+        if val_loss is not None:
+            self._val = f" val {val_loss:.4f}"
+        phase = "warm-up" if seen.phase == "warmup" else "decay"
+        self._progress.update(self._task, completed=step, description=phase, numbers=_numbers(loss, seen) + self._val)
+
+
+class _Lines:
+    """A line now and then, where the standard error stream is a file."""
+
+    def __init__(self, steps: int) -> None:
+        self._every = max(1, steps // 10)
+        self._steps = steps
+
+    def show(self, step: int, loss: float, seen: _Seen, val_loss: float | None) -> None:
+        if val_loss is not None or step % self._every == 0 or not math.isfinite(loss):
+            val = "" if val_loss is None else f" val {val_loss:.4f}"
+            print(f"step {step}/{self._steps} {seen.phase} {_numbers(loss, seen)}{val}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _numbers(loss: float, seen: _Seen) -> str:
+    return f"loss {loss:.4f} lr {seen.lr:.2e}" + ("" if seen.gap is None else f" gap {seen.gap:.3f}")
+
+
+@contextlib.contextmanager
+def _display(config: TrainConfig, *, shown: bool) -> Iterator[_Display]:
+    if not shown:
+        yield _Silent()
+    elif sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description:>7}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            yield _Bar(bar, config.steps)
+    else:
+        yield _Lines(config.steps)
