@@ -1,0 +1,272 @@
+"""What the optimizers truly share: checked groups, the outer loop of a step, and rates that may be device tensors."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, overload
+
+from torch.optim.optimizer import Optimizer, ParamsT
+
+import torch
+from torch import Tensor
+from warmgap._checks import check_count, check_finite, check_positive
+from warmgap.torch.orthogonalize import TINY, as_matrix, orthogonalize
+
+Group = dict[str, Any]
+
+# The rule of a parameter group: the norm that its step is constrained in, as the scheduler's kappa knows it; None where
+# it knows none.
+RULE_NORMS: dict[str, str | None] = {
+    "spectral": "spectral",
+    "sign": "max",
+    "lion": "max",
+    "rms": "frobenius",
+    "row": None,
+    "adamw": None,
+}
+
+# Matrices of one shape are orthogonalised together on an accelerator, up to this many entries: beyond, a batch only
+# costs memory.
+_BATCH_ENTRIES = 2**27
+
+
+class NormConstrainedOptimizer(Optimizer, ABC):
+    """An optimizer for the whole model whose step is, group by group, the LMO of a norm.
+
+    Every group carries `norm`: `"spectral"`, `"max"`, `"frobenius"`, or None where the group's rule is not constrained
+    in one of these. Weight decay is decoupled: x <- (1 - lr * weight_decay) x before the step. `step` reads gradients
+    and never changes them, and on an accelerator it does not wait for the host.
+    """
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group, completed with the optimizer's defaults.
+
+        Args:
+            param_group: A dict with `params` and whatever is to differ from the defaults.
+
+        Raises:
+            TypeError: If a parameter is complex or not a tensor.
+            ValueError: If a value is out of range.
+        """
+        given = frozenset(param_group)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _check_params(group["params"])
+            self._complete_group(group, given)
+            check_rate(group["lr"])
+            check_at_least_zero("weight_decay", group["weight_decay"])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step.
+
+        Args:
+            closure: Evaluates the model anew and returns the loss.
+
+        Returns:
+            The closure's loss, None without one.
+
+        Raises:
+            TypeError: If a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for params in buckets(group["params"], by_shape=group["norm"] == "spectral"):
+                self._update(group, params, [gradient_of(p) for p in params])
+        return loss
+
+    @abstractmethod
+    def _complete_group(self, group: Group, given: frozenset[str]) -> None:
+        """Check a new group, already filled with the defaults, and set what follows; `given` is what the user set."""
+
+    @abstractmethod
+    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
+        """Step these parameters of a group, which have one device and dtype and, in a spectral group, one shape."""
+
+    def _state(self, params: list[Tensor], name: str, first: list[Tensor] | None = None) -> list[Tensor]:
+        """The named state of these parameters; where there is none yet it starts as a copy of `first`, or as zero."""
+        for index, p in enumerate(params):
+            if name not in self.state[p]:
+                self.state[p][name] = torch.zeros_like(p) if first is None else torch.clone(first[index])
+        return [self.state[p][name] for p in params]
+
+
+def buckets(params: Iterable[Tensor], *, by_shape: bool) -> Iterator[list[Tensor]]:
+    """Yield the parameters that are to be stepped, gathered into lists that one multi-tensor call can take.
+
+    On the CPU every parameter comes alone: one that has just been read is still in the cache, and there is no launch to
+    save.
+    """
+    bins: dict[Hashable, list[Tensor]] = {}
+    for index, p in enumerate(params):
+        if p.grad is None or p.numel() == 0:
+            continue
+        key = index if p.device.type == "cpu" else (p.device, p.dtype, p.shape if by_shape else None)
+        bins.setdefault(key, []).append(p)
+    for members in bins.values():
+        size = max(1, _BATCH_ENTRIES // members[0].numel()) if by_shape else len(members)
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
+
+
+def gradient_of(p: Tensor) -> Tensor:
+    """The gradient of p, which has one."""
+    assert p.grad is not None  # noqa: S101 (for the type checker)
+    if p.grad.layout != torch.strided:
+        raise TypeError(
+            f"sparse gradients are not supported, got layout {p.grad.layout}; use nn.Embedding(..., sparse=False)"
+        )
+    return p.grad
+
+
+def rate(group: Group) -> float | Tensor:
+    """A group's learning rate: a float, or a 0-d tensor where it lives on a device that reading it would wait for."""
+    lr = group["lr"]
+    if not isinstance(lr, Tensor):
+        return float(lr)
+    return float(lr) if lr.device.type == "cpu" else lr.reshape(())
+
+
+def shrink_(params: list[Tensor], lr: float | Tensor, weight_decay: float) -> None:
+    """Decoupled weight decay: x <- (1 - lr * weight_decay) x."""
+    if weight_decay:
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+
+
+def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor) -> None:
+    """Step: x <- x - lr * direction. The directions are the caller's own temporaries: they may be overwritten."""
+    if isinstance(lr, Tensor):
+        torch._foreach_mul_(directions, lr)
+        torch._foreach_sub_(params, directions)
+    else:
+        torch._foreach_add_(params, directions, alpha=-lr)
+
+
+def average_(averages: list[Tensor], grads: list[Tensor], momentum: float) -> None:
+    """Move averages: average <- momentum * average + (1 - momentum) * gradient."""
+    torch._foreach_lerp_(averages, grads, 1 - momentum)
+
+
+def unit_directions(tensors: list[Tensor]) -> list[Tensor]:
+    """Return x / ||x||_F of each tensor, zero where the norm is under TINY, as fresh tensors."""
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    lengths = list(torch._foreach_norm(tensors, 2, dtype=wide))
+    torch._foreach_clamp_min_(lengths, TINY)
+    return [x / length for x, length in zip(tensors, lengths, strict=True)]
+
+
+def orthogonal_directions(
+    params: list[Tensor], estimates: list[Tensor], group: Group
+) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
+    """Orthogonalise the estimates of equally shaped parameters of a spectral group, block by block.
+
+    A group from `split_parameters` may say that its matrices are stored as (in, out) (`transposed`) and that their
+    output dimension holds several matrices (`blocks`, their sizes), such as queries, keys and values: each is a block
+    with a spectral norm of its own.
+
+    Yields:
+        For each block: its part of all parameters, as views to be stepped; of all estimates; and U V^T of the latter,
+        as fresh tensors.
+    """
+    targets = zip(*(_blocks(p, group) for p in params), strict=True)
+    sources = zip(*(_blocks(estimate, group) for estimate in estimates), strict=True)
+    for target, source in zip(targets, sources, strict=True):
+        matrices = [block if is_stack(block, group) else as_matrix(block) for block in source]
+        batch = matrices[0] if len(matrices) == 1 else torch.stack(matrices)
+        factors = orthogonalize(batch, method="svd" if group["exact"] else "newton-schulz", steps=group["ns_steps"])
+        shape = source[0].shape
+        directions = [factors.reshape(shape)] if len(source) == 1 else [factor.reshape(shape) for factor in factors]
+        yield list(target), list(source), directions
+
+
+def matrix_sides(block: Tensor, group: Group) -> tuple[int, int]:
+    """Rows (outputs) and columns of the matrix that a spectral block is taken as; of one matrix where it is a stack."""
+    rows, columns = (block if is_stack(block, group) else as_matrix(block)).shape[-2:]
+    return rows, columns
+
+
+def _blocks(x: Tensor, group: Group) -> tuple[Tensor, ...]:
+    x = x.detach().mT if group.get("transposed") else x.detach()
+    return torch.split(x, group["blocks"], dim=-2) if group.get("blocks") else (x,)
+
+
+def is_stack(block: Tensor, group: Group) -> bool:
+    """Whether a spectral block is a stack of matrices (experts); any other is one matrix, flattened to (out, rest)."""
+    return group.get("kind") == "matrix" and block.ndim == 3
+
+
+def set_norm(group: Group, norm: str | None) -> None:
+    """Write the norm that follows from a group's rule; refuse a different one that the user wrote."""
+    if group.setdefault("norm", norm) != norm:
+        raise ValueError(
+            f"this group's steps are constrained in norm={norm!r}, got norm={group['norm']!r}; leave norm out"
+        )
+
+
+def check_rate(lr: object) -> None:
+    """Raise ValueError unless lr is a number of at least 0 or a tensor of one element; a device tensor is not read."""
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"a tensor lr must have one element, got shape {tuple(lr.shape)}")
+        if lr.device.type != "cpu":
+            return
+        lr = float(lr)
+    check_at_least_zero("lr", lr)
+
+
+def check_at_least_zero(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is a finite number of at least 0."""
+    if check_finite(name, value) < 0:
+        raise ValueError(f"{name} must be at least 0, got {value!r}")
+
+
+def check_momentum(name: str, value: Any) -> None:
+    """Raise ValueError unless 0 <= value < 1."""
+    if not 0.0 <= check_finite(name, value) < 1.0:
+        raise ValueError(f"{name} must be at least 0 and under 1, got {value!r}")
+
+
+def check_betas(betas: Any) -> None:
+    """Raise ValueError unless betas are two numbers, each at least 0 and under 1."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers, got {betas!r}")
+    for index, beta in enumerate(betas):
+        check_momentum(f"betas[{index}]", beta)
+
+
+def check_spectral(group: Group) -> None:
+    """Raise ValueError unless a group can be stepped by orthogonalisation."""
+    check_count("ns_steps", group["ns_steps"], minimum=1)
+    for p in group["params"]:
+        if p.ndim < 2:
+            raise ValueError(
+                f"a parameter of shape {tuple(p.shape)} is not a matrix and can't be orthogonalised; pass "
+                "split_parameters(model), which gives every parameter the rule that fits it"
+            )
+
+
+def check_eps(value: Any) -> None:
+    """Raise ValueError unless eps is above 0."""
+    check_positive("eps", value)
+
+
+def _check_params(params: list[Tensor]) -> None:
+    for p in params:
+        if not p.is_floating_point():
+            raise TypeError(
+                f"parameters must be real floating-point tensors, got {p.dtype} of shape {tuple(p.shape)}; "
+                "keep the two parts of a complex one as two parameters"
+            )

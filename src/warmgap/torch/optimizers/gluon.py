@@ -1,0 +1,122 @@
+"""Gluon: layer-wise LMO steps whose radii are fixed, or follow from each layer's smoothness."""
+
+from typing import Literal, final
+
+from torch.optim.optimizer import ParamsT
+
+import torch
+from torch import Tensor
+from warmgap.torch.optimizers._base import (
+    Group,
+    NormConstrainedOptimizer,
+    average_,
+    check_at_least_zero,
+    descend_,
+    is_stack,
+    rate,
+    shrink_,
+)
+from warmgap.torch.optimizers.scion import complete_layer_group, layer_directions
+
+
+@final
+class Gluon(NormConstrainedOptimizer):
+    """Gluon: every layer i moves within a ball of radius t_i in its own norm, the norms being those of `Scion`'s table.
+
+        m <- momentum * m + (1 - momentum) * g,     m = g before the first step
+        x <- (1 - lr * weight_decay) * x + lr * t * lmo(m)
+
+    where t is the group's `radius` or, if L0 and L1 are given, follows from the layer-wise smoothness constants and the
+    layer's dual norm:
+
+        t = ||m||_* / (L0 + L1 ||m||_*)
+
+    with which lr = 1 is the theory's step. The dual norm is taken as <m, -lmo(m)>, per matrix: with Newton-Schulz it is
+    as near as its singular values are to one, with `exact` it is the nuclear norm.
+
+    Args:
+        params: Parameters, dicts of them, or the groups from `split_parameters`. A parameter without a kind must be a
+            matrix. A group may name its own `radius`, or its own `L0` and `L1`.
+        lr: Learning rate, a float or a tensor of one element.
+        momentum: Weight of the past in the average, at least 0 and under 1.
+        radius: Radius of all groups but embeddings and heads, above 0.
+        embedding_radius: Radius of embeddings and heads, above 0.
+        embedding_rule: `"sign"` or `"row"`.
+        L0: Layer-wise smoothness constant, at least 0; with L1 it replaces the radii.
+        L1: Layer-wise smoothness constant, at least 0; L0 + L1 must be above 0.
+        weight_decay: Decoupled weight decay, at least 0.
+        ns_steps: Newton-Schulz iterations (bfloat16).
+        exact: Take U V^T from a singular value decomposition instead: for small problems and checks; on CUDA it waits
+            for the host.
+
+    Raises:
+        TypeError: If a parameter is complex; from `step`, if a gradient is sparse.
+        ValueError: If a value is out of range, only one of L0 and L1 is given, or a parameter that is no matrix comes
+            without a kind.
+
+    Source: Riabinin et al., arXiv 2505.13416, algorithms 1 and 2, theorem 1 (adaptive radii); the default radii are
+        those of their NanoGPT runs.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3.6e-4,
+        momentum: float = 0.9,
+        radius: float = 50.0,
+        embedding_radius: float = 3000.0,
+        embedding_rule: Literal["sign", "row"] = "sign",
+        *,
+        L0: float | None = None,
+        L1: float | None = None,
+        weight_decay: float = 0.0,
+        ns_steps: int = 5,
+        exact: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "radius": radius,
+            "embedding_radius": embedding_radius,
+            "embedding_rule": embedding_rule,
+            "L0": L0,
+            "L1": L1,
+            "weight_decay": weight_decay,
+            "ns_steps": ns_steps,
+            "exact": exact,
+        }
+        super().__init__(params, defaults)
+
+    def _complete_group(self, group: Group, given: frozenset[str]) -> None:
+        complete_layer_group(group, given)
+        if (group["L0"] is None) != (group["L1"] is None):
+            raise ValueError(f"give both L0 and L1 or neither, got L0={group['L0']!r}, L1={group['L1']!r}")
+        if group["L0"] is not None:
+            check_at_least_zero("L0", group["L0"])
+            check_at_least_zero("L1", group["L1"])
+            if group["L0"] + group["L1"] == 0:
+                raise ValueError("L0 and L1 are both 0, which makes every radius infinite; give at least one above 0")
+
+    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
+        averages = self._state(params, "momentum_buffer", first=grads)
+        average_(averages, grads, group["momentum"])
+        lr = rate(group)
+        shrink_(params, lr, group["weight_decay"])
+        for blocks, estimates, directions, factor in layer_directions(params, averages, group):
+            if group["L0"] is None:
+                descend_(blocks, directions, lr * (group["radius"] * factor))
+                continue
+            for direction, estimate in zip(directions, estimates, strict=True):
+                direction.mul_(factor)
+                direction.mul_(_adaptive_radius(estimate, direction, group))
+            descend_(blocks, directions, lr)
+
+
+def _adaptive_radius(estimate: Tensor, direction: Tensor, group: Group) -> Tensor:
+    """Return t = ||m||_* / (L0 + L1 ||m||_*), of each matrix where the block is a stack of them."""
+    wide = torch.promote_types(estimate.dtype, torch.float32)
+    stacked = group["rule"] == "spectral" and is_stack(estimate, group)
+    dual: Tensor = (estimate * direction).sum(dim=(-2, -1) if stacked else None, keepdim=stacked, dtype=wide)
+    if group["L0"] == 0:
+        return torch.full_like(dual, 1 / group["L1"])
+    return dual / (group["L0"] + group["L1"] * dual)

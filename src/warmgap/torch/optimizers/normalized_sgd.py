@@ -1,0 +1,60 @@
+"""Normalized SGD: the momentum of every parameter tensor, divided by its length."""
+
+from typing import final
+
+from torch.optim.optimizer import ParamsT
+
+import torch
+from torch import Tensor
+from warmgap.torch.optimizers._base import (
+    Group,
+    NormConstrainedOptimizer,
+    check_momentum,
+    descend_,
+    rate,
+    set_norm,
+    shrink_,
+    unit_directions,
+)
+
+
+@final
+class NormalizedSGD(NormConstrainedOptimizer):
+    """Normalized SGD with momentum: the LMO of the Frobenius norm, each parameter tensor a block of its own.
+
+        m <- momentum * m + g
+        x <- (1 - lr * weight_decay) * x - lr * m / ||m||_F
+
+    Args:
+        params: Parameters, dicts of them, or the groups from `split_parameters`; all are stepped alike.
+        lr: Learning rate, the length of every tensor's step; a float or a tensor of one element.
+        momentum: Weight of the past in the sum, at least 0 and under 1.
+        weight_decay: Decoupled weight decay, at least 0.
+
+    A momentum whose norm is under 1e-15 counts as zero.
+
+    Raises:
+        TypeError: If a parameter is complex; from `step`, if a gradient is sparse.
+        ValueError: If a value is out of range.
+
+    Source: arXiv 2602.05813, appendix C (norm, LMO); Cutkosky and Mehta, arXiv 2002.03305 (momentum).
+    """
+
+    def __init__(
+        self, params: ParamsT, lr: float | Tensor = 1e-2, momentum: float = 0.9, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def _complete_group(self, group: Group, given: frozenset[str]) -> None:  # noqa: ARG002
+        check_momentum("momentum", group["momentum"])
+        set_norm(group, "frobenius")
+
+    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
+        sums = grads
+        if group["momentum"]:
+            sums = self._state(params, "momentum_buffer")
+            torch._foreach_mul_(sums, group["momentum"])
+            torch._foreach_add_(sums, grads)
+        lr = rate(group)
+        shrink_(params, lr, group["weight_decay"])
+        descend_(params, unit_directions(sums), lr)

@@ -1,0 +1,161 @@
+"""Scion: every layer's step is the LMO of the norm that fits how the layer is used."""
+
+import math
+from collections.abc import Iterator
+from typing import Literal, final
+
+from torch.optim.optimizer import ParamsT
+
+import torch
+from torch import Tensor
+from warmgap._checks import check_positive
+from warmgap.torch.optimizers._base import (
+    RULE_NORMS,
+    Group,
+    NormConstrainedOptimizer,
+    average_,
+    check_momentum,
+    check_spectral,
+    descend_,
+    is_stack,
+    orthogonal_directions,
+    rate,
+    set_norm,
+    shrink_,
+    unit_directions,
+)
+from warmgap.torch.orthogonalize import TINY, as_matrix
+
+LAYER_RULES = ("spectral", "sign", "row", "rms")
+
+
+@final
+class Scion(NormConstrainedOptimizer):
+    """Scion: layer-wise LMO steps on norms that measure a layer by what it does to the root mean square of its input.
+
+        m <- momentum * m + (1 - momentum) * g
+        x <- (1 - lr * weight_decay) * x + lr * radius * lmo(m)
+
+    with weight decay 1 in the constrained form, which keeps every layer in the ball of its radius, and 0 in the
+    unconstrained one. A group's `rule` follows from its `kind` (see `split_parameters`) unless it names one. For a
+    layer of `rows` outputs and `columns` inputs:
+
+        kind                  rule         -lmo(m)                                norm in the group
+        matrix, conv          "spectral"   sqrt(rows / columns) U V^T             "spectral"
+        embedding, head       "sign"       sign(m) / columns                      "max"
+                           or "row"        m's rows of length 1 / sqrt(columns)   None
+        norm, bias, other     "rms"        sqrt(entries) m / ||m||_F              "frobenius"
+
+    where the spectral rule takes the channels as rows and columns of a convolution, and divides by the number of the
+    kernel's entries. A parameter without a kind must be a matrix and takes the spectral rule.
+
+    Args:
+        params: Parameters, dicts of them, or the groups from `split_parameters`.
+        lr: Learning rate, a float or a tensor of one element.
+        momentum: Weight of the past in the average, at least 0 and under 1: one minus the paper's alpha.
+        radius: Radius of all groups but embeddings and heads, above 0.
+        embedding_radius: Radius of embeddings and heads, above 0. A group may name its own `radius`.
+        embedding_rule: `"sign"` or `"row"`.
+        constrained: Whether weight decay is 1 by default; else it is 0.
+        weight_decay: Another decoupled weight decay, at least 0; the ball's radius is then radius / weight_decay.
+        ns_steps: Newton-Schulz iterations (bfloat16).
+        exact: Take U V^T from a singular value decomposition instead: for small problems and checks; on CUDA it waits
+            for the host.
+
+    Raises:
+        TypeError: If a parameter is complex; from `step`, if a gradient is sparse.
+        ValueError: If a value is out of range, or a parameter that is no matrix comes without a kind.
+
+    Source: Pethick et al., arXiv 2502.07529, algorithms 1 and 2 and the table of norms; the radii are those of their
+        NanoGPT runs.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2**-12,
+        momentum: float = 0.9,
+        radius: float = 50.0,
+        embedding_radius: float = 3000.0,
+        embedding_rule: Literal["sign", "row"] = "sign",
+        *,
+        constrained: bool = True,
+        weight_decay: float | None = None,
+        ns_steps: int = 5,
+        exact: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "radius": radius,
+            "embedding_radius": embedding_radius,
+            "embedding_rule": embedding_rule,
+            "weight_decay": float(constrained) if weight_decay is None else weight_decay,
+            "ns_steps": ns_steps,
+            "exact": exact,
+        }
+        super().__init__(params, defaults)
+
+    def _complete_group(self, group: Group, given: frozenset[str]) -> None:
+        complete_layer_group(group, given)
+
+    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
+        averages = self._state(params, "momentum_buffer")
+        average_(averages, grads, group["momentum"])
+        lr = rate(group)
+        shrink_(params, lr, group["weight_decay"])
+        for blocks, _, directions, factor in layer_directions(params, averages, group):
+            descend_(blocks, directions, lr * (group["radius"] * factor))
+
+
+def complete_layer_group(group: Group, given: frozenset[str]) -> None:
+    """Give a group of a layer-wise optimizer its rule, norm and radius, and check them."""
+    embedding_radius, embedding_rule = group.pop("embedding_radius"), group.pop("embedding_rule")
+    if embedding_rule not in ("sign", "row"):
+        raise ValueError(f"embedding_rule must be 'sign' or 'row', got {embedding_rule!r}")
+    check_positive("embedding_radius", embedding_radius)
+    kind = group.get("kind", "matrix")
+    by_kind = {"matrix": "spectral", "conv": "spectral", "embedding": embedding_rule, "head": embedding_rule}
+    rule = group.setdefault("rule", by_kind.get(kind, "rms"))
+    if rule not in LAYER_RULES:
+        raise ValueError(f"rule must be one of {', '.join(map(repr, LAYER_RULES))}, got {rule!r}")
+    if "radius" not in given and kind in ("embedding", "head"):
+        group["radius"] = embedding_radius
+    set_norm(group, RULE_NORMS[rule])
+    check_positive("radius", group["radius"])
+    check_momentum("momentum", group["momentum"])
+    if rule == "spectral":
+        check_spectral(group)
+
+
+def layer_directions(
+    params: list[Tensor], estimates: list[Tensor], group: Group
+) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor], float]]:
+    """Take the LMO of a group's layer-wise norm at the estimates, block by block.
+
+    Yields:
+        For each block: its part of the parameters and of the estimates, as views; directions, fresh; and the factor for
+        which the LMO is -factor * direction.
+    """
+    if group["rule"] == "spectral":
+        for blocks, sources, directions in orthogonal_directions(params, estimates, group):
+            yield blocks, sources, directions, _spectral_factor(blocks[0], group)
+        return
+    for p, estimate in zip(params, estimates, strict=True):
+        columns = as_matrix(p).shape[1]
+        if group["rule"] == "sign":
+            direction, factor = estimate.sign(), 1 / columns
+        elif group["rule"] == "row":
+            matrix = as_matrix(estimate)
+            wide = torch.promote_types(matrix.dtype, torch.float32)
+            lengths = torch.linalg.vector_norm(matrix, dim=1, keepdim=True, dtype=wide).clamp_min(TINY)
+            direction, factor = (matrix / lengths).to(p.dtype).reshape(p.shape), 1 / math.sqrt(columns)
+        else:
+            direction, factor = unit_directions([estimate])[0], math.sqrt(p.numel())
+        yield [p], [estimate], [direction], factor
+
+
+def _spectral_factor(block: Tensor, group: Group) -> float:
+    """The factor sqrt(outputs / inputs) / kernel entries; the last is 1 for a matrix."""
+    outputs, inputs, *kernel = block.shape[1:] if is_stack(block, group) else block.shape
+    return math.sqrt(outputs / inputs) / math.prod(kernel)
