@@ -30,11 +30,13 @@ def match_peak_gap(initial_gap: float, floor: float, kappa: float, sigma: float 
     peak_gap)**2 * sigma*kappa/2)` and integrated over (0, initial_gap). In units of the initial gap the minimiser
     depends on `floor` and `sigma*kappa*initial_gap**2` alone.
 
-    This is the true minimiser, to 1e-6 of `initial_gap`, the global one where there are two. The method's published
-    solver is not: its adaptive quadrature stops at an absolute tolerance above the size of the integrand and steps
-    over the narrow weight. For Muon on a 124M LLaMA (kappa 65280, initial gap 7.8, floor 0.01, learning rate 1e-3) it
-    returns a peak gap of 6.12 where the minimiser of its own objective is 2.55; for Lion (kappa 1.24e8, initial gap
-    7.5) 0.384 where it is 0.758. The lab keeps that solver as the rule `published`.
+    This is the true minimiser, to 1e-6 of `initial_gap`, the global one where there are two. (From a floor of about 1/2
+    on the objective can be lower still in the limit of a peak gap of 0, where the curve has no peak and warm-up no
+    end: that limit is not an answer.) The method's published solver is not the minimiser: its adaptive quadrature stops
+    at an absolute tolerance above the size of the integrand and steps over the narrow weight. For a 124M LLaMA at
+    initial gap 7.8, floor 0.01 and learning rate 1e-3 it returns 6.12 for Muon (kappa 65280) where its own objective is
+    smallest at 2.55, and 0.384 for Lion (kappa 1.24e8) where it is smallest at 0.763. The lab keeps that solver as the
+    rule `published`.
 
     Args:
         initial_gap: Loss minus target loss at the start, > 0.
