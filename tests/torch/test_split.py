@@ -21,6 +21,7 @@ from transformers import (
 
 import torch
 from torch import nn
+from warmgap.torch import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.split import KINDS, ParameterSplit, split_parameters
 
 
@@ -143,6 +144,21 @@ def test_torch_takes_the_groups_and_two_optimizers_do_not_share_them(
     state = second.state_dict()
     second.load_state_dict(state)
     assert state["param_groups"][0]["param_names"] == split[0]["param_names"]
+
+
+@pytest.mark.parametrize("optimizer_class", [Gluon, Lion, Muon, NormalizedSGD, Scion, Signum])
+def test_our_optimizers_take_the_groups_and_move_every_parameter(
+    model: nn.Module, optimizer_class: Callable[..., torch.optim.Optimizer]
+) -> None:
+    optimizer = optimizer_class(split_parameters(model), lr=0.01)
+    torch.manual_seed(0)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    for old, parameter in zip(before, model.parameters(), strict=True):
+        assert parameter.isfinite().all()
+        assert not parameter.equal(old)
 
 
 def test_untied_llama() -> None:
