@@ -42,7 +42,7 @@ def reference_mismatch(share: float, floor: float, sharpness: float, nodes: int 
     floor=st.sampled_from([0.5, 0.1, 0.01, 0.001, 1e-4]),
     sharpness=st.sampled_from([1e-3, 1.0, 1e2, 1e4, 1e6, 1e8]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_quadrature_is_the_objective(share: float, floor: float, sharpness: float) -> None:
     fast = float(mismatch(np.array([share]), floor, sharpness)[0])
     assert fast == pytest.approx(reference_mismatch(share, floor, sharpness), rel=1e-6)
@@ -56,7 +56,7 @@ def test_the_known_minimisers(inverse_floor: int, sharpness: float, share: float
 
 
 @given(floor=st.floats(1e-3, 0.45), log_sharpness=st.floats(-3.0, 9.0))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_peak_gap_anywhere_does_better(floor: float, log_sharpness: float) -> None:
     sharpness = 10.0**log_sharpness
     share, _ = best_share(floor, sharpness)
@@ -70,7 +70,6 @@ def test_no_peak_gap_anywhere_does_better(floor: float, log_sharpness: float) ->
 
 
 @given(scale=st.floats(0.01, 100.0))
-@settings(deadline=None)
 def test_it_has_no_scale(scale: float) -> None:
     one = match_peak_gap(7.8, 0.01, 65280)
     other = match_peak_gap(7.8 * scale, 0.01, 65280 / scale**2)

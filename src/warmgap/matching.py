@@ -123,6 +123,8 @@ def best_share(floor: float, sharpness: float) -> tuple[float, float | None]:
     """
     import numpy as np
 
+    # outside this range the answer moves by less than the stated accuracy, and the arithmetic would overflow
+    sharpness = min(max(sharpness, 1e-12), 1e30)
     smallest = min(1e-3, 0.02 / np.sqrt(sharpness))
     grid = np.unique(np.concatenate([np.geomspace(smallest, 0.05, 48), np.linspace(0.05, 0.999, 96)]))
     values = mismatch(grid, floor, sharpness)
