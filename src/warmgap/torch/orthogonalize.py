@@ -121,7 +121,8 @@ def polar(x: Tensor) -> Tensor:
 def as_matrix(x: Tensor) -> Tensor:
     """Return a parameter block as the matrix its norm is taken of.
 
-    A convolution (out, in, k, k) becomes (out, in*k*k), a vector one column, a scalar 1 x 1. The tensor's counterpart of `warmgap.geometry.matrix_shape`.
+    A convolution (out, in, k, k) becomes (out, in*k*k), a vector one column, a scalar 1 x 1. The tensor's counterpart
+    of `warmgap.geometry.matrix_shape`.
     """
     return x.flatten(1) if x.ndim > 1 else x.reshape(-1, 1)
 

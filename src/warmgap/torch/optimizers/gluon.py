@@ -119,4 +119,5 @@ def _adaptive_radius(estimate: Tensor, direction: Tensor, group: Group) -> Tenso
     dual: Tensor = (estimate * direction).sum(dim=(-2, -1) if stacked else None, keepdim=stacked, dtype=wide)
     if group["L0"] == 0:
         return torch.full_like(dual, 1 / group["L1"])
-    return dual / (group["L0"] + group["L1"] * dual)
+    radius: Tensor = dual / (group["L0"] + group["L1"] * dual)
+    return radius

@@ -1,0 +1,62 @@
+"""The pieces that optimizers share, where a whole optimizer would hide them."""
+
+import pytest
+
+import torch
+from warmgap.torch.optimizers._base import buckets, descend_, rate, shrink_, unit_directions
+
+
+def test_a_rate_on_the_device_does_what_a_float_does() -> None:
+    lr, tensor_lr = 0.25, torch.tensor(0.25)
+    for dtype in (torch.float32, torch.bfloat16):
+        x, d = torch.arange(6.0).reshape(2, 3).to(dtype), torch.ones(2, 3, dtype=dtype)
+        by_float, by_tensor = [x.clone()], [x.clone()]
+        for params, value in ((by_float, lr), (by_tensor, tensor_lr)):
+            shrink_(params, value, 0.5)
+            descend_(params, [d.clone()], value)
+        assert by_tensor[0].dtype == dtype
+        torch.testing.assert_close(by_tensor, by_float)
+        torch.testing.assert_close(by_float[0], (x * 0.875 - 0.25).to(dtype))
+
+
+def test_a_rate_is_read_on_the_cpu_only() -> None:
+    assert rate({"lr": torch.tensor([0.5])}) == 0.5
+    assert isinstance(rate({"lr": torch.tensor([0.5])}), float)
+    on_device = rate({"lr": torch.ones(1, device="meta")})
+    assert isinstance(on_device, torch.Tensor)
+    assert on_device.ndim == 0
+
+
+def test_buckets_gather_by_device_dtype_and_shape_off_the_cpu() -> None:
+    def make(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+        p = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
+        p.grad = torch.zeros_like(p)
+        return p
+
+    a, b = make((2, 3), torch.float32, "meta"), make((2, 3), torch.float32, "meta")
+    c, d = make((3, 3), torch.float32, "meta"), make((2, 3), torch.bfloat16, "meta")
+    e, f = make((2, 3), torch.float32, "cpu"), make((2, 3), torch.float32, "cpu")
+    params = [a, e, c, d, b, f]
+
+    def identities(by_shape: bool) -> list[list[int]]:
+        return [[id(p) for p in bucket] for bucket in buckets(params, by_shape=by_shape)]
+
+    assert identities(True) == [[id(p) for p in bucket] for bucket in ([a, b], [e], [c], [d], [f])]
+    assert identities(False) == [[id(p) for p in bucket] for bucket in ([a, c, b], [e], [d], [f])]
+    a.grad = None
+    assert identities(False) == [[id(p) for p in bucket] for bucket in ([e], [c, b], [d], [f])]
+
+
+def test_large_matrices_are_orthogonalised_in_several_batches() -> None:
+    params = [torch.zeros(2**13, 2**13, device="meta", requires_grad=True) for _ in range(5)]
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    assert [len(bucket) for bucket in buckets(params, by_shape=True)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_unit_directions_have_length_one_and_zero_stays_zero(dtype: torch.dtype) -> None:
+    long, zero = unit_directions([torch.full((10, 30), 40.0, dtype=dtype), torch.zeros(3, dtype=dtype)])
+    assert long.dtype == zero.dtype == dtype
+    assert long.double().norm().item() == pytest.approx(1.0, rel=1e-2)
+    assert not zero.any()

@@ -1,0 +1,34 @@
+"""Lion against its paper and against lion-pytorch."""
+
+import lion_pytorch
+import pytest
+from tests.torch.optimizers import references
+from tests.torch.optimizers.problem import assert_close, copies, drive, drive_reference, parameters
+
+import torch
+from warmgap.torch.optimizers import Lion
+
+SHAPES = [(6, 4), (5,), ()]
+
+
+def test_it_follows_the_paper() -> None:
+    params = parameters(SHAPES)
+    xs = copies(params)
+    expected = drive_reference(references.lion(xs, lr=0.05, betas=(0.8, 0.95), weight_decay=0.3), xs)
+    assert_close(drive(Lion(params, lr=0.05, betas=(0.8, 0.95), weight_decay=0.3), params), expected, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_it_equals_lion_pytorch(dtype: torch.dtype, weight_decay: float) -> None:
+    shapes = [(300, 100), (100,)]
+    ours, theirs = parameters(shapes, dtype), parameters(shapes, dtype)
+    expected = drive(lion_pytorch.Lion(theirs, lr=1e-2, weight_decay=weight_decay), theirs, 50)
+    assert_close(drive(Lion(ours, lr=1e-2, weight_decay=weight_decay), ours, 50), expected, 1e-6)
+
+
+def test_state_names() -> None:
+    params = parameters(SHAPES)
+    optimizer = Lion(params)
+    drive(optimizer, params, 1)
+    assert {name for state in optimizer.state.values() for name in state} == {"exp_avg"}
