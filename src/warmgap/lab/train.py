@@ -1,6 +1,7 @@
 """One training run: a LLaMA on a text, a learning rate that finds its own warm-up, and a record of what happened."""
 
 import contextlib
+import io
 import math
 import pickle
 import signal
@@ -13,10 +14,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
+import numpy as np
+import safetensors.torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_model, save_model
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +40,7 @@ __all__ = ["RunRecord", "TrainConfig", "train"]
 T = TypeVar("T")
 
 CHECKPOINT_VERSION = 1
+_EVAL_BATCH = 4096  # tokens evaluated at once
 _READ_EVERY = 10  # steps between two looks of the host at the device's numbers
 
 
@@ -96,7 +100,8 @@ class _Run:
     def __init__(self, config: TrainConfig, command: str) -> None:
         self.config = config
         self.command = command
-        self.accelerator = Accelerator()
+        # Without an accelerator it must be told, or it leaves the processes of `torchrun` each to itself.
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.device = self.accelerator.device
         processes = self.accelerator.num_processes
         micro_batches = config.accumulation * processes
@@ -186,7 +191,7 @@ class _Run:
         for index, micro_batch in enumerate(starts):
             last = index == len(starts) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.parallel):
-                loss = self.loss(torch.from_numpy(cut(self.tokens.train, micro_batch, self.length)))
+                loss = self.loss(self.parallel, cut(self.tokens.train, micro_batch, self.length))
                 (loss / config.accumulation).backward()  # type: ignore[no-untyped-call]
             loss = loss.detach()
             self.scheduler.observe(loss, weight=self.micro_batch * self.length)
@@ -203,13 +208,15 @@ class _Run:
         gap = self.scheduler.gap if phase == "warmup" else None  # the rule looks no further
         return _Seen(self.step, self.mean(total), lr, factor, phase, gap)
 
-    def loss(self, windows: Tensor) -> Tensor:
-        """Mean cross-entropy in nats a token, of windows of shape `(sequences, length + 1)`."""
+    def loss(self, model: nn.Module, windows: NDArray[np.int64]) -> Tensor:
+        """Mean cross-entropy of `model` in nats a token, on windows of shape `(sequences, length + 1)`."""
+        tokens = torch.from_numpy(windows)
         if self.device.type == "cuda":
-            windows = windows.pin_memory().to(self.device, non_blocking=True)
+            tokens = tokens.pin_memory()
+        tokens = tokens.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = self.parallel(input_ids=windows[:, :-1]).logits
-        return nn.functional.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+            logits = model(input_ids=tokens[:, :-1]).logits
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over processes."""
@@ -258,16 +265,12 @@ class _Run:
         """Mean loss in nats a token over the first `eval_tokens` validation tokens, the same for every process."""
         validation, length = self.tokens.validation, self.length
         windows = max(1, min(self.config.eval_tokens, len(validation) - 1) // length)
-        starts = torch.arange(windows).numpy() * length
+        parts = np.array_split(np.arange(windows) * length, min(windows, math.ceil(windows * length / _EVAL_BATCH)))
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for index in range(
-            self.accelerator.process_index, math.ceil(windows / self.micro_batch), self.accelerator.num_processes
-        ):
-            part = starts[index * self.micro_batch : (index + 1) * self.micro_batch]
-            loss = self.loss(torch.from_numpy(cut(validation, part, length)))
-            total += torch.stack(
-                [loss.double() * len(part), torch.tensor(float(len(part)), dtype=torch.float64, device=self.device)]
-            )
+        for part in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
+            # The bare model: its wrapper talks to the other processes, which may have fewer parts.
+            loss = self.loss(self.network, cut(validation, part, length))
+            total += torch.stack([loss.double() * len(part), torch.full_like(loss, len(part), dtype=torch.float64)])
         total = self.mean(total)
         return float(total[0] / total[1])
 
@@ -301,10 +304,17 @@ class _Run:
             last = last_checkpoint(folder)
             if last is None or last.name != f"step-{self.step:08d}":
                 with new_checkpoint(folder, self.step) as scratch:
-                    save_model(self.network, str(scratch / "model.safetensors"))
-                    torch.save(self.state(), scratch / "trainer.pt")
+                    # Written by Python, whose errors say what is wrong with the disk; the libraries' own do not.
+                    (scratch / "model.safetensors").write_bytes(safetensors.torch.save(self.weights()))
+                    buffer = io.BytesIO()
+                    torch.save(self.state(), buffer)
+                    (scratch / "trainer.pt").write_bytes(buffer.getbuffer())
                 self.record().save(folder)
         self.accelerator.wait_for_everyone()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters by name, a tied one once."""
+        return {name: parameter.detach().contiguous() for name, parameter in self.network.named_parameters()}
 
     def state(self) -> dict[str, Any]:
         return {
@@ -338,7 +348,9 @@ class _Run:
                 "another --output."
             )
         try:
-            load_model(self.network, str(checkpoint / "model.safetensors"), device=str(self.device))
+            saved = safetensors.torch.load_file(checkpoint / "model.safetensors", device=str(self.device))
+            for name, parameter in self.network.named_parameters():
+                parameter.data.copy_(saved[name])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
         except Exception as error:  # safetensors raises its own kinds

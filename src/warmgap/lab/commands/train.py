@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-import sys
+import os
 from pathlib import Path
 
 from warmgap.lab.config import TrainConfig
@@ -46,4 +46,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stdout)  # noqa: T201
+    if os.environ.get("RANK", "0") == "0":  # one process of several speaks
+        print(sentence)  # noqa: T201
