@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmgap import Schedule, ScheduleState, decay
-from warmgap.rules import GapRule, LinearRule, LossRatioRule, PowerRule, Rule
+from warmgap.rules import GapRule, LinearRule, LossRatioRule, PowerRule, RampRule, Rule
 
 RULES: dict[str, Rule[Any]] = {
     "gap": GapRule(kappa=65280),
     "gap-given": GapRule(kappa=65280, target_loss=-5.0),
     "loss-ratio": LossRatioRule(),
     "power": PowerRule(),
+    "ramp": RampRule(),
     "linear": LinearRule(7),
     "none": LinearRule(0),
 }
@@ -57,7 +58,7 @@ def test_promise_1_the_factor_stays_in_bounds_and_at_most_doubles(rule: str, los
     assert out[state.handover] == 1.0
 
 
-@pytest.mark.parametrize("rule", ["gap", "gap-given", "loss-ratio", "power"])
+@pytest.mark.parametrize("rule", ["gap", "gap-given", "loss-ratio", "power", "ramp"])
 @given(losses=any_losses)
 def test_promise_2_warm_up_ends_within_its_share(rule: str, losses: list[float | None]) -> None:
     schedule = Schedule(TOTAL, RULES[rule])
@@ -82,7 +83,8 @@ def test_a_flat_loss_is_no_deadlock() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "first"), [("gap", 0.01), ("power", 0.01), ("loss-ratio", 0.01), ("linear", 1 / 8), ("none", 1.0)]
+    ("rule", "first"),
+    [("gap", 0.01), ("power", 0.01), ("ramp", 0.01), ("loss-ratio", 0.01), ("linear", 1 / 8), ("none", 1.0)],
 )
 def test_the_first_step_runs_at_the_rules_own_factor(rule: str, first: float) -> None:
     assert Schedule(TOTAL, RULES[rule]).init().factor == first

@@ -15,6 +15,7 @@ from warmgap._checks import check_finite, check_fraction
 __all__ = ["NAMES", "Decay", "by_name", "constant", "cosine", "inverse_sqrt", "linear", "wsd"]
 
 Decay = Callable[[float], float]
+"""Progress in [0, 1] in, factor out."""
 
 
 def cosine(minimum: float = 0.0) -> Decay:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from warmgap import decay as decays
-from warmgap._checks import check_count, check_fraction
+from warmgap._checks import check_count, check_finite, check_fraction
 from warmgap._state import State
 from warmgap.rules import Rule, RuleState
 
@@ -93,6 +93,19 @@ class Schedule:
             step=0, factor=rule.factor, handover=0 if rule.done else None, rule=rule, config=self.config()
         )
 
+    def calibrate(self, state: ScheduleState, loss: float) -> ScheduleState:
+        """Return the state before the first step, given the loss measured there.
+
+        Raises:
+            ValueError: If a step was made already, or the loss is not finite.
+        """
+        if state.step > 0:
+            raise ValueError(f"calibrate looks before the first step, and {state.step} were made; call it first")
+        if state.handover is not None:
+            return state
+        rule = self.rule.calibrate(state.rule, check_finite("the loss to calibrate on", loss))
+        return replace(state, rule=rule, factor=rule.factor, handover=0 if rule.done else None)
+
     def step(self, state: ScheduleState, loss: float | None = None) -> tuple[ScheduleState, float]:
         """Take in the mean training loss of the step just made.
 
@@ -108,12 +121,13 @@ class Schedule:
             ValueError: If a callable decay leaves (0, 1], or the rule refuses the first loss.
         """
         step = state.step + 1
+        rule: RuleState = state.rule
+        if loss is not None and math.isfinite(loss):
+            rule = self.rule.step(rule, float(loss))[0]
         if state.handover is not None:
             factor = self._decayed(step - state.handover, state.handover)
-            return replace(state, step=step, factor=factor), factor
-        rule: RuleState = state.rule
-        if loss is not None and math.isfinite(loss) and not rule.done:
-            rule = self.rule.step(rule, float(loss))[0]
+            # the rule looks on, so that the gap can still be read
+            return replace(state, step=step, factor=factor, rule=replace(rule, factor=factor)), factor
         factor = self._bound(step, state, rule) if self.rule.bounded else rule.factor
         rule = replace(rule, factor=factor)
         handover = step if factor == 1.0 and (rule.done or self._ended(step)) else None

@@ -14,20 +14,38 @@ from warmgap._checks import check_count, check_finite, check_positive
 from warmgap._state import State
 
 _MAD_TO_DEVIATION = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
+_CHANGE_TO_DEVIATION = math.sqrt(math.pi) / 2.0  # mean |difference of two independent draws| -> standard deviation
 
 
 @dataclass(frozen=True)
 class SignalState(State):
-    """State of a `Signal`: the last finite losses, oldest first, and the running average's sum and weight."""
+    """State of a `Signal`.
+
+    Attributes:
+        window: The last finite losses, oldest first.
+        weighted: Running average of the accepted losses, before bias correction.
+        weight: What to divide it by.
+        accepted: The last accepted loss; None before the first.
+        change: Running average of the absolute difference of successive accepted losses, before bias correction.
+        change_weight: What to divide that by.
+    """
 
     window: tuple[float, ...] = ()
     weighted: float = 0.0
     weight: float = 0.0
+    accepted: float | None = None
+    change: float = 0.0
+    change_weight: float = 0.0
 
     @property
     def clean(self) -> float | None:
         """The clean loss; None until a finite loss was seen."""
         return self.weighted / self.weight if self.weight > 0.0 else None
+
+    @property
+    def noise(self) -> float | None:
+        """The standard deviation of a single loss, from successive differences; None until there were two losses."""
+        return _CHANGE_TO_DEVIATION * self.change / self.change_weight if self.change_weight > 0.0 else None
 
 
 @dataclass(frozen=True)
@@ -72,11 +90,18 @@ class Signal:
         middle = _low_median(window)
         spread = _MAD_TO_DEVIATION * _low_median([abs(value - middle) for value in window])
         accepted = loss if abs(loss - middle) <= self.threshold * spread else middle
+        keep, new = self.averaging, 1.0 - self.averaging
+        if state.accepted is not None:
+            change = abs(accepted - state.accepted)
+            state = replace(
+                state, change=keep * state.change + new * change, change_weight=keep * state.change_weight + new
+            )
         state = replace(
             state,
             window=window,
-            weighted=self.averaging * state.weighted + (1.0 - self.averaging) * accepted,
-            weight=self.averaging * state.weight + (1.0 - self.averaging),
+            weighted=keep * state.weighted + new * accepted,
+            weight=keep * state.weight + new,
+            accepted=accepted,
         )
         return state, state.clean
 

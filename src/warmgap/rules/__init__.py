@@ -8,5 +8,6 @@ from warmgap.rules.gap import GapRule
 from warmgap.rules.linear import LinearRule
 from warmgap.rules.loss_ratio import LossRatioRule
 from warmgap.rules.power import PowerRule
+from warmgap.rules.ramp import RampRule
 
-__all__ = ["GapRule", "LinearRule", "LossRatioRule", "PowerRule", "Rule", "RuleState"]
+__all__ = ["GapRule", "LinearRule", "LossRatioRule", "PowerRule", "RampRule", "Rule", "RuleState"]

@@ -54,6 +54,14 @@ class Rule(abc.ABC, Generic[S]):
         A loss that is NaN or infinite changes nothing.
         """
 
+    def calibrate(self, state: S, loss: float) -> S:
+        """Return the state before the first step, given the loss there: a rule may start above its floor on it.
+
+        Most rules gain nothing from it and return the state as it is.
+        """
+        del loss
+        return state
+
     def reading(self, state: S) -> tuple[float | None, float | None]:
         """Return the (gap, target loss) the rule sees, each None where it has none (yet)."""
         del state

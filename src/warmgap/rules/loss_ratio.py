@@ -55,6 +55,10 @@ class LossRatioRule(Rule[LossRatioState]):
         del total_iters
         return LossRatioState(factor=self.floor, level=self.level)
 
+    def calibrate(self, state: LossRatioState, loss: float) -> LossRatioState:
+        """Return the state that starts at the rule's own factor for the loss measured before the first step."""
+        return self.step(state, loss)[0]
+
     def step(self, state: LossRatioState, loss: float) -> tuple[LossRatioState, float]:
         """Take in one loss; return the new state and the factor of the next step."""
         signal, clean = self.signal.step(state.signal, loss)

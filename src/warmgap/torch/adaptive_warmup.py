@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable
@@ -11,8 +12,9 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+import torch
 from torch import Tensor
-from warmgap.rules import GapRule, LinearRule, LossRatioRule, PowerRule, Rule
+from warmgap.rules import GapRule, LinearRule, LossRatioRule, PowerRule, RampRule, Rule
 from warmgap.schedule import Schedule
 from warmgap.torch.loss_mean import LossMean, PendingLoss
 from warmgap.torch.recognition import optimizer_kappa
@@ -40,14 +42,13 @@ class AdaptiveWarmup(LRScheduler):
         total_iters: Optimizer steps in the whole run.
         rule: `"auto"` (the best there is here), `"gap"`, `"loss-ratio"`, `"power"`, `"linear"` (the usual tenth of the
             run), or a rule of `warmgap.rules`.
-        target_loss: The loss taken as optimal, or `"auto"`: an estimate from the run. For rules given by name that use
-        one.
+        target_loss: The loss taken as optimal, or `"auto"`: an estimate from the run. For rules given by name.
         floor: Starting learning rate / peak learning rate, in (0, 1). For rules given by name that use one.
         decay: A name of `warmgap.decay.NAMES` or a callable from progress to factor.
         norm: The norm that bounds a step: `"spectral"`, `"max"`, `"frobenius"`, or `"auto"` to tell it from the
             optimizer. Only the gap rule looks at it.
         process_group: The ranks to average the loss over; None for the default group where `torch.distributed` is
-        initialised.
+            initialised.
         last_epoch: Only -1: an adaptive schedule can't be resumed from a step number; use `load_state_dict`.
 
     Raises:
@@ -112,12 +113,29 @@ class AdaptiveWarmup(LRScheduler):
         """The target loss in use, given or estimated; None before the first loss, or where the rule has none."""
         return self.schedule.reading(self._state)[1]
 
+    def calibrate(self, closure: Callable[[], float | Tensor]) -> None:
+        """Measure the loss before the first step, for rules that may start above their floor on it (the loss ratio).
+
+        Every rank must call it.
+
+        Args:
+            closure: Returns the mean loss of a batch, of this rank; called once, without gradients.
+
+        Raises:
+            ValueError: If a step was made already, or the loss is not finite.
+        """
+        with torch.no_grad():
+            self._loss.add(closure())
+        loss = self._loss.take().result()
+        self._state = self.schedule.calibrate(self._state, math.nan if loss is None else loss)
+        self._set_lrs()
+
     def observe(self, loss: float | Tensor, weight: float | Tensor = 1.0) -> None:
         """Add one micro-batch's loss to the mean of the current optimizer step.
 
         Args:
             loss: Its mean loss, not divided by the number of micro-batches, nor scaled: a number or a tensor with one
-            element.
+                element.
             weight: Its share in the step's mean: its number of tokens, where micro-batches differ in it.
 
         Raises:
@@ -133,13 +151,15 @@ class AdaptiveWarmup(LRScheduler):
 
         Args:
             loss: The mean training loss of the step just made, if it was not observed before: a number or a tensor with
-            one element.
+                one element.
 
         Raises:
             ValueError: If the loss has more than one element, or the rule refuses the first one.
             TypeError: If the loss is neither a number nor a tensor.
         """
         if self._is_initial:  # the base class's constructor, or a host that starts over: no step was made
+            self._step_count += 1
+            self.last_epoch += 1
             self._set_lrs()
             return
         if loss is not None:
@@ -204,7 +224,8 @@ class AdaptiveWarmup(LRScheduler):
 
     def _update_lr(self, epoch: int | None = None) -> None:
         """Set the rates without a step: what `SequentialLR` asks for when it hands over to this scheduler."""
-        del epoch
+        if epoch is not None:
+            self.last_epoch = epoch
         self._set_lrs()
 
     def _set_lrs(self) -> None:
@@ -220,7 +241,7 @@ class AdaptiveWarmup(LRScheduler):
         ]
 
     def _skipped(self) -> bool:
-        """Whether the optimizer has not stepped since the last call; without gradients (a plot of rates) it need not."""
+        """Return whether the optimizer missed a step since the last call; without gradients it need not step."""
         if self._optimizer_steps != self._seen_steps:
             return False
         if self._optimizer_steps > 0:
@@ -267,7 +288,9 @@ def _rule_by_name(
     floor: float,
     norm: str,
 ) -> Rule[Any]:
-    if name in ("auto", "gap"):
+    if name == "auto":
+        return RampRule(floor=floor, target_loss=target_loss)
+    if name == "gap":
         return GapRule(kappa=optimizer_kappa(optimizer, norm), floor=floor, target_loss=target_loss)
     if name == "loss-ratio":
         return LossRatioRule(floor=floor)

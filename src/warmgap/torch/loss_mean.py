@@ -92,7 +92,7 @@ class LossMean:
             return PendingLoss(totals.cpu())
         host = torch.empty(2, dtype=totals.dtype, pin_memory=True)
         host.copy_(totals, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(totals.device))
         return PendingLoss(host, event)
 

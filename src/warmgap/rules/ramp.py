@@ -1,0 +1,111 @@
+"""This project's own rule: go up fast, hold the peak for a while before trusting it, back off where the loss rises.
+
+Where warm-up does not help, every slow step of it costs; where it does, the loss rises soon after the rate got too
+high. So the rate is not tied to a target loss that nobody knows: it grows until it meets resistance. What the rule was
+tested against, with the runs it lost, is in LOG.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from warmgap._checks import check_fraction, check_positive
+from warmgap.rules._rule import Rule, RuleState
+from warmgap.signal import Signal, SignalState
+from warmgap.target import Descent, Target
+
+
+@dataclass(frozen=True)
+class RampState(RuleState):
+    """State of a `RampRule`.
+
+    Attributes:
+        signal: The loss filter's state.
+        descent: What is known of the run so far, for the gap that is shown.
+        best_loss: The lowest clean loss since the last retreat; None before the first.
+        retreats: Times the factor was halved.
+        rest: Steps still to stay put after a retreat.
+        held: Steps in a row at the peak.
+        total_iters: Optimizer steps in the whole run; 0 where unknown.
+    """
+
+    signal: SignalState = field(default_factory=SignalState)
+    descent: Descent = field(default_factory=Descent)
+    best_loss: float | None = None
+    retreats: int = 0
+    rest: int = 0
+    held: int = 0
+    total_iters: int = 0
+
+
+@dataclass(frozen=True)
+class RampRule(Rule[RampState]):
+    """The factor grows geometrically from `floor` to 1, and halves when the clean loss rises by more than the noise.
+
+    The way up takes the share `ramp` of the run, but no factor more than doubles. Warm-up ends when the peak has been
+    held for the share `hold` of the run. Meanwhile the loss is watched: when its average lies more than `tolerance`
+    standard deviations of a single loss above its lowest since the last retreat, the factor is halved, stays put until
+    the average has caught up, and from then on takes `hold` of the run for each doubling. It needs no norm, and only
+    shows the gap to the target loss.
+
+    Attributes:
+        floor: Factor of the first step, in (0, 1).
+        ramp: Share of the run that the way up takes where nothing resists, in (0, 1).
+        hold: Share of the run for which the peak is held before warm-up ends, in (0, 1).
+        tolerance: Rise that counts as resistance, in standard deviations of a single loss, > 0.
+        target_loss: The loss that the gap shown is taken to, or `"auto"`.
+        signal: How the raw losses are cleaned.
+
+    Raises:
+        ValueError: If an attribute lies outside its range.
+    """
+
+    floor: float = 0.01
+    ramp: float = 0.01
+    hold: float = 0.05
+    tolerance: float = 1.5
+    target_loss: float | Literal["auto"] = "auto"
+    signal: Signal = field(default_factory=Signal)
+
+    name: ClassVar[str] = "ramp"
+
+    def __post_init__(self) -> None:
+        check_fraction("floor", self.floor, "it is starting learning rate / peak learning rate")
+        check_fraction("ramp", self.ramp)
+        check_fraction("hold", self.hold)
+        check_positive("tolerance", self.tolerance)
+        Target(self.target_loss)  # raises where it is neither a number nor "auto"
+
+    def init(self, total_iters: int | None = None) -> RampState:
+        """Return the state before the first step; without `total_iters` the way up doubles at every step."""
+        descent = Target(self.target_loss).init(total_iters)
+        return RampState(factor=self.floor, descent=descent, total_iters=total_iters or 0)
+
+    def step(self, state: RampState, loss: float) -> tuple[RampState, float]:
+        """Take in one loss; return the new state and the factor of the next step."""
+        signal, clean = self.signal.step(state.signal, loss)
+        if clean is None:
+            return state, state.factor
+        best = clean if state.best_loss is None else min(clean, state.best_loss)
+        descent, _ = Target(self.target_loss).step(state.descent, clean, state.factor)
+        state = replace(state, signal=signal, descent=descent, best_loss=best)
+        if state.rest > 0:
+            return replace(state, rest=state.rest - 1), state.factor
+        hold = max(1.0, self.hold * state.total_iters)
+        if clean > best + self.tolerance * (signal.noise or math.inf):
+            retreat = max(self.floor, 0.5 * state.factor)
+            rest = math.ceil(1.0 / (1.0 - self.signal.averaging))
+            state = replace(
+                state, factor=retreat, best_loss=clean, retreats=state.retreats + 1, rest=rest, held=0, done=False
+            )
+            return state, retreat
+        doubling = hold if state.retreats else self.ramp * state.total_iters / math.log2(1.0 / self.floor)
+        factor = min(1.0, state.factor * 2.0 ** (1.0 / max(1.0, doubling)))
+        held = state.held + 1 if state.factor == 1.0 else 0
+        return replace(state, factor=factor, held=held, done=held >= hold), factor
+
+    def reading(self, state: RampState) -> tuple[float | None, float | None]:
+        """Return the gap of the lowest clean loss, and the target loss."""
+        return Target(self.target_loss).reading(state.descent)

@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, SequentialLR
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import torch
+from torch import Tensor, nn
+from warmgap import Schedule
+from warmgap.rules import GapRule, LinearRule
+from warmgap.torch import AdaptiveWarmup, Lion, LossMean, Muon, NormalizedSGD, Signum
+from warmgap.torch.loss_mean import PendingLoss
+
+
+def problem(seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    x = torch.randn(256, 8)
+    return model, x, torch.sin(x.sum(1, keepdim=True))
+
+
+def train(
+    model: nn.Module, optimizer: Optimizer, scheduler: AdaptiveWarmup, x: Tensor, y: Tensor, steps: range
+) -> list[list[float]]:
+    """Train on batches that depend on the step alone; return the rates each step ran at."""
+    rates = []
+    for t in steps:
+        batch = torch.randint(len(x), (32,), generator=torch.Generator().manual_seed(t))
+        loss = nn.functional.mse_loss(model(x[batch]), y[batch])
+        rates.append([float(group["lr"]) for group in optimizer.param_groups])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss)
+    return rates
+
+
+def lion(model: nn.Module) -> Lion:
+    return Lion([{"params": [p], "lr": 3e-3 * 2**i} for i, p in enumerate(model.parameters())], lr=3e-3)
+
+
+def test_the_readmes_loop() -> None:
+    model, x, y = problem()
+    optimizer = Signum(model.parameters(), lr=1e-2)
+    scheduler = AdaptiveWarmup(optimizer, total_iters=200)
+    first = nn.functional.mse_loss(model(x), y).item()
+    rates = train(model, optimizer, scheduler, x, y, range(200))
+    assert nn.functional.mse_loss(model(x), y).item() < 0.8 * first
+    assert rates[0] == [1e-2 * 0.01]
+    assert scheduler.gap is not None
+    assert 0.0 < scheduler.gap < first
+    assert scheduler.phase == "decay"
+    assert scheduler.warmup_iters is not None
+    assert rates[scheduler.warmup_iters] == [1e-2]
+    assert scheduler.get_last_lr() == [optimizer.param_groups[0]["lr"]]
+
+
+@pytest.mark.parametrize("rule", ["auto", "gap", "loss-ratio", "power", "linear"])
+def test_it_gives_the_schedules_factors(rule: str) -> None:
+    model, _, _ = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 100, rule=rule)
+    state = scheduler.schedule.init()
+    for t in range(100):
+        assert optimizer.param_groups[0]["lr"] == state.factor
+        optimizer.step()
+        loss = 1.0 + 5.0 * math.exp(-t / 8)
+        scheduler.step(torch.tensor(loss, dtype=torch.float64) if t % 2 else loss)
+        state, _ = scheduler.schedule.step(state, loss)
+
+
+def test_promise_1_the_constructor_sets_the_first_rate_and_never_the_peak() -> None:
+    model, _, _ = problem()
+    optimizer = Lion(model.parameters(), lr=1e-3)
+    scheduler = AdaptiveWarmup(optimizer, 100, rule="gap", floor=0.05)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(5e-5)
+    assert (scheduler.phase, scheduler.warmup_iters, scheduler.gap, scheduler.target_loss) == (
+        "warmup",
+        None,
+        None,
+        None,
+    )
+    assert scheduler.last_epoch == 0
+
+
+@pytest.mark.parametrize("stop", [1, 5, 11, 12, 13, 40, 79])
+def test_promise_4_a_stopped_run_goes_on_bit_for_bit(stop: int, tmp_path: Path) -> None:
+    def fresh() -> tuple[nn.Module, Lion, AdaptiveWarmup, Tensor, Tensor]:
+        model, x, y = problem()
+        optimizer = lion(model)
+        return model, optimizer, AdaptiveWarmup(optimizer, 80, rule="gap", target_loss=0.0), x, y
+
+    model, optimizer, scheduler, x, y = fresh()
+    whole = train(model, optimizer, scheduler, x, y, range(80))
+
+    half, half_optimizer, half_scheduler, _, _ = fresh()
+    train(half, half_optimizer, half_scheduler, x, y, range(stop))
+    saved = {"m": half.state_dict(), "o": half_optimizer.state_dict(), "s": half_scheduler.state_dict()}
+    torch.save(saved, tmp_path / "checkpoint.pt")
+
+    loaded = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    resumed, resumed_optimizer, resumed_scheduler, _, _ = fresh()
+    resumed.load_state_dict(loaded["m"])
+    before = copy.deepcopy(loaded["s"])
+    resumed_scheduler.load_state_dict(state_dict=loaded["s"])  # before the optimizer on purpose: either order will do
+    resumed_optimizer.load_state_dict(loaded["o"])
+    assert loaded["s"] == before
+    rest = train(resumed, resumed_optimizer, resumed_scheduler, x, y, range(stop, 80))
+    assert rest == whole[stop:]
+    for mine, theirs in zip(resumed.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_promise_5_the_groups_ratios_are_kept() -> None:
+    model, x, y = problem()
+    optimizer = lion(model)
+    for rates in train(model, optimizer, AdaptiveWarmup(optimizer, 60), x, y, range(70)):
+        assert [rate / rates[0] for rate in rates] == pytest.approx([1.0, 2.0, 4.0, 8.0], rel=1e-12)
+
+
+def test_promise_6_the_state_is_plain_and_a_foreign_one_is_refused() -> None:
+    model, _, _ = problem()
+    scheduler = AdaptiveWarmup(lion(model), 60)
+    buffer = io.BytesIO()
+    torch.save(scheduler.state_dict(), buffer)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    scheduler.load_state_dict(state)
+    with pytest.raises(ValueError, match="version 7, this warmgap reads 1"):
+        scheduler.load_state_dict({**state, "version": 7})
+    with pytest.raises(ValueError, match="it has no version"):
+        scheduler.load_state_dict(ConstantLR(SGD(model.parameters(), lr=0.1)).state_dict())
+    with pytest.raises(ValueError, match="4 parameter groups, and this one has 1"):
+        AdaptiveWarmup(Lion(model.parameters(), lr=0.1), 60).load_state_dict(state)
+    with pytest.raises(ValueError, match="other settings"):
+        AdaptiveWarmup(lion(model), 61).load_state_dict(state)
+    with pytest.raises(ValueError, match="it needs"):
+        scheduler.load_state_dict({"version": 1})
+
+
+class FakeEvent:
+    """Stands for the event of a copy that is still under way."""
+
+    def __init__(self, step: int, read: list[int]) -> None:
+        self.step, self.read = step, read
+
+    def synchronize(self) -> None:
+        self.read.append(self.step)
+
+
+def test_promise_7_a_loss_on_a_device_is_read_one_step_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, _ = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 100, rule=GapRule(kappa=10.0, target_loss=0.0))
+    read: list[int] = []
+    steps = iter(range(100))
+    plain_take = LossMean.take
+
+    def take(self: LossMean) -> PendingLoss:
+        return PendingLoss(plain_take(self)._totals, FakeEvent(next(steps), read))
+
+    monkeypatch.setattr(LossMean, "take", take)
+    losses = [5.0 - 0.1 * t for t in range(30)]
+    for t, loss in enumerate(losses):
+        optimizer.step()
+        scheduler.step(loss)
+        assert read == list(range(t))  # after step t the losses of the steps before t were read, and t's was not
+    expected = scheduler.schedule.init()
+    for late in [None, *losses[:-1]]:
+        expected, _ = scheduler.schedule.step(expected, late)
+    assert scheduler.factor == expected.factor
+    state = scheduler.state_dict()  # saving reads what is under way, so that nothing is lost
+    assert read[-1] == 29
+    assert state["late_loss"] == losses[-1]
+    revived = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100, rule=GapRule(kappa=10.0, target_loss=0.0))
+    revived.load_state_dict(state)
+    revived.optimizer.step()
+    revived.step(1.0)
+    assert revived.factor == scheduler.schedule.step(expected, losses[-1])[1]
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that bring a tensor's value to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: Lion(model.parameters(), lr=1e-3),
+        lambda model: Signum(model.parameters(), lr=1e-3),
+        lambda model: NormalizedSGD(model.parameters(), lr=1e-3),
+        lambda model: Muon([{"params": [model[0].weight, model[2].weight], "kind": "matrix"}], lr=1e-3),
+    ],
+)
+def test_promise_7_neither_observing_nor_stepping_reads_a_tensor(make: Any) -> None:
+    model, x, y = problem()
+    optimizer = make(model)
+    scheduler = AdaptiveWarmup(optimizer, 100)
+    loss = nn.functional.mse_loss(model(x), y)
+    loss.backward()
+    with HostReads() as reads:
+        scheduler.observe(loss, weight=torch.tensor(32))
+        optimizer.step()
+    assert reads.count == 0
+    with HostReads() as reads:
+        loss.item()
+    assert reads.count == 1  # and the count can fail
+
+
+def test_micro_batches_are_weighed_by_their_tokens() -> None:
+    model, _, _ = problem()
+    whole, parts = Lion(model.parameters(), lr=1.0), Lion(model.parameters(), lr=1.0)
+    one, other = AdaptiveWarmup(whole, 50, rule="gap"), AdaptiveWarmup(parts, 50, rule="gap")
+    for t in range(40):
+        a, b = 6.0 / (1 + t), 3.0 / (1 + t)
+        whole.step()
+        one.step((3 * a + b) / 4)
+        other.observe(torch.tensor(a, dtype=torch.float64), weight=96)
+        other.observe(b, weight=torch.tensor(32))
+        parts.step()
+        other.step()
+        assert other.factor == pytest.approx(one.factor, rel=1e-12)
+
+
+def test_a_step_that_amp_skipped_does_not_count() -> None:
+    model, x, y = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 50)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1000)
+    counted = []
+    for t in range(12):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        scaler.scale(loss).backward()
+        if t in (0, 5):
+            next(model.parameters()).grad.fill_(math.inf)  # type: ignore[union-attr]
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step(1e9 if t in (0, 5) else loss)
+        counted.append(scheduler.last_epoch)
+    assert counted == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10]
+    assert scheduler.gap is not None
+    assert scheduler.gap < 100.0
+
+
+def test_a_host_that_steps_it_once_a_process_moves_it_once() -> None:
+    model, _, _ = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 50, rule=LinearRule(10))
+    for _ in range(5):
+        optimizer.step()
+        for _ in range(4):
+            scheduler.step(2.0)
+    assert scheduler.last_epoch == 5
+
+
+def test_tensor_rates_are_written_in_place() -> None:
+    model, x, y = problem()
+    rate = torch.tensor(1e-2, dtype=torch.float64)
+    optimizer = AdamW(model.parameters(), lr=rate)
+    scheduler = AdaptiveWarmup(optimizer, 30, rule=LinearRule(4))
+    rates = train(model, optimizer, scheduler, x, y, range(30))
+    held = optimizer.param_groups[0]["lr"]
+    assert isinstance(held, Tensor)
+    assert rates[4] == [pytest.approx(1e-2, rel=1e-12)]
+    assert scheduler.get_last_lr()[0] is not held
+    assert all(type(base) is float for base in scheduler.state_dict()["base_lrs"])
+
+
+def test_it_stands_in_sequential_and_chained_schedulers() -> None:
+    model, _, _ = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    warm = AdaptiveWarmup(optimizer, 40, rule=LinearRule(4), decay="constant")
+    sequence = SequentialLR(optimizer, [warm, ConstantLR(optimizer, factor=0.5, total_iters=100)], milestones=[10])
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        warm.observe(3.0)
+        sequence.step()
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, *[1.0] * 6, 0.5, 0.5])
+
+    optimizer = Lion(model.parameters(), lr=1.0)
+    warm = AdaptiveWarmup(optimizer, 40, rule="gap", target_loss=0.0)
+    chain = ChainedScheduler([warm], optimizer=optimizer)
+    for _ in range(5):
+        optimizer.step()
+        warm.observe(3.0)
+        chain.step()
+    assert warm.gap == pytest.approx(3.0)
+    assert warm.last_epoch == 5
+
+
+def test_get_lr_changes_nothing() -> None:
+    model, _, _ = problem()
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 50)
+    before = copy.deepcopy(scheduler.state_dict())
+    assert scheduler.get_lr() == scheduler.get_lr() == scheduler.get_last_lr()
+    assert scheduler.state_dict() == before
+
+
+def test_the_optimizer_does_not_keep_it_alive() -> None:
+    model, _, _ = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    AdaptiveWarmup(optimizer, 50)
+    gc.collect()
+    optimizer.step()  # its hook finds nobody
+
+
+def silent_steps(scheduler: AdaptiveWarmup, steps: int) -> None:
+    for _ in range(steps):
+        scheduler.optimizer.step()
+        scheduler.step()
+
+
+def test_calibration_lets_a_rule_start_on_evidence() -> None:
+    model, x, y = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 100, rule="loss-ratio")
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    scheduler.calibrate(lambda: nn.functional.mse_loss(model(x), y))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
+    optimizer.step()
+    scheduler.step(1.0)
+    with pytest.raises(ValueError, match="calibrate looks before the first step, and 1 were made"):
+        scheduler.calibrate(lambda: 1.0)
+    with pytest.raises(ValueError, match="must be finite, got nan"):
+        AdaptiveWarmup(optimizer, 100).calibrate(lambda: math.nan)
+
+
+def test_losses_that_never_come_are_told() -> None:
+    model, _, _ = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 100)
+    silent_steps(scheduler, 9)
+    with pytest.warns(UserWarning, match="no finite loss for 10 steps"):
+        silent_steps(scheduler, 1)
+    silent_steps(scheduler, 20)  # once is enough
+    silent_steps(AdaptiveWarmup(optimizer, 100, rule=LinearRule(50)), 20)  # and this rule needs none
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"total_iters": 0}, "total_iters must be at least 1"),
+        ({"rule": "cosine"}, "rule must be one of 'auto'"),
+        ({"rule": 3}, "rule must be a rule of warmgap.rules"),
+        ({"floor": 0.0}, "floor must lie strictly between 0 and 1, got 0.0"),
+        ({"target_loss": math.nan}, "target_loss must be finite"),
+        ({"decay": "step"}, "decay must be one of 'cosine'"),
+        ({"norm": "l7"}, "norm must be 'auto' or one of"),
+        ({"last_epoch": 5}, "resume an adaptive schedule with load_state_dict"),
+    ],
+)
+def test_promise_8_bad_arguments_are_named(settings: dict[str, Any], message: str) -> None:
+    model, _, _ = problem()
+    optimizer = Lion(model.parameters(), lr=1e-3)
+    arguments = {"total_iters": 100, "rule": "gap", **settings}
+    with pytest.raises(ValueError, match=message):
+        AdaptiveWarmup(optimizer, **arguments)
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_what_is_no_optimizer_or_no_loss_is_named() -> None:
+    model, _, _ = problem()
+    with pytest.raises(TypeError, match=r"must be a torch.optim.Optimizer, got Sequential"):
+        AdaptiveWarmup(model, 10)  # type: ignore[arg-type]
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1e-3), 10)
+    with pytest.raises(ValueError, match=r"must have one element, got a tensor of shape \(3,\); take its mean"):
+        scheduler.step(torch.ones(3))
+    with pytest.raises(TypeError, match="must be a number or a tensor with one element, got 'low'"):
+        scheduler.observe("low")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="finite number >= 0, got -1"):
+        scheduler.observe(1.0, weight=-1)
+
+
+def test_an_unknown_optimizer_is_asked_for_its_norm() -> None:
+    model, _, _ = problem()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="a step of SGD is not known here: give norm='spectral'"):
+        AdaptiveWarmup(optimizer, 100, rule="gap")
+    assert isinstance(AdaptiveWarmup(optimizer, 100, rule="gap", norm="frobenius").schedule, Schedule)
