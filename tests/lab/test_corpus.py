@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import types
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from warmgap.lab import corpus
 from warmgap.lab.corpus import BYTES, cache_folder, load_tokens
 from warmgap.lab.errors import UserError
 
-SENTENCES = [f"Line {number} tells of {number * 7919 % 1000} apples and {number * 104729 % 997} pears.\n" for number in range(3000)]
+SENTENCES = [
+    f"Line {number} tells of {number * 7919 % 1000} apples and {number * 104729 % 997} pears.\n"
+    for number in range(3000)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +35,7 @@ def decode_bytes(tokens: np.ndarray[Any, Any]) -> str:
     return bytes(tokens[tokens < 256].astype(np.uint8)).decode()
 
 
-# ------------------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 def test_an_unknown_corpus_is_refused_with_the_known_ones() -> None:
@@ -74,14 +78,16 @@ def test_a_vocabulary_that_cannot_be_had_is_refused(text: str) -> None:
         load_tokens(text, 60_000)
 
 
-def test_a_cache_that_cannot_be_written_is_one_sentence(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_one_sentence(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("WARMGAP_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"Cannot write the cache .* set WARMGAP_CACHE to another folder"):
         load_tokens(text, BYTES)
 
 
-# ------------------------------------------------------------------------------------------------------------------ the tokens
+# ----------------------------------------------------------------------------------------------------------- the tokens
 
 
 def test_bytes_give_the_text_back(text: str) -> None:
@@ -125,10 +131,16 @@ def test_a_folder_is_read_without_hidden_and_binary_files(tmp_path: Path) -> Non
     for name in "abc":
         (folder / name).write_text(f"text {name}\n")
     tokens = load_tokens(str(folder), BYTES)
-    assert sorted((decode_bytes(tokens.train) + decode_bytes(tokens.validation)).splitlines()) == ["text a", "text b", "text c"]
+    assert sorted((decode_bytes(tokens.train) + decode_bytes(tokens.validation)).splitlines()) == [
+        "text a",
+        "text b",
+        "text c",
+    ]
 
 
-def test_bpe_is_deterministic_and_shorter_than_bytes(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bpe_is_deterministic_and_shorter_than_bytes(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = load_tokens(text, 400)
     monkeypatch.setenv("WARMGAP_CACHE", str(tmp_path / "other"))
     second = load_tokens(text, 400)
@@ -169,7 +181,7 @@ def test_wiki_without_its_package_says_what_to_install(monkeypatch: pytest.Monke
         load_tokens("wiki")
 
 
-# ------------------------------------------------------------------------------------------------------------------- the cache
+# ------------------------------------------------------------------------------------------------------------ the cache
 
 
 def test_a_second_look_reads_the_cache(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,14 +236,14 @@ def test_processes_that_build_at_once_agree(text: str) -> None:
     assert len(list((cache_folder() / "tokens").iterdir())) == 1
 
 
-# ------------------------------------------------------------------------------------------------------------------ hugging face
+# --------------------------------------------------------------------------------------------------------- hugging face
 
 
 def fake_datasets(monkeypatch: pytest.MonkeyPatch, rows: Iterator[dict[str, object]]) -> None:
     module = types.ModuleType("datasets")
     module.load_dataset = lambda *_, **__: rows  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", module)
-    monkeypatch.setattr(corpus.urllib.request, "urlopen", lambda *_, **__: types.SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: types.SimpleNamespace(close=lambda: None))
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:fineweb", "hf:/fineweb", "hf:a/b/c"])
@@ -281,5 +293,8 @@ def test_a_dataset_without_a_text_column_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_importing_the_lab_names_needs_no_framework() -> None:
-    code = "import sys, warmgap.lab.cli, warmgap.lab.config; assert not {'torch', 'transformers', 'accelerate'} & set(sys.modules)"
+    code = (
+        "import sys, warmgap.lab.cli, warmgap.lab.config; "
+        "assert not {'torch', 'transformers', 'accelerate'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

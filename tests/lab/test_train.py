@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-import torch
 
+import torch
 from warmgap.lab import train as module
 from warmgap.lab.errors import UserError
 from warmgap.lab.record import last_checkpoint
 from warmgap.lab.train import RunRecord, TrainConfig, train
 
-SENTENCES = [f"Line {number} tells of {number * 7919 % 1000} apples and {number * 104729 % 997} pears.\n" for number in range(1500)]
+SENTENCES = [
+    f"Line {number} tells of {number * 7919 % 1000} apples and {number * 104729 % 997} pears.\n"
+    for number in range(1500)
+]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for kill -9: nothing is saved on the way out."""
 
 
@@ -63,7 +66,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
     def dying(self: Any) -> Any:
         if self.step == step:
-            raise Killed
+            raise KilledError
         return one_step(self)
 
     monkeypatch.setattr(module._Run, "one_step", dying)
@@ -87,7 +90,7 @@ def assert_same_run(one: TrainConfig, other: TrainConfig) -> None:
         assert torch.equal(tensor, weights(other.output)[name]), name
 
 
-# ------------------------------------------------------------------------------------------------------------------- one run
+# -------------------------------------------------------------------------------------------------------------- one run
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "lion", "signum", "normalized-sgd", "scion", "gluon"])
@@ -128,7 +131,9 @@ def test_the_folder_of_a_run(small: TrainConfig) -> None:
         assert math.isfinite(row["loss"])
 
 
-def test_the_record_tells_nothing_of_the_machine(small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_tells_nothing_of_the_machine(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     relative = dataclasses.replace(small, corpus="text.txt", output=Path("here"))
     train(relative, progress=False)
@@ -136,6 +141,21 @@ def test_the_record_tells_nothing_of_the_machine(small: TrainConfig, tmp_path: P
     for private in (str(tmp_path), str(Path.home()) + "/", os.uname().nodename, sys.executable):
         assert private not in text
     assert "warmgap train --corpus text.txt" in json.loads(Path("here/run.json").read_text())["command"]
+
+
+def test_a_terminal_shows_a_bar_with_loss_rate_and_phase(
+    small: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    record = train(small, progress=True)
+    shown = capsys.readouterr().err
+    assert "14/14" in shown
+    assert "decay" in shown
+    assert f"val {record.final_val_loss:.4f}" in shown
+    train(dataclasses.replace(small, output=None), progress=False)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -183,9 +203,7 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run_and_the_record_stays(small
     metrics = rows(small.output)
     assert metrics[-1]["loss"] is None
     assert len(metrics) == record.step < 14
-    resumed = train(
-        dataclasses.replace(small, optimizer="lion", lr=1e30, rule="none", resume=True), progress=False
-    )
+    resumed = train(dataclasses.replace(small, optimizer="lion", lr=1e30, rule="none", resume=True), progress=False)
     assert resumed == record
 
 
@@ -211,7 +229,7 @@ def test_accumulation_changes_neither_rates_nor_weights(small: TrainConfig, tmp_
         torch.testing.assert_close(weights(split.output)[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-# -------------------------------------------------------------------------------------------------------------- stop and go on
+# ------------------------------------------------------------------------------------------------------- stop and go on
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "lion"])
@@ -224,7 +242,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     train(whole, progress=False)
     with monkeypatch.context() as patch:
         kill_at(patch, step)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(killed, progress=False)
     assert killed.output is not None
     assert RunRecord.load(killed.output).status == "running"
@@ -279,11 +297,14 @@ def test_only_the_last_checkpoint_is_kept(small: TrainConfig) -> None:
     assert [path.name for path in (small.output / "checkpoint").iterdir()] == ["step-00000014"]
 
 
-# ------------------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 def test_a_text_shorter_than_a_batch_is_refused(small: TrainConfig) -> None:
-    with pytest.raises(UserError, match=r"is shorter than a batch: it gives \d+ training sequences of 512 tokens, and a batch takes 400"):
+    with pytest.raises(
+        UserError,
+        match=r"is shorter than a batch: it gives \d+ training sequences of 512 tokens, and a batch takes 400",
+    ):
         train(dataclasses.replace(small, sequence_length=512, batch_size=400), progress=False)
 
 
@@ -302,7 +323,9 @@ def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_checkpoint_of_another_run_is_refused(small: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(small, monkeypatch)
-    with pytest.raises(UserError, match=r"belongs to another run \(lr was 0.\d+, here 0.5, and 1 more\): give the same settings"):
+    with pytest.raises(
+        UserError, match=r"belongs to another run \(lr was 0.\d+, here 0.5, and 1 more\): give the same settings"
+    ):
         train(dataclasses.replace(small, lr=0.5, seed=7, resume=True), progress=False)
 
 
@@ -344,7 +367,7 @@ def test_a_target_above_the_losses_is_one_sentence(small: TrainConfig) -> None:
         train(dataclasses.replace(small, rule="gap", target_loss=100.0), progress=False)
 
 
-# --------------------------------------------------------------------------------------------------------------- two processes
+# -------------------------------------------------------------------------------------------------------- two processes
 
 WORKER = """
 import json, os, sys
@@ -366,7 +389,9 @@ output.with_name(f"rates{os.environ['RANK']}.json").write_text(json.dumps(rates)
 
 
 def test_two_processes_have_one_learning_rate_and_train_the_same_model(small: TrainConfig, tmp_path: Path) -> None:
-    alone = dataclasses.replace(small, optimizer="normalized-sgd", accumulation=2, save_every=14, output=tmp_path / "alone")
+    alone = dataclasses.replace(
+        small, optimizer="normalized-sgd", accumulation=2, save_every=14, output=tmp_path / "alone"
+    )
     train(alone, progress=False)
     settings = dataclasses.asdict(alone) | {"output": str(tmp_path / "together" / "run"), "accumulation": 2}
     (tmp_path / "together").mkdir()

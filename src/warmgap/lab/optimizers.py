@@ -64,6 +64,6 @@ OPTIMIZERS = {
     "lion": Choice(1e-3, _lion),
     "signum": Choice(1e-3, _signum),
     "normalized-sgd": Choice(1e-1, _normalized_sgd),
-    "scion": Choice(1e-2, _scion),
-    "gluon": Choice(1e-2, _gluon),
+    "scion": Choice(1e-3, _scion),
+    "gluon": Choice(1e-3, _gluon),
 }

@@ -192,7 +192,7 @@ class _Run:
             last = index == len(starts) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.parallel):
                 loss = self.loss(self.parallel, cut(self.tokens.train, micro_batch, self.length))
-                (loss / config.accumulation).backward()  # type: ignore[no-untyped-call]
+                (loss / config.accumulation).backward()
             loss = loss.detach()
             self.scheduler.observe(loss, weight=self.micro_batch * self.length)
             total += loss / config.accumulation
