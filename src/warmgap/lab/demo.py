@@ -25,7 +25,7 @@ To find the best length by hand takes a run for every length tried; the adaptive
 how close it comes to the best of the four, and whether the difference is more than the noise between seeds."""
 
 GRID = Grid(
-    base=TrainConfig(corpus="wiki", model="tiny", steps=400, eval_every=0, save_every=0, eval_tokens=131_072),
+    base=TrainConfig(corpus="wiki", model="tiny", steps=300, eval_every=0, save_every=0, eval_tokens=131_072),
     optimizers=("muon", "lion"),
     rules=("auto",),
     warmups=("0", "5%", "10%", "40%"),

@@ -147,8 +147,8 @@ def run_sweep(
     """Train every run that is not finished, several at a time, and write down what was asked in `sweep.json`.
 
     Finished runs (done or diverged, with the same settings) are skipped; interrupted ones go on from their last
-    checkpoint. A run that fails is written down (`error.txt` in its folder) and the others go on. On ctrl-C or SIGTERM
-    every run under way writes a checkpoint.
+    checkpoint. Each run has one CPU thread unless its settings say otherwise. A run that fails is written down
+    (`error.txt` in its folder) and the others go on. On ctrl-C or SIGTERM every run under way writes a checkpoint.
 
     Args:
         configs: the runs, each with its own `output`.
@@ -179,6 +179,9 @@ def run_sweep(
         config: Outcome(config, status, skipped=True) for config in configs if (status := finished(config)) is not None
     }
     waiting = [config for config, outcome in outcomes.items() if outcome.status == "waiting"]
+    if console is not None and len(waiting) < len(configs):
+        skipped = len(configs) - len(waiting)
+        console.print(f"{skipped} of {len(configs)} runs are finished already.", highlight=False)
     book.write(outcomes.values())
     if waiting:
         # Once, here: the workers find the tokens in the cache, and a mistake in the corpus is told once.
@@ -187,10 +190,10 @@ def run_sweep(
         ):
             load_tokens(corpus[0], corpus[1], megabytes=corpus[2])
         jobs = min(len(waiting), jobs or _usual_jobs())
-        threads = max(1, _cores() // jobs)
-        waiting = [config if config.threads else replace(config, threads=threads) for config in waiting]
+        # One thread a run: the cores are for the runs, and a run's numbers do not depend on how many cores there are.
+        waiting = [config if config.threads else replace(config, threads=1) for config in waiting]
         by_output = {config.output: config for config in configs}
-        with _shown(console, list(outcomes.values()), waiting) as display:
+        with _shown(console, waiting) as display:
             for outcome in _train_all(waiting, jobs, display):
                 config = by_output[outcome.config.output]
                 outcomes[config] = replace(outcome, config=config)
@@ -227,7 +230,7 @@ def tell(outcomes: Sequence[Outcome], folder: Path, console: Console) -> int:
             f"Failed: {_name(outcome.config)}: {outcome.message}", highlight=False, markup=False, soft_wrap=True
         )
     if left:
-        console.print(f"{left} runs are left: run the same command again to go on.", highlight=False)
+        console.print(f"{left} of {len(outcomes)} runs are left: the same command goes on with them.", highlight=False)
         return 130
     return 1 if failed else 0
 
@@ -520,7 +523,7 @@ class _Display:
 
 
 @contextlib.contextmanager
-def _shown(console: Console | None, outcomes: Sequence[Outcome], waiting: Sequence[TrainConfig]) -> Iterator[_Display]:
+def _shown(console: Console | None, waiting: Sequence[TrainConfig]) -> Iterator[_Display]:
     if console is None:
         yield _Display(None)
         return
@@ -533,9 +536,6 @@ def _shown(console: Console | None, outcomes: Sequence[Outcome], waiting: Sequen
         TimeRemainingColumn,
     )
 
-    skipped = sum(outcome.skipped for outcome in outcomes)
-    if skipped:
-        console.print(f"{skipped} of {len(outcomes)} runs are finished already.", highlight=False)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
