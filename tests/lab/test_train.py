@@ -179,11 +179,13 @@ def test_the_published_rule_runs_its_first_step_at_the_peak(small: TrainConfig) 
     assert record.target_loss == 0.5
 
 
-@pytest.mark.parametrize("rule", ["gap", "loss-ratio", "power"])
-def test_the_rules_by_name(small: TrainConfig, rule: str) -> None:
+@pytest.mark.parametrize(("rule", "first"), [("auto", 0.01), ("gap", 0.01), ("power", 0.01), ("loss-ratio", 0.5)])
+def test_the_rules_by_name(small: TrainConfig, rule: str, first: float) -> None:
     record = train(dataclasses.replace(small, rule=rule), progress=False)
     assert record.status == "done"
-    assert rows(small.output)[0]["phase"] == "warmup"
+    metrics = rows(small.output)
+    assert metrics[0]["phase"] == "warmup"
+    assert metrics[0]["factor"] == pytest.approx(first)
 
 
 def test_a_seed_decides_the_run(small: TrainConfig, tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def _normalized_sgd(model: "nn.Module", lr: float, weight_decay: float) -> "Opti
 
 
 OPTIMIZERS = {
-    "muon": Choice(1e-2, _muon),
+    "muon": Choice(2e-2, _muon),
     "lion": Choice(1e-3, _lion),
-    "signum": Choice(1e-3, _signum),
+    "signum": Choice(3e-3, _signum),
     "normalized-sgd": Choice(1e-1, _normalized_sgd),
     "scion": Choice(1e-3, _scion),
     "gluon": Choice(1e-3, _gluon),

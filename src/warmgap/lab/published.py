@@ -105,7 +105,7 @@ class PublishedRule(Rule[PublishedState]):
                 )
             initial_gap = gap
             peak_gap = published_peak_gap(gap, self.floor, self.kappa, self.peak_lr, self.sigma)
-        done = gap <= peak_gap
+        done = state.done or gap <= peak_gap
         factor = 1.0
         if not done:
             bend = (1.0 / self.floor - 1.0) * initial_gap / (initial_gap - peak_gap) ** 2

@@ -147,6 +147,8 @@ class _Run:
         self.pending: list[_Seen] = []
         if config.output is not None and config.resume and (checkpoint := last_checkpoint(config.output)):
             self.load(checkpoint)
+        elif config.rule == "loss-ratio":  # the one rule that starts above its floor where it knows the loss there
+            self.scheduler.calibrate(lambda: self.loss(self.network, self.windows()[0]))
         self.accelerator.wait_for_everyone()
 
     # --------------------------------------------------------------------------------------------------------- the loop
@@ -183,15 +185,14 @@ class _Run:
     def one_step(self) -> _Seen:
         """Make one optimizer step; nothing here waits for the device."""
         config, accelerator = self.config, self.accelerator
-        shape = (config.accumulation, accelerator.num_processes, self.micro_batch)
-        starts = self.sampler.starts(self.step).reshape(shape)[:, accelerator.process_index]
         factor, lr = self.scheduler.factor, max(float(rate) for rate in self.scheduler.get_last_lr())
         phase = self.scheduler.phase
         total = torch.zeros((), device=self.device)
-        for index, micro_batch in enumerate(starts):
-            last = index == len(starts) - 1
+        micro_batches = self.windows()
+        for index, windows in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.parallel):
-                loss = self.loss(self.parallel, cut(self.tokens.train, micro_batch, self.length))
+                loss = self.loss(self.parallel, windows)
                 (loss / config.accumulation).backward()
             loss = loss.detach()
             self.scheduler.observe(loss, weight=self.micro_batch * self.length)
@@ -205,8 +206,13 @@ class _Run:
             raise UserError(f"The warm-up rule cannot go on: {error}") from error
         self.optimizer.zero_grad()
         self.step += 1
-        gap = self.scheduler.gap if phase == "warmup" else None  # the rule looks no further
-        return _Seen(self.step, self.mean(total), lr, factor, phase, gap)
+        return _Seen(self.step, self.mean(total), lr, factor, phase, self.scheduler.gap)
+
+    def windows(self) -> list[NDArray[np.int64]]:
+        """This process's micro-batches of the next step, each of shape `(micro_batch, length + 1)`."""
+        shape = (self.config.accumulation, self.accelerator.num_processes, self.micro_batch)
+        starts = self.sampler.starts(self.step).reshape(shape)[:, self.accelerator.process_index]
+        return [cut(self.tokens.train, micro_batch, self.length) for micro_batch in starts]
 
     def loss(self, model: nn.Module, windows: NDArray[np.int64]) -> Tensor:
         """Mean cross-entropy of `model` in nats a token, on windows of shape `(sequences, length + 1)`."""
