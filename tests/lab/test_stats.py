@@ -55,6 +55,13 @@ def test_a_difference_within_the_noise_is_a_tie() -> None:
     assert comparison.low < 0 < comparison.high
 
 
+def test_a_wide_interval_is_no_tie_where_the_difference_is_larger_than_the_deviation_between_seeds() -> None:
+    comparison = compare({0: 3.20, 1: 3.42}, {0: 3.00, 1: 3.10})
+    assert comparison.low is not None
+    assert comparison.low < 0
+    assert comparison.verdict == "none"
+
+
 def test_equal_losses_tie() -> None:
     assert compare({0: 3.0, 1: 3.2}, {0: 3.0, 1: 3.2}).verdict == "tie"
 
@@ -96,7 +103,7 @@ def test_comparison_is_antisymmetric(losses: list[float], data: st.DataObject) -
     others = data.draw(st.lists(st.floats(0.5, 12.0), min_size=len(losses), max_size=len(losses)))
     ours, theirs = dict(enumerate(losses)), dict(enumerate(others))
     there, back = compare(ours, theirs), compare(theirs, ours)
-    mirrored = {"win": "loss", "loss": "win", "tie": "tie"}
+    mirrored = {"win": "loss", "loss": "win", "tie": "tie", "none": "none"}
     assert back.verdict == mirrored[there.verdict]
     assert there.difference is not None
     assert back.difference == pytest.approx(-there.difference)

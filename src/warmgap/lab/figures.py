@@ -362,10 +362,13 @@ def _smooth_loss(run: Run, workload: Workload) -> Series:
 
 def _mean_losses(workload: Workload) -> list[tuple[Method, Series]]:
     """The smooth loss of each method, mean over the runs that did not diverge; adaptive methods last."""
-    return [
-        (method, _mean_over_runs([_smooth_loss(run, workload) for run in method.runs if not run.diverged]))
-        for method in _adaptive_on_top(workload)
-    ]
+    means = []
+    for method in _adaptive_on_top(workload):
+        runs = [run for run in method.runs if not run.diverged]
+        # A run under way would make a step in the mean where it ends.
+        whole = [run for run in runs if run.finished] or runs
+        means.append((method, _mean_over_runs([_smooth_loss(run, workload) for run in whole])))
+    return means
 
 
 def _key(axes: Axes) -> tuple[list[Any], list[Any]]:

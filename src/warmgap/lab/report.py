@@ -27,8 +27,9 @@ _TERMINAL = ("warm-up", "steps", "final loss", "difference", "verdict")
 CRITERION = (
     "Verdict: the adaptive rule's final loss minus that of the best hand-tuned warm-up, seed by seed (same weights and "
     f"batches), with Student's {CONFIDENCE:.0%} interval. Below zero: win. Above zero: loss. Zero inside: "
-    "tie. A rule that diverges on more seeds than the other loses. One seed gives no verdict. The best hand-tuned "
-    "warm-up is picked by its mean on these same seeds, which flatters the hand-tuned side."
+    "tie where the difference is no larger than the deviation between seeds, else no verdict: more seeds are needed. A "
+    "rule that diverges on more seeds than the other loses. The best hand-tuned warm-up is picked by its mean on these "
+    "same seeds, which flatters the hand-tuned side."
 )
 
 _PAGE_STYLE = """
@@ -159,7 +160,9 @@ def _sentence(method: Method, workload: Workload) -> str:
         best = workload.best
         parts.append(f"best hand-tuned {format_spread(best.loss)} ({best.label})")
     if method.comparison is not None:
-        verdict = {"none": "no verdict", "win": "a win", "tie": "a tie", "loss": "a loss"}[method.comparison.verdict]
+        verdict = {"none": "no verdict yet", "win": "a win", "tie": "a tie", "loss": "a loss"}[
+            method.comparison.verdict
+        ]
         parts.append(f"{verdict} ({method.comparison.reason})")
     return "; ".join([*parts, *method.notes]) + "."
 

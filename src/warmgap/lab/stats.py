@@ -38,7 +38,7 @@ class Comparison:
 
     Attributes:
         verdict: `"win"` where the candidate's loss is lower beyond the noise, `"loss"` where it is higher, `"tie"`
-            where the interval holds zero, `"none"` where the seeds do not allow a verdict.
+            where it is the same within the noise, `"none"` where the seeds do not allow a verdict.
         difference: mean of candidate minus reference over the seeds where both have a loss (negative is better for
             the candidate), or None.
         low: lower end of the confidence interval of the difference, or None.
@@ -94,9 +94,11 @@ def compare(
 ) -> Comparison:
     """Compare two rules by the losses they reached, paired by seed.
 
-    The criterion: Student's t interval of the paired difference. It holds zero: a tie. It lies below zero: a win. It
-    lies above: a loss. Before that, divergence: over the seeds both have run, the rule that diverged more often
-    loses. Fewer than two seeds give no verdict.
+    The criterion: Student's t interval of the paired difference. It lies below zero: a win. It lies above: a loss. It
+    holds zero: a tie, if the difference is no larger than the deviation between seeds (root mean square of the two
+    rules'); else no verdict, since an interval from few seeds is wide and holds zero whatever the difference. Before
+    that, divergence: over the seeds both have run, the rule that diverged more often loses. Fewer than two seeds give
+    no verdict.
 
     Args:
         candidate: seed -> final loss, None where the run diverged.
@@ -124,8 +126,16 @@ def compare(
     if low is None or high is None:
         reason = f"{len(differences)} of {len(seeds)} seeds have a loss on both sides: no verdict"
         return Comparison("none", difference, None, None, len(differences), reason)
-    verdict = "win" if high < 0 else "loss" if low > 0 else "tie"
+    noise = math.hypot(_sd(ours for ours, _ in pairs), _sd(theirs for _, theirs in pairs)) / math.sqrt(2)
+    if high < 0 or low > 0:
+        verdict = "win" if high < 0 else "loss"
+    else:
+        verdict = "tie" if difference is not None and abs(difference) <= noise else "none"
     reason = (
         f"{confidence:.0%} interval of the paired difference over {len(differences)} seeds [{low:+.4f}, {high:+.4f}]"
     )
     return Comparison(verdict, difference, low, high, len(differences), reason)
+
+
+def _sd(losses: Iterable[float | None]) -> float:
+    return spread(loss for loss in losses if loss is not None).sd or 0.0
