@@ -16,6 +16,8 @@ from warmgap.rules._rule import Rule, RuleState
 from warmgap.signal import Signal, SignalState
 from warmgap.target import Descent, Target
 
+_MATURE = 0.5  # weight of the average below which it is too noisy to have a lowest value
+
 
 @dataclass(frozen=True)
 class RampState(RuleState):
@@ -65,7 +67,7 @@ class RampRule(Rule[RampState]):
     floor: float = 0.01
     ramp: float = 0.01
     hold: float = 0.05
-    tolerance: float = 1.5
+    tolerance: float = 2.0
     target_loss: float | Literal["auto"] = "auto"
     signal: Signal = field(default_factory=Signal)
 
@@ -88,13 +90,15 @@ class RampRule(Rule[RampState]):
         signal, clean = self.signal.step(state.signal, loss)
         if clean is None:
             return state, state.factor
-        best = clean if state.best_loss is None else min(clean, state.best_loss)
+        best = None
+        if signal.weight >= _MATURE:
+            best = clean if state.best_loss is None else min(clean, state.best_loss)
         descent, _ = Target(self.target_loss).step(state.descent, clean, state.factor)
         state = replace(state, signal=signal, descent=descent, best_loss=best)
         if state.rest > 0:
             return replace(state, rest=state.rest - 1), state.factor
         hold = max(1.0, self.hold * state.total_iters)
-        if clean > best + self.tolerance * (signal.noise or math.inf):
+        if best is not None and signal.noise is not None and clean > best + self.tolerance * signal.noise:
             retreat = max(self.floor, 0.5 * state.factor)
             rest = math.ceil(1.0 / (1.0 - self.signal.averaging))
             state = replace(
