@@ -67,6 +67,6 @@ def _blocks(optimizer: Optimizer, norm: str) -> Iterator[tuple[str, tuple[int, .
             yield from ((own, tuple(parameter.shape)) for parameter in group["params"] if parameter.numel())
     if not known:
         raise ValueError(
-            f"the norm that bounds a step of {type(optimizer).__name__} is not known here: give norm='spectral' (Muon), "
-            "'max' (Lion, sign methods) or 'frobenius' (normalized SGD)"
+            f"the norm that bounds a step of {type(optimizer).__name__} is not known here: give norm='spectral' "
+            "(Muon), 'max' (Lion, sign methods) or 'frobenius' (normalized SGD)"
         )
