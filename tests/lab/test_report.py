@@ -141,6 +141,21 @@ def test_a_second_report_is_the_same_to_the_byte(sweep: Path, report: Report, tm
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_runs_of_different_code_are_pointed_out(tmp_path: Path, write_run: WriteRun, report: Report) -> None:
+    write_run(tmp_path / "a", rule="none", commit="aaa")
+    write_run(tmp_path / "b", rule="auto", commit="bbb")
+    mixed = write_report(tmp_path)
+    written = io.StringIO()
+    print_table(mixed.workloads, Console(file=written, width=200))
+    for text in (
+        mixed.page.read_text(encoding="utf-8"),
+        written.getvalue(),
+        (tmp_path / "report/table.md").read_text(),
+    ):
+        assert "2 different states of the code" in text
+    assert "different states" not in report.page.read_text(encoding="utf-8")
+
+
 def test_one_unfinished_run_alone_makes_a_report(tmp_path: Path, write_run: WriteRun) -> None:
     report = write_report(write_run(tmp_path / "run", rule="auto", status="running", warmup=None), tmp_path / "out")
     assert "1 of 1 not finished" in Page(report.page.read_text(encoding="utf-8")).text

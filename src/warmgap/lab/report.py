@@ -139,11 +139,22 @@ def print_table(workloads: Sequence[Workload], console: Console) -> None:
         ]
         console.print(*sentences(workload), *remarks, sep="\n", highlight=False, markup=False)
         console.print()
+    for caution in cautions(workloads):
+        console.print(caution, style="bold", highlight=False, markup=False)
 
 
 def sentences(workload: Workload) -> list[str]:
     """The result of a workload in plain words, a sentence an adaptive rule."""
     return [_sentence(method, workload) for method in workload.methods if method.adaptive]
+
+
+def cautions(workloads: Sequence[Workload]) -> list[str]:
+    """What a reader must know before comparing: runs that were not made by one and the same code."""
+    records = [run.record for workload in workloads for method in workload.methods for run in method.runs]
+    states = {(record.commit, json.dumps(record.versions, sort_keys=True)) for record in records}
+    if len(states) == 1:
+        return []
+    return [f"The runs were made by {len(states)} different states of the code: their differences may be the code's."]
 
 
 def _sentence(method: Method, workload: Workload) -> str:
@@ -185,7 +196,7 @@ def _markdown(workloads: Sequence[Workload]) -> str:
             *sentences(workload),
             "",
         ]
-    return "\n".join([*parts, CRITERION, ""])
+    return "\n".join([*parts, *cautions(workloads), CRITERION, ""])
 
 
 def _page(
@@ -200,6 +211,7 @@ def _page(
     if explanation:
         body += [f"<p>{html.escape(paragraph)}</p>" for paragraph in explanation.strip().split("\n\n")]
     body += [f"<p>{html.escape(sentence)}</p>" for workload in workloads for sentence in _with_title(workload)]
+    body += [f"<p><strong>{html.escape(caution)}</strong></p>" for caution in cautions(workloads)]
     for workload in workloads:
         body += [
             f"<h2>{html.escape(workload.title)}</h2>",
