@@ -115,7 +115,7 @@ def compare(
     if not seeds:
         return Comparison("none", None, None, None, 0, "no seed in common")
     if len(seeds) == 1:
-        return Comparison("none", difference, None, None, len(differences), "one seed: no verdict")
+        return Comparison("none", difference, None, None, len(differences), "one seed, more are needed")
     fell = sum(ours is None for ours, _ in pairs)
     reference_fell = sum(theirs is None for _, theirs in pairs)
     low, high = mean_interval(differences, confidence) if len(differences) > 1 else (None, None)
@@ -124,7 +124,7 @@ def compare(
         reason = f"diverged on {fell} of {len(seeds)} seeds, the reference on {reference_fell}"
         return Comparison(verdict, difference, low, high, len(differences), reason)
     if low is None or high is None:
-        reason = f"{len(differences)} of {len(seeds)} seeds have a loss on both sides: no verdict"
+        reason = f"{len(differences)} of {len(seeds)} seeds have a loss on both sides, more are needed"
         return Comparison("none", difference, None, None, len(differences), reason)
     noise = math.hypot(_sd(ours for ours, _ in pairs), _sd(theirs for _, theirs in pairs)) / math.sqrt(2)
     if high < 0 or low > 0:

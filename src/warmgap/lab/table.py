@@ -356,14 +356,9 @@ def _methods(runs: Sequence[Run]) -> list[Method]:
             )
         seeds[run.seed] = run
     found = [[seeds[seed] for seed in sorted(seeds)] for seeds in by_method.values()]
-    varying = [
-        name
-        for name in METHOD_FIELDS[1:]
-        if len({json.dumps(members[0].config.get(name), default=str) for members in found}) > 1
-    ]
     methods = [
         Method(
-            _method_label(members[0].config, varying),
+            _method_label(members[0].config, [other[0].config for other in found]),
             members[0].rule,
             {name: members[0].config.get(name) for name in METHOD_FIELDS},
             members,
@@ -387,7 +382,10 @@ def _methods(runs: Sequence[Run]) -> list[Method]:
     ]
 
 
-def _method_label(config: Mapping[str, Any], varying: Sequence[str]) -> str:
+def _method_label(config: Mapping[str, Any], all_configs: Sequence[Mapping[str, Any]]) -> str:
+    """The rule's name, with the settings that tell it from another method with the same rule."""
+    same_rule = [other for other in all_configs if other["rule"] == config["rule"]]
+    varying = [name for name in METHOD_FIELDS if len({other.get(name) for other in same_rule}) > 1]
     rule, steps = str(config["rule"]), hand_tuned_steps(str(config["rule"]))
     if steps is None:
         name = ADAPTIVE_NAMES.get(rule, rule)
