@@ -81,7 +81,7 @@ class Quadratic:
     def backward(self) -> None:
         for p in self.params.values():
             p.grad = None
-        self.loss().backward()  # type: ignore[no-untyped-call]
+        self.loss().backward()
 
     def run(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         for _ in range(steps):

@@ -67,7 +67,8 @@ def test_the_documented_band() -> None:
 def test_in_bfloat16_the_upper_end_of_the_band_holds_and_the_directions_agree(shape: tuple[int, int]) -> None:
     x = normal(*shape, dtype=torch.float32)
     o = newton_schulz(x)
-    assert o.dtype == torch.float32
+    assert o.dtype == torch.bfloat16
+    o = o.float()
     assert torch.linalg.svdvals(o).max() < 1.23
     assert torch.nn.functional.cosine_similarity(o.flatten(), polar(x).flatten(), dim=0) > 0.95
 

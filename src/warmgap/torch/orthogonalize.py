@@ -47,7 +47,7 @@ def orthogonalize(x: Tensor, *, method: Method = "newton-schulz", steps: int = 5
         return polar(x)
     if method != "newton-schulz":
         raise ValueError(f"method must be 'newton-schulz' or 'svd', got {method!r}")
-    return newton_schulz(x, steps)
+    return newton_schulz(x, steps).to(x.dtype)
 
 
 def newton_schulz(
@@ -66,7 +66,8 @@ def newton_schulz(
         coefficients: (a, b, c) of the odd polynomial a s + b s^3 + c s^5 that each step applies to the singular values.
 
     Returns:
-        A tensor of x's shape and dtype. Zero matrices (Frobenius norm under 1e-15) and zero singular values stay zero.
+        A tensor of x's shape, in `dtype`, detached. Zero matrices (Frobenius norm under 1e-15) and zero singular values
+        stay zero.
 
     Raises:
         ValueError: If x has fewer than two dimensions or steps is not a whole number of at least one.
@@ -76,22 +77,30 @@ def newton_schulz(
     check_count("steps", steps, minimum=1)
     _check_matrices(x)
     if x.numel() == 0:
-        return x.clone()
+        return x.detach().to(dtype, copy=True)
     a, b, c = coefficients
-    tall = x.shape[-2] > x.shape[-1]
-    y = x.to(dtype)
+    y = x.detach().to(dtype)
     y = y.flatten(0, -3) if y.ndim > 2 else y
-    y = y.mT if tall else y
+    multiply, multiply_add = (torch.mm, torch.addmm) if y.ndim == 2 else (torch.bmm, torch.baddbmm)
     # The Frobenius norm bounds the spectral norm, so all singular values start in [0, 1], where the polynomial stays
     # bounded.
     y = y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp_min(TINY)
-    multiply_add = torch.addmm if y.ndim == 2 else torch.baddbmm
+    # Buffers that serve all steps. The smaller Gram matrix is applied from its own side: a tall matrix needs no
+    # transposition.
+    *batch, rows, columns = y.shape
+    side = min(rows, columns)
+    gram, polynomial, product = y.new_empty(*batch, side, side), y.new_empty(*batch, side, side), torch.empty_like(y)
     for _ in range(steps):
-        gram = y @ y.mT
-        polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
-        y = multiply_add(y, polynomial, y, beta=a)
-    y = y.mT if tall else y
-    return y.to(x.dtype).reshape(x.shape)
+        if rows > columns:
+            multiply(y.mT, y, out=gram)
+            multiply_add(gram, gram, gram, beta=b, alpha=c, out=polynomial)
+            multiply_add(y, y, polynomial, beta=a, out=product)
+        else:
+            multiply(y, y.mT, out=gram)
+            multiply_add(gram, gram, gram, beta=b, alpha=c, out=polynomial)
+            multiply_add(y, polynomial, y, beta=a, out=product)
+        y, product = product, y
+    return y.reshape(x.shape)
 
 
 def polar(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 
 import torch
-from warmgap.torch.optimizers._base import buckets, descend_, rate, shrink_, unit_directions
+from warmgap.torch.optimizers._base import buckets, chunks, descend_, rate, shrink_, unit_directions
 
 
 def test_a_rate_on_the_device_does_what_a_float_does() -> None:
@@ -45,6 +45,20 @@ def test_buckets_gather_by_device_dtype_and_shape_off_the_cpu() -> None:
     assert identities(False) == [[id(p) for p in bucket] for bucket in ([a, c, b], [e], [d], [f])]
     a.grad = None
     assert identities(False) == [[id(p) for p in bucket] for bucket in ([e], [c, b], [d], [f])]
+
+
+def test_chunks_cover_a_large_cpu_tensor_and_pass_on_anything_else() -> None:
+    large, state = torch.zeros(700, 1000), torch.zeros(700, 1000)
+    pieces = list(chunks([large], [state]))
+    assert len(pieces) == 3
+    for (x,), (y,) in pieces:
+        x += 1
+        y += 2
+    assert large.eq(1).all()
+    assert state.eq(2).all()
+    for untouched in ([torch.zeros(3)], [large.T], [large, large], [large.to("meta")]):
+        ((members,),) = chunks(untouched)
+        assert members is untouched
 
 
 def test_large_matrices_are_orthogonalised_in_several_batches() -> None:

@@ -172,7 +172,7 @@ def test_it_trains_a_model() -> None:
     for _ in range(60):
         loss = nn.functional.cross_entropy(net(x).flatten(0, 1), ((x * 3) % 11).flatten())
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]

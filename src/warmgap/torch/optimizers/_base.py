@@ -1,7 +1,7 @@
 """What the optimizers truly share: checked groups, the outer loop of a step, and rates that may be device tensors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 from torch.optim.optimizer import Optimizer, ParamsT
@@ -9,7 +9,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 import torch
 from torch import Tensor
 from warmgap._checks import check_count, check_finite, check_positive
-from warmgap.torch.orthogonalize import TINY, as_matrix, orthogonalize
+from warmgap.torch.orthogonalize import TINY, as_matrix, newton_schulz, polar
 
 Group = dict[str, Any]
 
@@ -27,6 +27,9 @@ RULE_NORMS: dict[str, str | None] = {
 # Matrices of one shape are orthogonalised together on an accelerator, up to this many entries: beyond, a batch only
 # costs memory.
 _BATCH_ENTRIES = 2**27
+
+# What a core's own cache holds of a parameter, its state, its gradient and a temporary.
+_CHUNK_ENTRIES = 2**18
 
 
 class NormConstrainedOptimizer(Optimizer, ABC):
@@ -84,7 +87,8 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for params in buckets(group["params"], by_shape=group["norm"] == "spectral"):
+            by_shape, alone = group["norm"] == "spectral", group.get("rule") != "adamw"
+            for params in buckets(group["params"], by_shape=by_shape, alone_on_cpu=alone):
                 self._update(group, params, [gradient_of(p) for p in params])
         return loss
 
@@ -104,22 +108,39 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         return [self.state[p][name] for p in params]
 
 
-def buckets(params: Iterable[Tensor], *, by_shape: bool) -> Iterator[list[Tensor]]:
+def buckets(params: Iterable[Tensor], *, by_shape: bool, alone_on_cpu: bool = True) -> Iterator[list[Tensor]]:
     """Yield the parameters that are to be stepped, gathered into lists that one multi-tensor call can take.
 
-    On the CPU every parameter comes alone: one that has just been read is still in the cache, and there is no launch to
-    save.
+    A rule of several passes wants every parameter alone on the CPU: one that has just been read is still in the cache,
+    and there is no launch to save.
     """
     bins: dict[Hashable, list[Tensor]] = {}
     for index, p in enumerate(params):
         if p.grad is None or p.numel() == 0:
             continue
-        key = index if p.device.type == "cpu" else (p.device, p.dtype, p.shape if by_shape else None)
+        alone = alone_on_cpu and p.device.type == "cpu"
+        key = index if alone else (p.device, p.dtype, p.shape if by_shape else None)
         bins.setdefault(key, []).append(p)
     for members in bins.values():
         size = max(1, _BATCH_ENTRIES // members[0].numel()) if by_shape else len(members)
         for start in range(0, len(members), size):
             yield members[start : start + size]
+
+
+def chunks(*tensors: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Yield a large CPU parameter and what belongs to it piece by piece, and anything else as it came.
+
+    For rules that work entry by entry in several passes: a piece stays in the cache from pass to pass, and temporaries
+    stay small enough for the allocator to use them again, without which large parameters take three times as long.
+    """
+    first = tensors[0][0]
+    cut = first.device.type == "cpu" and first.numel() > _CHUNK_ENTRIES
+    if not (cut and all(len(members) == 1 and members[0].is_contiguous() for members in tensors)):
+        yield tensors
+        return
+    pieces = (torch.split(members[0].detach().view(-1), _CHUNK_ENTRIES) for members in tensors)
+    for piece_of_each in zip(*pieces, strict=True):
+        yield tuple([piece] for piece in piece_of_each)
 
 
 def gradient_of(p: Tensor) -> Tensor:
@@ -160,12 +181,16 @@ def average_(averages: list[Tensor], grads: list[Tensor], momentum: float) -> No
     torch._foreach_lerp_(averages, grads, 1 - momentum)
 
 
-def unit_directions(tensors: list[Tensor]) -> list[Tensor]:
-    """Return x / ||x||_F of each tensor, zero where the norm is under TINY, as fresh tensors."""
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
-    lengths = list(torch._foreach_norm(tensors, 2, dtype=wide))
+def frobenius_norms(tensors: list[Tensor]) -> list[Tensor]:
+    """Norm ||x||_F of each tensor, and TINY where it is less than that, as 0-d tensors to divide by."""
+    lengths = list(torch._foreach_norm(tensors, 2, dtype=torch.promote_types(tensors[0].dtype, torch.float32)))
     torch._foreach_clamp_min_(lengths, TINY)
-    return [x / length for x, length in zip(tensors, lengths, strict=True)]
+    return lengths
+
+
+def unit_directions(tensors: list[Tensor]) -> list[Tensor]:
+    """Return x / ||x||_F of each tensor, zero where x is, as fresh tensors."""
+    return [x / length for x, length in zip(tensors, frobenius_norms(tensors), strict=True)]
 
 
 def orthogonal_directions(
@@ -181,15 +206,26 @@ def orthogonal_directions(
         For each block: its part of all parameters, as views to be stepped; of all estimates; and U V^T of the latter,
         as fresh tensors.
     """
+    if not (group.get("transposed") or group.get("blocks")):
+        yield params, estimates, _orthogonalized(estimates, group)
+        return
     targets = zip(*(_blocks(p, group) for p in params), strict=True)
     sources = zip(*(_blocks(estimate, group) for estimate in estimates), strict=True)
     for target, source in zip(targets, sources, strict=True):
-        matrices = [block if is_stack(block, group) else as_matrix(block) for block in source]
-        batch = matrices[0] if len(matrices) == 1 else torch.stack(matrices)
-        factors = orthogonalize(batch, method="svd" if group["exact"] else "newton-schulz", steps=group["ns_steps"])
-        shape = source[0].shape
-        directions = [factors.reshape(shape)] if len(source) == 1 else [factor.reshape(shape) for factor in factors]
-        yield list(target), list(source), directions
+        yield list(target), list(source), _orthogonalized(source, group)
+
+
+def _orthogonalized(blocks: Sequence[Tensor], group: Group) -> list[Tensor]:
+    """Return U V^T of each of these equally shaped blocks, computed in one batch, as fresh tensors of any precision."""
+    first = blocks[0]
+    stacked = is_stack(first, group)
+    matrices = [block if stacked or block.ndim == 2 else as_matrix(block) for block in blocks]
+    batch = matrices[0] if len(matrices) == 1 else torch.stack(matrices)
+    factors = polar(batch) if group["exact"] else newton_schulz(batch, group["ns_steps"])
+    if first.device.type != "cpu":
+        # One conversion for all; on the CPU the sum with the parameter converts at less cost.
+        factors = factors.to(first.dtype)
+    return [factor.reshape(first.shape) for factor in (factors if len(matrices) > 1 else (factors,))]
 
 
 def matrix_sides(block: Tensor, group: Group) -> tuple[int, int]:
@@ -199,6 +235,7 @@ def matrix_sides(block: Tensor, group: Group) -> tuple[int, int]:
 
 
 def _blocks(x: Tensor, group: Group) -> tuple[Tensor, ...]:
+    """The blocks of one parameter, as views whose second to last dimension is the output."""
     x = x.detach().mT if group.get("transposed") else x.detach()
     return torch.split(x, group["blocks"], dim=-2) if group.get("blocks") else (x,)
 

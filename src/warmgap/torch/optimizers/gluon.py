@@ -106,18 +106,18 @@ class Gluon(NormConstrainedOptimizer):
             if group["L0"] is None:
                 descend_(blocks, directions, lr * (group["radius"] * factor))
                 continue
-            for direction, estimate in zip(directions, estimates, strict=True):
-                direction.mul_(factor)
-                direction.mul_(_adaptive_radius(estimate, direction, group))
-            descend_(blocks, directions, lr)
+            steps = [
+                _adaptive_step(estimate, direction.to(estimate.dtype).mul_(factor), group)
+                for estimate, direction in zip(estimates, directions, strict=True)
+            ]
+            descend_(blocks, steps, lr)
 
 
-def _adaptive_radius(estimate: Tensor, direction: Tensor, group: Group) -> Tensor:
-    """Return t = ||m||_* / (L0 + L1 ||m||_*), of each matrix where the block is a stack of them."""
+def _adaptive_step(estimate: Tensor, minus_lmo: Tensor, group: Group) -> Tensor:
+    """Return -t * lmo(m) with t = ||m||_* / (L0 + L1 ||m||_*), of each matrix where the block is a stack of them."""
     wide = torch.promote_types(estimate.dtype, torch.float32)
     stacked = group["rule"] == "spectral" and is_stack(estimate, group)
-    dual: Tensor = (estimate * direction).sum(dim=(-2, -1) if stacked else None, keepdim=stacked, dtype=wide)
-    if group["L0"] == 0:
-        return torch.full_like(dual, 1 / group["L1"])
-    radius: Tensor = dual / (group["L0"] + group["L1"] * dual)
-    return radius
+    dual = (estimate * minus_lmo).sum(dim=(-2, -1) if stacked else None, keepdim=stacked, dtype=wide)
+    # Without L0 the radius is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
+    radius = 1 / group["L1"] if group["L0"] == 0 else dual / (group["L0"] + group["L1"] * dual)
+    return minus_lmo.mul_(radius)

@@ -10,6 +10,7 @@ from warmgap.torch.optimizers._base import (
     Group,
     NormConstrainedOptimizer,
     check_betas,
+    chunks,
     descend_,
     rate,
     set_norm,
@@ -65,12 +66,13 @@ def lion_(
 ) -> None:
     """Lion's step in place on lists of parameters and their averages."""
     beta1, beta2 = betas
-    # Not lerp: a sign turns a last-digit difference into a step of 2 lr, so the products are rounded as in the paper's
-    # formula.
-    directions = torch._foreach_mul(exp_avgs, beta1)
-    torch._foreach_add_(directions, grads, alpha=1 - beta1)
-    torch._foreach_sign_(directions)
-    shrink_(params, lr, weight_decay)
-    descend_(params, list(directions), lr)
-    torch._foreach_mul_(exp_avgs, beta2)
-    torch._foreach_add_(exp_avgs, grads, alpha=1 - beta2)
+    for ps, gs, ms in chunks(params, grads, exp_avgs):
+        # Not lerp: a sign turns a last-digit difference into a step of 2 lr, so the products are rounded as in the
+        # paper's formula.
+        directions = list(torch._foreach_mul(ms, beta1))
+        torch._foreach_add_(directions, gs, alpha=1 - beta1)
+        torch._foreach_sign_(directions)
+        shrink_(ps, lr, weight_decay)
+        descend_(ps, directions, lr)
+        torch._foreach_mul_(ms, beta2)
+        torch._foreach_add_(ms, gs, alpha=1 - beta2)

@@ -10,11 +10,12 @@ from warmgap.torch.optimizers._base import (
     Group,
     NormConstrainedOptimizer,
     check_momentum,
+    chunks,
     descend_,
+    frobenius_norms,
     rate,
     set_norm,
     shrink_,
-    unit_directions,
 )
 
 
@@ -56,5 +57,8 @@ class NormalizedSGD(NormConstrainedOptimizer):
             torch._foreach_mul_(sums, group["momentum"])
             torch._foreach_add_(sums, grads)
         lr = rate(group)
-        shrink_(params, lr, group["weight_decay"])
-        descend_(params, unit_directions(sums), lr)
+        lengths = frobenius_norms(sums)
+        # A parameter that comes in several chunks comes alone, and its one length serves them all.
+        for ps, ms in chunks(params, sums):
+            shrink_(ps, lr, group["weight_decay"])
+            descend_(ps, [m / length for m, length in zip(ms, lengths, strict=True)], lr)

@@ -11,6 +11,7 @@ from warmgap.torch.optimizers._base import (
     NormConstrainedOptimizer,
     average_,
     check_momentum,
+    chunks,
     descend_,
     rate,
     set_norm,
@@ -61,7 +62,8 @@ def signum_(
     weight_decay: float,
 ) -> None:
     """Signum's step in place on lists of parameters and their averages, which are not used without momentum."""
-    if momentum:
-        average_(averages, grads, momentum)
-    shrink_(params, lr, weight_decay)
-    descend_(params, list(torch._foreach_sign(averages if momentum else grads)), lr)
+    for ps, gs, ms in chunks(params, grads, averages if momentum else grads):
+        if momentum:
+            average_(ms, gs, momentum)
+        shrink_(ps, lr, weight_decay)
+        descend_(ps, list(torch._foreach_sign(ms)), lr)
