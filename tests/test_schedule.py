@@ -90,8 +90,9 @@ def test_the_first_step_runs_at_the_rules_own_factor(rule: str, first: float) ->
     assert Schedule(TOTAL, RULES[rule]).init().factor == first
 
 
-def test_a_linear_warm_up_then_a_cosine() -> None:
-    out, state = factors(Schedule(20, LinearRule(4)), [3.0] * 25)
+@pytest.mark.parametrize("loss", [3.0, math.nan, None])
+def test_a_linear_warm_up_then_a_cosine(loss: float | None) -> None:
+    out, state = factors(Schedule(20, LinearRule(4)), [loss] * 25)
     assert out[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert state.handover == 4
     assert out[4:20] == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 16)) for k in range(16)])

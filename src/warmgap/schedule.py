@@ -122,8 +122,9 @@ class Schedule:
         """
         step = state.step + 1
         rule: RuleState = state.rule
-        if loss is not None and math.isfinite(loss):
-            rule = self.rule.step(rule, float(loss))[0]
+        seen = math.nan if loss is None else float(loss)
+        if math.isfinite(seen) or not self.rule.needs_loss:
+            rule = self.rule.step(rule, seen)[0]
         if state.handover is not None:
             factor = self._decayed(step - state.handover, state.handover)
             # the rule looks on, so that the gap can still be read

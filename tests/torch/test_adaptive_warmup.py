@@ -259,6 +259,17 @@ def test_a_step_that_amp_skipped_does_not_count() -> None:
     assert scheduler.gap < 100.0
 
 
+def test_a_host_that_does_not_step_it_discards_the_loss() -> None:
+    model, _, _ = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 50, rule="gap", target_loss=0.0)
+    scheduler.observe(1e9)
+    scheduler.discard()
+    optimizer.step()
+    scheduler.step(5.0)
+    assert scheduler.gap == 5.0
+
+
 def test_a_host_that_steps_it_once_a_process_moves_it_once() -> None:
     model, _, _ = problem()
     optimizer = Lion(model.parameters(), lr=1.0)

@@ -33,11 +33,13 @@ class Rule(abc.ABC, Generic[S]):
         bounded: Whether a schedule keeps the rule between its envelopes: at most doubling, and at an end within a
             stated share of the run. A rule that keeps those promises by construction, or is here to show what happens
             without them, sets False.
+        needs_loss: Whether a step without a finite loss is kept from the rule; a rule by the clock alone sets False.
         target_loss: The target loss the rule was given, or `"auto"`, or None where it needs none.
     """
 
     name: ClassVar[str]
     bounded: ClassVar[bool] = True
+    needs_loss: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, total_iters: int | None = None) -> S:

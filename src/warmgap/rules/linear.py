@@ -23,8 +23,8 @@ class LinearState(RuleState):
 class LinearRule(Rule[LinearState]):
     """The factor of step t = 0, 1, ... is `(t + 1) / (iters + 1)`, and 1 from step `iters` on.
 
-    `LinearRule(0)` is no warm-up.     It never more than doubles from one step to the next, whatever the length. The
-    losses are not looked at.
+    `LinearRule(0)` is no warm-up. It never more than doubles from one step to the next, whatever the length. The
+    losses are not looked at: there need not be any.
 
     Attributes:
         iters: Length of the warm-up in optimizer steps, >= 0.
@@ -37,6 +37,7 @@ class LinearRule(Rule[LinearState]):
 
     name: ClassVar[str] = "linear"
     bounded: ClassVar[bool] = False
+    needs_loss: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_count("iters", self.iters, minimum=0, hint="it is the length of the warm-up in optimizer steps")

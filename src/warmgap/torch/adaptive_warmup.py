@@ -144,6 +144,13 @@ class AdaptiveWarmup(LRScheduler):
         """
         self._loss.add(loss, weight)
 
+    def discard(self) -> None:
+        """Forget what was observed since the last `step`: its optimizer step was skipped.
+
+        Only for hosts that then don't call `step` at all; `step` itself drops the loss of a skipped step.
+        """
+        self._loss.clear()
+
     def step(self, loss: float | Tensor | None = None) -> None:
         """Move on by one optimizer step and set the learning rates of the next.
 
