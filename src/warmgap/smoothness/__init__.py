@@ -1,0 +1,30 @@
+"""Is the assumption behind warm-up true of a run? Records along its trajectory in, constants and doubts out.
+
+`warmgap.torch.SmoothnessProbe` makes the records; nothing here needs a framework.
+"""
+
+from warmgap.smoothness.diagnosis import RateDependence, StepLengthDiagnosis, diagnose_step_length, rate_dependence
+from warmgap.smoothness.fits import Fit, LayerFits, Trend, fit_gap_linear, fit_layers, fit_smoothness
+from warmgap.smoothness.records import Block, Record, append_record, block_names, block_records, read_records
+from warmgap.smoothness.unified import TrajectoryChecker, UnifiedCheck
+
+__all__ = [
+    "Block",
+    "Fit",
+    "LayerFits",
+    "RateDependence",
+    "Record",
+    "StepLengthDiagnosis",
+    "TrajectoryChecker",
+    "Trend",
+    "UnifiedCheck",
+    "append_record",
+    "block_names",
+    "block_records",
+    "diagnose_step_length",
+    "fit_gap_linear",
+    "fit_layers",
+    "fit_smoothness",
+    "rate_dependence",
+    "read_records",
+]

@@ -1,0 +1,157 @@
+"""Does a curvature estimate say something about the function, or only about the length of the steps?
+
+A gradient that turns round within one step has changed by about its own size, whatever the step's length. The ratio
+`||grad f(x) - grad f(y)||_* / ||x - y||` then is a number near one times `dual norm / step length`, and constants
+fitted to it give back the learning rate that was put in. The published layer-wise measurements are of this kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from warmgap.smoothness._points import Points, check_gaps, points_of
+
+if TYPE_CHECKING:
+    from warmgap.smoothness.records import Record
+
+LONG_STEP = 0.5
+"""From this share on, a step changes the gradient by so much that the ratio is no longer local curvature."""
+
+NARROW = 1.5
+"""The share is called constant where its quartiles lie within this factor of each other."""
+
+
+@dataclass(frozen=True)
+class StepLengthDiagnosis:
+    """How far the gradient's change within a step is the gradient itself.
+
+    Attributes:
+        share: Median of `step length * ratio / dual norm`: the gradient's change as a share of the gradient.
+        low: Its lower quartile.
+        high: Its upper quartile.
+        verdict: `"local"`: steps are short against the curvature. `"follows the step length"`: the share is large and
+            nearly constant, so that the estimate is the dual norm over the step length up to a constant.
+            `"long steps"`: large, but it varies: the estimate mixes both.
+    """
+
+    share: float
+    low: float
+    high: float
+    verdict: str
+
+    @property
+    def informative(self) -> bool:
+        """Whether the estimate is one of local curvature."""
+        return self.verdict == "local"
+
+    @property
+    def sentence(self) -> str:
+        """What that means, in words."""
+        seen = f"a step changes the gradient by {self.share:.2g} of itself (quartiles {self.low:.2g}, {self.high:.2g})"
+        if self.verdict == "local":
+            return f"The estimate is local: {seen}."
+        if self.verdict == "follows the step length":
+            return (
+                f"The estimate only follows the step length: {seen}, so the ratio is dual norm / step length up to a "
+                "constant and says little about the function; measure again at a quarter and at four times the rate."
+            )
+        return (
+            f"The steps are long: {seen}; the estimate mixes curvature and step length; measure again at a quarter "
+            "of the rate."
+        )
+
+
+def diagnose_step_length(records: Sequence[Record]) -> StepLengthDiagnosis:
+    """Return what `step length * ratio / dual norm` says of these records.
+
+    Raises:
+        ValueError: If no record has a finite ratio, step length and dual norm.
+    """
+    return diagnosis_of(points_of(records))
+
+
+def diagnosis_of(points: Points) -> StepLengthDiagnosis:
+    """The same, of points that were already picked out."""
+    import numpy as np
+
+    usable = points.dual_norm > 0.0
+    if not usable.any():
+        return StepLengthDiagnosis(math.nan, math.nan, math.nan, "long steps")
+    shares = (points.step_length * points.ratio)[usable] / points.dual_norm[usable]
+    low, share, high = (float(value) for value in np.quantile(shares, (0.25, 0.5, 0.75)))
+    if share < LONG_STEP:
+        verdict = "local"
+    elif high <= NARROW * low:
+        verdict = "follows the step length"
+    else:
+        verdict = "long steps"
+    return StepLengthDiagnosis(share, low, high, verdict)
+
+
+@dataclass(frozen=True)
+class RateDependence:
+    """What becomes of the ratio, at the same gap, when the steps are made longer or shorter.
+
+    Attributes:
+        exponent: Slope of log ratio against log step length, between runs and within bins of the gap: 0 where the
+            ratio belongs to the function, -1 where it only follows the step length.
+        bins: Bins of the gap in which at least two runs have points.
+    """
+
+    exponent: float
+    bins: int
+
+    @property
+    def sentence(self) -> str:
+        """What that means, in words."""
+        if not self.bins:
+            return "The runs share no gap at which their ratios could be compared."
+        seen = (
+            f"at the same gap the ratio goes with the step length to the power {self.exponent:.2f} ({self.bins} bins "
+            "of the gap)"
+        )
+        if self.exponent < -0.75:
+            return f"The estimate follows the step length: {seen}; its constants give back the rate that was put in."
+        if self.exponent > -0.25:
+            return f"The estimate does not hang on the step length: {seen}."
+        return f"The estimate hangs partly on the step length: {seen}."
+
+
+def rate_dependence(runs: Mapping[float, Sequence[Record]], *, bins: int = 8) -> RateDependence:
+    """Compare runs of one model at several learning rates.
+
+    Args:
+        runs: The records of each run by its rate (any number that tells them apart), two at least.
+        bins: Bins of equal width in log gap, over the range that all runs together cover.
+
+    Raises:
+        ValueError: If there are fewer than two runs, or one has no usable record or a gap that is not above 0.
+    """
+    import numpy as np
+
+    if len(runs) < 2:
+        raise ValueError(f"a comparison needs the records of at least two rates, got {len(runs)}")
+    points = [points_of(records) for records in runs.values()]
+    for run in points:
+        check_gaps(run)
+    logs = [np.log(run.gap) for run in points]
+    edges = np.linspace(min(log.min() for log in logs), max(log.max() for log in logs), bins + 1)
+    lengths, ratios, used = [], [], 0
+    for index in range(bins):
+        length_of, ratio_of = [], []
+        for run, log in zip(points, logs, strict=True):
+            inside = (log >= edges[index]) & ((log < edges[index + 1]) | (index == bins - 1)) & (run.ratio > 0.0)
+            if inside.sum() >= 3:
+                length_of.append(float(np.median(np.log(run.step_length[inside]))))
+                ratio_of.append(float(np.median(np.log(run.ratio[inside]))))
+        if len(length_of) >= 2:
+            used += 1
+            lengths += [length - float(np.mean(length_of)) for length in length_of]
+            ratios += [ratio - float(np.mean(ratio_of)) for ratio in ratio_of]
+    spread = float(np.dot(lengths, lengths)) if used else 0.0
+    if spread == 0.0:
+        return RateDependence(math.nan, 0)
+    return RateDependence(float(np.dot(lengths, ratios)) / spread, used)

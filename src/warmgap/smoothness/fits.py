@@ -1,0 +1,419 @@
+"""From records to the constants of an assumption, with what is needed to judge them.
+
+An assumption of this kind is an inequality, `ratio <= K(gap)`. Three methods:
+
+    "nnls"       least squares with constants >= 0, as the assumption asks
+    "lstsq"      plain least squares, as in the published analyser: constants may come out negative
+    "envelope"   constants >= 0 under which the share `quantile` of the ratios lies (quantile regression)
+
+and for the layer-wise assumption the published hinge, which punishes a ratio above the fit six times as hard. Each fit
+carries intervals from a block bootstrap over the trajectory, since neighbouring steps are not independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from warmgap._checks import check_count, check_positive
+from warmgap.curve import Smoothness
+from warmgap.rules.measured import MeasuredRule
+from warmgap.smoothness._points import At, Points, check_gaps, points_of
+from warmgap.smoothness._solvers import Solve, cost_of, solver
+from warmgap.smoothness.diagnosis import StepLengthDiagnosis, diagnosis_of
+from warmgap.smoothness.records import block_names, block_records
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from warmgap.smoothness.records import Record
+
+    Array = NDArray[Any]
+
+Number = TypeVar("Number")
+Method = Literal["nnls", "lstsq", "envelope", "hinge"]
+
+LEVEL = 0.95
+"""Coverage that the intervals aim at."""
+
+RHO_GRID = tuple(0.25 * index for index in range(1, 17) if index != 4)
+"""Exponents that a search tries, 1 left out, since it is the linear term."""
+
+_TOLERANCE = 1e-9
+"""A ratio counts as a violation where it lies above the fit by more than this share: rounding does not."""
+
+_PER_CONSTANT = 4
+"""Points that a fit needs for each of its constants."""
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Whether the ratio rises or falls with the gap.
+
+    Attributes:
+        slope: Slope of the straight line through ratio against gap, dK/dgap.
+        interval: Its interval.
+        verdict: `"rises"` or `"falls"` where the interval lies on one side of zero, else `"unclear"`.
+    """
+
+    slope: float
+    interval: tuple[float, float]
+    verdict: Literal["rises", "falls", "unclear"]
+
+    @property
+    def sentence(self) -> str:
+        """What that means, in words."""
+        return {
+            "rises": "The ratio rises with the gap, as the assumption says.",
+            "falls": "The ratio falls as the gap rises: the opposite of the assumption.",
+            "unclear": "Whether the ratio rises or falls with the gap cannot be told from these records.",
+        }[self.verdict]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The constants of one assumption, fitted to one trajectory.
+
+    Attributes:
+        assumption: `"rho"` for K0 + K1*gap + Krho*gap**rho, `"H0, H1"` for H0 + H1*gap, `"L0, L1"` for
+            L0 + L1*dual_norm.
+        method: `"nnls"`, `"lstsq"`, `"envelope"` or `"hinge"`.
+        constants: The constants by name, rho among them where it was searched.
+        intervals: Their intervals of 95 % coverage, by block bootstrap. A constant on the edge of what is allowed
+            (zero) has an interval that begins there.
+        rho: The exponent; None for the other assumptions.
+        r2: Share of the ratio's variance that the fit explains; negative where it explains less than the mean does;
+            NaN where the ratio does not vary.
+        violations: Share of the ratios that lie above the fit.
+        largest_violation: How far the worst of them lies above it, as a share of the fit.
+        relative_error: Mean of the squared relative error, `((ratio - fit)/ratio)**2`.
+        trend: How the ratio goes with the gap.
+        diagnosis: Whether the ratios say anything but how long the steps were.
+        points: Rows that were used.
+        dropped: Rows that were not: not finite, or of a step that moved nothing.
+        block: The block's name, empty for the whole model.
+    """
+
+    assumption: Literal["rho", "H0, H1", "L0, L1"]
+    method: Method
+    constants: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    rho: float | None
+    r2: float
+    violations: float
+    largest_violation: float
+    relative_error: float
+    trend: Trend
+    diagnosis: StepLengthDiagnosis
+    points: int
+    dropped: int
+    block: str = ""
+
+    def __call__(self, x: Number) -> Number:
+        """Return the fitted bound at a gap (for `"L0, L1"`: at a dual norm), of any array type."""
+        value: Any = x
+        names = {"rho": ("K0", "K1", "Krho"), "H0, H1": ("H0", "H1"), "L0, L1": ("L0", "L1")}[self.assumption]
+        bound = self.constants[names[0]] + self.constants[names[1]] * value
+        if self.rho is not None:
+            bound = bound + self.constants["Krho"] * value**self.rho
+        return cast("Number", bound)
+
+    @property
+    def smoothness(self) -> Smoothness:
+        """The fitted bound, with its `step_size(gap)`.
+
+        Raises:
+            ValueError: If it is not one of the form K0 + K1*gap + K2*gap**2 that is positive everywhere.
+        """
+        if self.assumption == "H0, H1":
+            return Smoothness(self.constants["H0"], self.constants["H1"], 0.0)
+        if self.assumption == "rho" and self.rho == 2.0:
+            return Smoothness(self.constants["K0"], self.constants["K1"], self.constants["Krho"])
+        raise ValueError(
+            f"a step size needs a fit in the gap with rho = 2 (or H0, H1), got {self.assumption!r} with "
+            f"rho = {self.rho}; fit with rho=2"
+        )
+
+    def rule(self, target_loss: float, *, floor: float = 0.01) -> MeasuredRule:
+        """Return the warm-up rule that these constants mean.
+
+        Raises:
+            ValueError: If there is no `smoothness`, or its step size has no peak.
+        """
+        found = self.smoothness
+        return MeasuredRule(K0=found.K0, K1=found.K1, K2=found.K2, target_loss=target_loss, floor=floor)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know before believing the constants, in sentences."""
+        notes = [] if self.diagnosis.informative else [self.diagnosis.sentence]
+        if self.trend.verdict != "rises" and self.assumption != "L0, L1":
+            notes.append(self.trend.sentence)
+        if negative := [name for name, value in self.constants.items() if value < 0.0]:
+            notes.append(f"Negative, which the assumption does not allow: {', '.join(negative)}.")
+        if self.dropped:
+            notes.append(
+                f"{self.dropped} of {self.points + self.dropped} records were left out: not finite, or nothing moved."
+            )
+        return tuple(notes)
+
+
+def fit_smoothness(
+    records: Sequence[Record],
+    *,
+    rho: float | Literal["search"] = 2.0,
+    method: Literal["nnls", "lstsq", "envelope"] = "nnls",
+    quantile: float = 0.95,
+    at: At = "start",
+    target_loss: float | None = None,
+    resamples: int = 200,
+    seed: int = 0,
+) -> Fit:
+    """Fit `ratio <= K0 + K1*gap + Krho*gap**rho`.
+
+    Args:
+        records: The rows of one trajectory.
+        rho: The exponent, above 0 and not 1; or `"search"`, the best of `RHO_GRID`, refined.
+        method: See the module.
+        quantile: Share of the ratios that an envelope covers, in (0, 1).
+        at: Which loss of a step the gap is taken at: `"start"` (the point that a schedule acts on, and where the bound
+            holds on a step downhill), `"end"` (the published analyser) or `"middle"` (the mean, nearest to the ratio of
+            a short step).
+        target_loss: The loss that gaps are taken to; that of the records unless given.
+        resamples: Bootstrap resamples, 20 at least.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: If an argument is out of range; there are too few usable records; all gaps are the same; or a gap is
+            not above zero.
+
+    Source: arXiv 2602.05813, Assumption 2 (in the form of a bound on the Hessian along the trajectory).
+    """
+    points = _gap_points(records, at, target_loss)
+    solve = solver(method, quantile)
+    searched = rho == "search"
+    if rho != "search":
+        check_positive("rho", rho, "or 'search'")
+        if rho == 1.0:
+            raise ValueError("rho = 1 is the linear term again; use fit_gap_linear, or another rho")
+    _check_enough(points, 4 if searched else 3)
+
+    def fitted(rows: Points) -> Array:
+        import numpy as np
+
+        if rho != "search":
+            return solve(_power_basis(rows.gap, rho), rows.ratio)
+        best = _search_rho(rows, solve, cost_of(method, quantile))
+        return np.append(solve(_power_basis(rows.gap, best), rows.ratio), best)
+
+    names = ("K0", "K1", "Krho", *(("rho",) if searched else ()))
+    # A search costs a dozen fits or two, so that fewer resamples must do.
+    return _result("rho", method, points, names, fitted, max(20, resamples // 4) if searched else resamples, seed, rho)
+
+
+def fit_gap_linear(
+    records: Sequence[Record],
+    *,
+    method: Literal["nnls", "lstsq", "envelope"] = "nnls",
+    quantile: float = 0.95,
+    at: At = "start",
+    target_loss: float | None = None,
+    resamples: int = 200,
+    seed: int = 0,
+) -> Fit:
+    """Fit `ratio <= H0 + H1*gap`; the arguments and errors are those of `fit_smoothness`.
+
+    Source: arXiv 2510.03164, the (H0, H1) condition.
+    """
+    import numpy as np
+
+    points = _gap_points(records, at, target_loss)
+    _check_enough(points, 2)
+    solve = solver(method, quantile)
+
+    def fitted(rows: Points) -> Array:
+        return solve(np.column_stack([np.ones(len(rows)), rows.gap]), rows.ratio)
+
+    return _result("H0, H1", method, points, ("H0", "H1"), fitted, resamples, seed)
+
+
+@dataclass(frozen=True)
+class LayerFits:
+    """The layer-wise fits.
+
+    Attributes:
+        fits: A fit a block, by the block's name.
+        skipped: Why a block has none, by its name.
+    """
+
+    fits: dict[str, Fit]
+    skipped: dict[str, str]
+
+
+def fit_layers(
+    records: Sequence[Record],
+    *,
+    method: Literal["hinge", "nnls", "lstsq", "envelope"] = "hinge",
+    quantile: float = 0.95,
+    resamples: int = 200,
+    seed: int = 0,
+) -> LayerFits:
+    """Fit `ratio <= L0 + L1*dual_norm` for every block, the dual norm being that of the block's gradient.
+
+    A block that never moved, or whose gradient never changed its size, is named in `skipped`.
+
+    Args:
+        records: The rows of one trajectory, with blocks.
+        method: `"hinge"` is the published one: the sum of r**2 + 5*max(0, r)**2, r = ratio - fit, constants >= 0.
+        quantile: Share of the ratios that an envelope covers, in (0, 1).
+        resamples: Bootstrap resamples, 20 at least.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: If an argument is out of range, or no record has a block.
+
+    Source: arXiv 2505.13416 (Gluon), the layer-wise (L0, L1) assumption and its measurement.
+    """
+    import numpy as np
+
+    solve = solver(method, quantile)
+    _check_resamples(resamples)
+    names = block_names(records)
+    if not names:
+        raise ValueError("the records have no blocks, and a layer-wise fit needs them")
+
+    def fitted(rows: Points) -> Array:
+        return solve(np.column_stack([np.ones(len(rows)), rows.dual_norm]), rows.ratio)
+
+    fits, skipped = {}, {}
+    for name in names:
+        try:
+            points = points_of(block_records(records, name))
+            _check_enough(points, 2)
+            if np.ptp(points.dual_norm) <= 1e-12 * points.dual_norm.max():
+                raise ValueError("the dual norm of its gradient is the same in all records")
+        except ValueError as error:
+            skipped[name] = str(error)
+            continue
+        fits[name] = replace(_result("L0, L1", method, points, ("L0", "L1"), fitted, resamples, seed), block=name)
+    return LayerFits(fits, skipped)
+
+
+# ---------------------------------------------------------------------------------------------------------- the pieces
+
+
+def _gap_points(records: Sequence[Record], at: At, target_loss: float | None) -> Points:
+    points = points_of(records, at=at, target_loss=target_loss)
+    check_gaps(points)
+    return points
+
+
+def _check_enough(points: Points, constants: int) -> None:
+    if len(points) < _PER_CONSTANT * constants:
+        raise ValueError(
+            f"a fit of {constants} constants needs at least {_PER_CONSTANT * constants} usable records, got "
+            f"{len(points)}; measure more steps"
+        )
+
+
+def _check_resamples(resamples: int) -> None:
+    check_count("resamples", resamples, minimum=20, hint="an interval needs that many")
+
+
+def _power_basis(gap: Array, rho: float) -> Array:
+    import numpy as np
+
+    return np.column_stack([np.ones_like(gap), gap, gap**rho])
+
+
+def _search_rho(points: Points, solve: Solve, cost: Callable[[Array], float]) -> float:
+    from scipy import optimize
+
+    def badness(rho: float) -> float:
+        basis = _power_basis(points.gap, rho)
+        return cost(points.ratio - basis @ solve(basis, points.ratio))
+
+    best = min(RHO_GRID, key=badness)
+    around = (best - 0.24, best + 0.24)
+    refined = float(optimize.minimize_scalar(badness, bounds=around, method="bounded", options={"xatol": 1e-3}).x)
+    return refined if badness(refined) < badness(best) else best
+
+
+def _result(
+    assumption: Literal["rho", "H0, H1", "L0, L1"],
+    method: Method,
+    points: Points,
+    names: Sequence[str],
+    fitted: Callable[[Points], Array],
+    resamples: int,
+    seed: int,
+    rho: float | str | None = None,
+) -> Fit:
+    import numpy as np
+
+    _check_resamples(resamples)
+    constants = fitted(points)
+    slope = _slope(points)
+    drawn = [(fitted(sample), _slope(sample)) for sample in _resampled(points, resamples, seed)]
+    tail = 0.5 * (1.0 - LEVEL)
+    lows, highs = np.quantile([sample for sample, _ in drawn], (tail, 1.0 - tail), axis=0)
+    low, high = (float(value) for value in np.quantile([value for _, value in drawn], (tail, 1.0 - tail)))
+    values = {name: float(value) for name, value in zip(names, constants, strict=True)}
+    exponent = values.get("rho", rho if isinstance(rho, int | float) else None)
+    x = points.dual_norm if assumption == "L0, L1" else points.gap
+    fit = Fit(
+        assumption=assumption,
+        method=method,
+        constants=values,
+        intervals={
+            # The fit itself always lies in its interval: a resample can miss the one point that an edge hangs on.
+            name: (min(float(lo), values[name]), max(float(hi), values[name]))
+            for name, lo, hi in zip(names, lows, highs, strict=True)
+        },
+        rho=None if exponent is None else float(exponent),
+        r2=0.0,
+        violations=0.0,
+        largest_violation=0.0,
+        relative_error=0.0,
+        trend=Trend(slope, (low, high), "rises" if low > 0.0 else "falls" if high < 0.0 else "unclear"),
+        diagnosis=diagnosis_of(points),
+        points=len(points),
+        dropped=points.dropped,
+    )
+    bound = fit(x)
+    residual = points.ratio - bound
+    spread = float(((points.ratio - points.ratio.mean()) ** 2).sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = np.where(bound > 0.0, residual / bound, np.where(residual > 0.0, math.inf, 0.0))
+    above = residual > _TOLERANCE * np.abs(points.ratio)
+    constant = spread <= (1e-12 * float(np.abs(points.ratio).max())) ** 2 * len(points)
+    nonzero = points.ratio > 0.0
+    return replace(
+        fit,
+        r2=math.nan if constant else 1.0 - float(residual @ residual) / spread,
+        violations=float(above.mean()),
+        largest_violation=float(excess[above].max()) if above.any() else 0.0,
+        relative_error=float(((residual[nonzero] / points.ratio[nonzero]) ** 2).mean()) if nonzero.any() else math.nan,
+    )
+
+
+def _slope(points: Points) -> float:
+    centred = points.gap - points.gap.mean()
+    spread = float(centred @ centred)
+    return float(centred @ points.ratio) / spread if spread > 0.0 else 0.0
+
+
+def _resampled(points: Points, resamples: int, seed: int) -> list[Points]:
+    """Moving-block bootstrap: stretches of the trajectory, drawn with replacement and put together to its length."""
+    import numpy as np
+
+    count = len(points)
+    length = min(count, max(1, round(2.0 * count ** (1.0 / 3.0))))
+    pieces = math.ceil(count / length)
+    generator = np.random.default_rng(seed)
+    starts = generator.integers(0, count, size=(resamples, pieces))
+    # Round the end, so that the first and the last points are drawn as often as the others.
+    picks = ((starts[:, :, None] + np.arange(length)) % count).reshape(resamples, -1)[:, :count]
+    return [points.take(pick) for pick in picks]

@@ -1,0 +1,64 @@
+import dataclasses
+import math
+
+import pytest
+from tests.smoothness.trajectories import records_of
+
+from warmgap.smoothness import Record, diagnose_step_length, rate_dependence
+
+
+def curve(gap: float) -> float:
+    return 2.0 + gap
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"),
+    [(0.1, "local"), (0.4, "local"), (1.18, "follows the step length"), (2.0, "follows the step length")],
+)
+def test_the_share_decides(share: float, verdict: str) -> None:
+    found = diagnose_step_length(records_of(curve, share=share))
+    assert found.share == pytest.approx(share)
+    assert found.verdict == verdict
+    assert found.informative == (verdict == "local")
+    assert verdict in found.sentence or verdict == "local"
+
+
+def test_a_large_share_that_varies_is_a_mixture() -> None:
+    records = [
+        dataclasses.replace(record, dual_norm=record.dual_norm * (0.2 + index / 60))
+        for index, record in enumerate(records_of(curve, share=1.0))
+    ]
+    assert diagnose_step_length(records).verdict == "long steps"
+
+
+def test_without_gradients_nothing_is_claimed() -> None:
+    found = diagnose_step_length([dataclasses.replace(record, dual_norm=0.0) for record in records_of(curve)])
+    assert math.isnan(found.share)
+    assert not found.informative
+
+
+def at_rate(rate: float, follows: float) -> list[Record]:
+    return [
+        dataclasses.replace(record, ratio=record.ratio * rate**-follows, step_length=record.step_length * rate)
+        for record in records_of(curve)
+    ]
+
+
+@pytest.mark.parametrize("follows", [0.0, 0.5, 1.0])
+def test_the_exponent_of_the_step_length_is_found(follows: float) -> None:
+    found = rate_dependence({rate: at_rate(rate, follows) for rate in (0.25, 1.0, 4.0)})
+    assert found.exponent == pytest.approx(-follows, abs=1e-9)
+    word = {0.0: "does not hang", 0.5: "hangs partly", 1.0: "follows the step length"}[follows]
+    assert word in found.sentence
+
+
+def test_runs_that_share_no_gap_are_not_compared() -> None:
+    far = [dataclasses.replace(record, gap=record.gap * 1000) for record in at_rate(4.0, 1.0)]
+    found = rate_dependence({1.0: at_rate(1.0, 1.0), 4.0: far}, bins=40)
+    assert math.isnan(found.exponent)
+    assert "share no gap" in found.sentence
+
+
+def test_one_run_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="at least two rates, got 1"):
+        rate_dependence({1.0: at_rate(1.0, 0.0)})
