@@ -16,11 +16,11 @@ from functools import partial
 
 import lion_pytorch
 import pytorch_optimizer
+import torch
 from rich.console import Console
 from rich.table import Table
-
-import torch
 from torch import nn
+
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]

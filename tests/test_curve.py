@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-import torch
 from warmgap import ResponseCurve, Smoothness
 
 gaps = st.floats(1e-3, 1e3)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-
 import torch
 from torch import Tensor, nn
+
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 
 SHAPES = {

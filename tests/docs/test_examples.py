@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import torch
 from torch import nn
+
 from warmgap.lab import cli
 from warmgap.lab.errors import UserError
 

@@ -1,6 +1,6 @@
 import pytest
-
 import torch
+
 from warmgap.lab.model import SIZES, build_model, sizes_table
 
 

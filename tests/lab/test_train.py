@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-
 import torch
+
 from warmgap.lab import train as module
 from warmgap.lab.errors import UserError
 from warmgap.lab.record import last_checkpoint

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import torch
-from torch import nn
 from warmgap.rules import GapRule
 from warmgap.torch import AdaptiveWarmup, Lion
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, SequentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import torch
-from torch import Tensor, nn
 from warmgap import Schedule
 from warmgap.rules import GapRule, LinearRule
 from warmgap.torch import AdaptiveWarmup, Lion, LossMean, Muon, NormalizedSGD, Signum

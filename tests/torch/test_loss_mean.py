@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import torch
 from warmgap.torch import LossMean
 
 WORKER = Path(__file__).parent / "rank_worker.py"

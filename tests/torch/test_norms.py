@@ -4,10 +4,10 @@ import dataclasses
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import torch
 from warmgap import geometry
 from warmgap.torch.norms import Frobenius, Max, Norm, Spectral, SupOverBlocks
 

@@ -3,10 +3,10 @@
 from typing import get_args
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import torch
 from warmgap.torch.orthogonalize import Method, as_matrix, newton_schulz, orthogonalize, polar
 
 METHODS = get_args(Method)

@@ -5,9 +5,9 @@ from typing import Any
 import lion_pytorch
 import pytest
 import pytorch_optimizer
-
 import torch
 from torch import nn
+
 from warmgap.torch import Lion, Muon, NormalizedSGD, Scion, Signum, split_parameters
 from warmgap.torch.recognition import optimizer_kappa
 

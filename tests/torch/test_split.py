@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -19,8 +21,6 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-import torch
-from torch import nn
 from warmgap.torch import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.split import KINDS, ParameterSplit, split_parameters
 

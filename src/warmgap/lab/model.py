@@ -70,9 +70,8 @@ def build_model(name: str, *, vocab_size: int, sequence_length: int, tied: bool,
         tied: Whether input and output embeddings are one matrix.
         seed: Seed of the weights.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     size = SIZES[name]
     config = LlamaConfig(

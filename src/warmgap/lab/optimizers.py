@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
     from torch import nn
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)

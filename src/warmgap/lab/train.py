@@ -16,13 +16,13 @@ from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import safetensors.torch
+import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-import torch
 from torch import Tensor, nn
+
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.corpus import Tokens, load_tokens
 from warmgap.lab.errors import UserError

@@ -8,12 +8,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-import torch
-from torch import Tensor
 from warmgap.rules import GapRule, LinearRule, LossRatioRule, PowerRule, RampRule, Rule
 from warmgap.schedule import Schedule
 from warmgap.torch.loss_mean import LossMean, PendingLoss

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch.distributed as dist
-
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 

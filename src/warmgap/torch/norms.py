@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol, TypeVar, final
 
 import torch
 from torch import Tensor
+
 from warmgap import geometry
 from warmgap._checks import check_positive
 from warmgap.torch.orthogonalize import Method, as_matrix, orthogonalize

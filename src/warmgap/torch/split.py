@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args, overload
 
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
-
-from torch import nn
 
 ParameterKind = Literal["matrix", "conv", "embedding", "head", "norm", "bias", "other"]
 

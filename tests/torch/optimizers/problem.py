@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from tests.torch.optimizers.references import Steps
-
 import torch
+from tests.torch.optimizers.references import Steps
 from torch import Tensor, nn
 
 

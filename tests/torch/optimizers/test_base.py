@@ -1,8 +1,8 @@
 """The pieces that optimizers share, where a whole optimizer would hide them."""
 
 import pytest
-
 import torch
+
 from warmgap.torch.optimizers._base import buckets, chunks, descend_, rate, shrink_, unit_directions
 
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
+import torch
 from tests.torch.optimizers import references
 from tests.torch.optimizers.problem import assert_close, copies, drive, drive_reference, parameters
 
-import torch
 from warmgap.torch.norms import Spectral
 from warmgap.torch.optimizers import Gluon, Scion
 

@@ -2,10 +2,10 @@
 
 import lion_pytorch
 import pytest
+import torch
 from tests.torch.optimizers import references
 from tests.torch.optimizers.problem import assert_close, copies, drive, drive_reference, parameters
 
-import torch
 from warmgap.torch.optimizers import Lion
 
 SHAPES = [(6, 4), (5,), ()]

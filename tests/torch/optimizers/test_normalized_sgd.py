@@ -1,10 +1,10 @@
 """Normalized SGD against its formula."""
 
 import pytest
+import torch
 from tests.torch.optimizers import references
 from tests.torch.optimizers.problem import assert_close, copies, drive, drive_reference, parameters
 
-import torch
 from warmgap.torch.optimizers import NormalizedSGD
 
 SHAPES = [(6, 4), (3, 2, 2, 2), (5,), ()]

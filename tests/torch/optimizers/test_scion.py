@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
+import torch
 from tests.torch.optimizers import references
 from tests.torch.optimizers.problem import assert_close, copies, drive, drive_reference, parameters
-
-import torch
 from torch import nn
+
 from warmgap.torch.norms import Frobenius, Max, Norm, Spectral
 from warmgap.torch.optimizers import Scion
 

@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
-from torch.optim.optimizer import Optimizer, ParamsT
-
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
 from warmgap._checks import check_count, check_finite, check_positive
 from warmgap.torch.orthogonalize import TINY, as_matrix, newton_schulz, polar
 

@@ -2,10 +2,10 @@
 
 from typing import Literal, final
 
-from torch.optim.optimizer import ParamsT
-
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
 from warmgap.torch.optimizers._base import (
     Group,
     NormConstrainedOptimizer,

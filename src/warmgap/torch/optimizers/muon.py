@@ -3,11 +3,11 @@
 import math
 from typing import Literal, final
 
+import torch
+from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-import torch
-from torch import Tensor
 from warmgap.torch.optimizers._base import (
     RULE_NORMS,
     Group,

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator
 from typing import Literal, final
 
-from torch.optim.optimizer import ParamsT
-
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
 from warmgap._checks import check_positive
 from warmgap.torch.optimizers._base import (
     RULE_NORMS,
