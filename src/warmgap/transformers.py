@@ -1,0 +1,113 @@
+"""The schedule inside the Hugging Face `Trainer`.
+
+`WarmgapTrainer` is a `Trainer` whose learning rate `warmgap.torch.AdaptiveWarmup` sets; `WarmupTrainerMixin` does the
+same for a Trainer of your own. The loss that the schedule sees is the exact mean over all tokens of an optimizer step,
+under gradient accumulation and over all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import Trainer
+
+from warmgap.torch import AdaptiveWarmup, split_parameters
+
+__all__ = ["WarmgapTrainer", "WarmupTrainerMixin", "split_factory"]
+
+_Base: Any = Trainer if TYPE_CHECKING else object
+
+
+class WarmupTrainerMixin(_Base):  # type: ignore[misc] # transformers has no types
+    """Gives a `Trainer` an `AdaptiveWarmup` over all of its steps: put it before the Trainer among the base classes.
+
+    The peak learning rate is that of the optimizer (`TrainingArguments.learning_rate` for Trainer's own);
+    `lr_scheduler_type` and the warm-up arguments are not looked at. Training logs gain `lr` (of the step just made),
+    `phase` (`"warmup"` or `"decay"`) and, once there was a loss, `gap`. Trainer's checkpoints hold the schedule.
+
+    The loss is what `training_step` returns, summed over the micro-batches of the optimizer step and weighted over the
+    ranks by their tokens. Where the model does not take `num_items_in_batch`, Trainer trains on the mean of the
+    micro-batches' means, and that is what is seen here too. The loss of a step that a gradient scaler skipped is
+    dropped.
+
+    Args:
+        *args: Trainer's own.
+        warmup: Keyword arguments for `AdaptiveWarmup`, such as `{"rule": "gap", "target_loss": 3.2}`.
+        **kwargs: Trainer's own.
+
+    Raises:
+        ValueError: If a scheduler is given as `optimizers[1]`.
+    """
+
+    lr_scheduler: Any
+
+    def __init__(self, *args: Any, warmup: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        self._warmup_settings = dict(warmup or {})
+        self._step_loss: Tensor | None = None
+        super().__init__(*args, **kwargs)
+        if self.lr_scheduler is not None:
+            raise ValueError(
+                f"{type(self).__name__} makes its own scheduler, and got {type(self.lr_scheduler).__name__}: "
+                "give optimizers=(optimizer, None), and settings by warmup={...}"
+            )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> AdaptiveWarmup:
+        """Make the schedule over `num_training_steps` optimizer steps."""
+        if self.lr_scheduler is None:
+            inner: Any = self.optimizer if optimizer is None else optimizer
+            while hasattr(inner, "optimizer"):  # Accelerate's wrapper does not run the hooks that count steps
+                inner = inner.optimizer
+            self.lr_scheduler = AdaptiveWarmup(inner, num_training_steps, **self._warmup_settings)
+            self._created_lr_scheduler = True
+            self._step_loss = None
+        scheduler: AdaptiveWarmup = self.lr_scheduler
+        return scheduler
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Take one micro-batch forward and back, and show the schedule the loss when the optimizer step is complete."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss = loss if self._step_loss is None else self._step_loss + loss
+        if self.accelerator.sync_gradients:
+            # what Trainer returns are shares of the step's mean, so that a rank's weight is its count of tokens
+            tokens = 1.0 if num_items_in_batch is None or self.args.n_gpu > 1 else num_items_in_batch
+            self.lr_scheduler.discard()  # a step that was skipped left its loss
+            self.lr_scheduler.observe(self._step_loss, weight=tokens)
+            self._step_loss = None
+        return loss
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Log `logs`; those of a training step with `lr`, `gap` and `phase`."""
+        if "learning_rate" in logs and isinstance(self.lr_scheduler, AdaptiveWarmup):
+            logs["lr"] = logs["learning_rate"]
+            logs["phase"] = self.lr_scheduler.phase
+            if (gap := self.lr_scheduler.gap) is not None:
+                logs["gap"] = gap
+        super().log(logs, start_time)
+
+
+class WarmgapTrainer(WarmupTrainerMixin, Trainer):  # type: ignore[misc]
+    """A Hugging Face `Trainer` with an `AdaptiveWarmup`; see `WarmupTrainerMixin`."""
+
+
+def split_factory(optimizer: Callable[..., Optimizer]) -> Callable[[], Callable[..., Optimizer]]:
+    """Return what `Trainer(optimizer_cls_and_kwargs=(..., kwargs))` takes to build an optimizer on a split model.
+
+    `optimizer_cls_and_kwargs=(split_factory(Muon), {"lr": 2e-3})` makes `Muon(split_parameters(model), lr=2e-3)`. The
+    class itself would get Trainer's own two groups, which don't tell hidden matrices from embeddings.
+
+    Args:
+        optimizer: A class of `warmgap.torch`.
+    """
+
+    def build(model: nn.Module, **kwargs: Any) -> Optimizer:
+        return optimizer(split_parameters(model), **kwargs)
+
+    return lambda: build
