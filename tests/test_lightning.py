@@ -17,6 +17,7 @@ from warmgap.torch import AdaptiveWarmup, Lion
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning"),
 ]
 GAP = {"rule": "gap", "target_loss": 0.0}
@@ -108,16 +109,18 @@ def test_micro_batches_are_weighed_by_their_tokens(tmp_path: Path) -> None:
     assert module.rates == pytest.approx(by_hand(means, 2, module.scheduler), rel=1e-6)
 
 
-@pytest.mark.parametrize("stop", [3, 17])
+@pytest.mark.parametrize("stop", [6, 18])  # ends of epochs: the loader itself can not be resumed within one
 def test_promise_4_a_resumed_run_has_the_same_rates_bit_for_bit(stop: int, tmp_path: Path) -> None:
     whole = Regression()
 
     def saves() -> ModelCheckpoint:
         return ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)
 
-    trainer(tmp_path, saves()).fit(whole, loader(8))
+    trainer(tmp_path, saves(), max_epochs=4).fit(whole, loader(16))
     resumed = Regression()
-    trainer(tmp_path, saves()).fit(resumed, loader(8), ckpt_path=str(tmp_path / f"step={stop}.ckpt"), weights_only=True)
+    checkpoint = str(tmp_path / f"step={stop}.ckpt")
+    trainer(tmp_path, saves(), max_epochs=4).fit(resumed, loader(16), ckpt_path=checkpoint, weights_only=True)
+    assert len(resumed.rates) == 24 - stop
     assert resumed.rates == whole.rates[stop:]
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
 
