@@ -5,6 +5,7 @@ from warmgap.torch.adaptive_warmup import AdaptiveWarmup
 from warmgap.torch.loss_mean import LossMean
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.orthogonalize import orthogonalize
+from warmgap.torch.probe import SmoothnessProbe
 from warmgap.torch.split import split_parameters
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "NormalizedSGD",
     "Scion",
     "Signum",
+    "SmoothnessProbe",
     "norms",
     "orthogonalize",
     "split_parameters",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from warmgap.geometry import NORMS, kappa
@@ -41,14 +43,22 @@ def optimizer_kappa(optimizer: Optimizer, norm: str = "auto") -> float:
     Raises:
         ValueError: If the norm is unknown, or `"auto"` and the optimizer is not recognised.
     """
+    return sum(kappa(name, [parameter.shape]) for name, parameter, _ in norm_blocks(optimizer, norm))
+
+
+def norm_blocks(optimizer: Optimizer, norm: str = "auto") -> list[tuple[str, Tensor, dict[str, Any]]]:
+    """Return the blocks that `optimizer_kappa` counts: for each the norm's name, the parameter, and its group.
+
+    Raises:
+        ValueError: If the norm is unknown, or `"auto"` and the optimizer is not recognised.
+    """
     if norm != "auto" and norm not in NORMS:
         raise ValueError(f"norm must be 'auto' or one of {', '.join(map(repr, NORMS))}, got {norm!r}")
     blocks = list(_blocks(optimizer, norm))
-    matrices = [block for block in blocks if len(block[1]) >= 2]
-    return sum(kappa(name, [shape]) for name, shape in matrices or blocks)
+    return [block for block in blocks if block[1].ndim >= 2] or blocks
 
 
-def _blocks(optimizer: Optimizer, norm: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _blocks(optimizer: Optimizer, norm: str) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     of_class = next((CLASSES[cls.__name__] for cls in type(optimizer).__mro__ if cls.__name__ in CLASSES), None)
     known = False
     for group in optimizer.param_groups:
@@ -64,7 +74,7 @@ def _blocks(optimizer: Optimizer, norm: str) -> Iterator[tuple[str, tuple[int, .
                 break
         known = True
         if own is not None:
-            yield from ((own, tuple(parameter.shape)) for parameter in group["params"] if parameter.numel())
+            yield from ((own, parameter, group) for parameter in group["params"] if parameter.numel())
     if not known:
         raise ValueError(
             f"the norm that bounds a step of {type(optimizer).__name__} is not known here: give norm='spectral' "
