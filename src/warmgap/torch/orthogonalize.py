@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
 from warmgap._checks import check_count
 
 Method = Literal["newton-schulz", "svd"]
@@ -81,25 +82,16 @@ def newton_schulz(
     a, b, c = coefficients
     y = x.detach().to(dtype)
     y = y.flatten(0, -3) if y.ndim > 2 else y
-    multiply, multiply_add = (torch.mm, torch.addmm) if y.ndim == 2 else (torch.bmm, torch.baddbmm)
+    multiply_add = torch.addmm if y.ndim == 2 else torch.baddbmm
     # The Frobenius norm bounds the spectral norm, so all singular values start in [0, 1], where the polynomial stays
     # bounded.
     y = y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp_min(TINY)
-    # Buffers that serve all steps. The smaller Gram matrix is applied from its own side: a tall matrix needs no
-    # transposition.
-    *batch, rows, columns = y.shape
-    side = min(rows, columns)
-    gram, polynomial, product = y.new_empty(*batch, side, side), y.new_empty(*batch, side, side), torch.empty_like(y)
+    tall = y.shape[-2] > y.shape[-1]
     for _ in range(steps):
-        if rows > columns:
-            multiply(y.mT, y, out=gram)
-            multiply_add(gram, gram, gram, beta=b, alpha=c, out=polynomial)
-            multiply_add(y, y, polynomial, beta=a, out=product)
-        else:
-            multiply(y, y.mT, out=gram)
-            multiply_add(gram, gram, gram, beta=b, alpha=c, out=polynomial)
-            multiply_add(y, polynomial, y, beta=a, out=product)
-        y, product = product, y
+        # The smaller Gram matrix, applied from its own side: a tall matrix needs no transposition.
+        gram = y.mT @ y if tall else y @ y.mT
+        polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
+        y = multiply_add(y, y, polynomial, beta=a) if tall else multiply_add(y, polynomial, y, beta=a)
     return y.reshape(x.shape)
 
 

@@ -1,9 +1,19 @@
 """The pieces that optimizers share, where a whole optimizer would hide them."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from warmgap.torch.optimizers._base import buckets, chunks, descend_, rate, shrink_, unit_directions
+from warmgap.torch.optimizers._base import (
+    buckets,
+    chunks,
+    descend_,
+    orthogonal_directions,
+    rate,
+    shrink_,
+    unit_directions,
+)
 
 
 def test_a_rate_on_the_device_does_what_a_float_does() -> None:
@@ -74,3 +84,21 @@ def test_unit_directions_have_length_one_and_zero_stays_zero(dtype: torch.dtype)
     assert long.dtype == zero.dtype == dtype
     assert long.double().norm().item() == pytest.approx(1.0, rel=1e-2)
     assert not zero.any()
+
+
+@pytest.mark.parametrize(
+    "group", [{}, {"kind": "matrix", "blocks": (2, 4)}, {"kind": "matrix", "blocks": (2, 4), "transposed": True}]
+)
+def test_matrices_orthogonalised_in_one_batch_are_as_one_by_one(group: dict[str, Any]) -> None:
+    shape = (5, 6) if group.get("transposed") else (6, 5)
+    estimates = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    params = [torch.zeros(shape) for _ in estimates]
+    settings = {"exact": False, "ns_steps": 5, **group}
+    batched = list(orthogonal_directions(params, estimates, settings))
+    assert len(batched) == len(group.get("blocks", (6,)))
+    for index in range(3):
+        alone = list(orthogonal_directions([params[index]], [estimates[index]], settings))
+        for (targets, sources, directions), (target, source, direction) in zip(batched, alone, strict=True):
+            assert targets[index].data_ptr() == target[0].data_ptr()
+            torch.testing.assert_close(sources[index], source[0])
+            torch.testing.assert_close(directions[index], direction[0], atol=2e-2, rtol=0)

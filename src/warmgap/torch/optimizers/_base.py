@@ -102,10 +102,11 @@ class NormConstrainedOptimizer(Optimizer, ABC):
 
     def _state(self, params: list[Tensor], name: str, first: list[Tensor] | None = None) -> list[Tensor]:
         """The named state of these parameters; where there is none yet it starts as a copy of `first`, or as zero."""
-        for index, p in enumerate(params):
-            if name not in self.state[p]:
-                self.state[p][name] = torch.zeros_like(p) if first is None else torch.clone(first[index])
-        return [self.state[p][name] for p in params]
+        states = [self.state[p] for p in params]
+        for index, state in enumerate(states):
+            if name not in state:
+                state[name] = torch.zeros_like(params[index]) if first is None else torch.clone(first[index])
+        return [state[name] for state in states]
 
 
 def buckets(params: Iterable[Tensor], *, by_shape: bool, alone_on_cpu: bool = True) -> Iterator[list[Tensor]]:
@@ -118,8 +119,9 @@ def buckets(params: Iterable[Tensor], *, by_shape: bool, alone_on_cpu: bool = Tr
     for index, p in enumerate(params):
         if p.grad is None or p.numel() == 0:
             continue
-        alone = alone_on_cpu and p.device.type == "cpu"
-        key = index if alone else (p.device, p.dtype, p.shape if by_shape else None)
+        device = p.device
+        alone = alone_on_cpu and device.type == "cpu"
+        key = index if alone else (device, p.dtype, p.shape if by_shape else None)
         bins.setdefault(key, []).append(p)
     for members in bins.values():
         size = max(1, _BATCH_ENTRIES // members[0].numel()) if by_shape else len(members)
@@ -145,12 +147,11 @@ def chunks(*tensors: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
 
 def gradient_of(p: Tensor) -> Tensor:
     """The gradient of p, which has one."""
-    assert p.grad is not None  # noqa: S101 (for the type checker)
-    if p.grad.layout != torch.strided:
-        raise TypeError(
-            f"sparse gradients are not supported, got layout {p.grad.layout}; use nn.Embedding(..., sparse=False)"
-        )
-    return p.grad
+    grad = p.grad
+    assert grad is not None  # noqa: S101 (for the type checker)
+    if grad.layout != torch.strided:
+        raise TypeError(f"sparse gradients are not supported, got layout {grad.layout}; use sparse=False")
+    return grad
 
 
 def rate(group: Group) -> float | Tensor:
@@ -172,8 +173,11 @@ def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor)
     if isinstance(lr, Tensor):
         torch._foreach_mul_(directions, lr)
         torch._foreach_sub_(params, directions)
-    else:
+    elif params[0].dtype == directions[0].dtype:
         torch._foreach_add_(params, directions, alpha=-lr)
+    else:
+        for p, direction in zip(params, directions, strict=True):
+            p.add_(direction, alpha=-lr)
 
 
 def average_(averages: list[Tensor], grads: list[Tensor], momentum: float) -> None:

@@ -101,16 +101,17 @@ class Gluon(NormConstrainedOptimizer):
         averages = self._state(params, "momentum_buffer", first=grads)
         average_(averages, grads, group["momentum"])
         lr = rate(group)
+        steps = list(layer_directions(params, averages, group))
         shrink_(params, lr, group["weight_decay"])
-        for blocks, estimates, directions, factor in layer_directions(params, averages, group):
+        for blocks, estimates, directions, factor in steps:
             if group["L0"] is None:
                 descend_(blocks, directions, lr * (group["radius"] * factor))
                 continue
-            steps = [
+            scaled = [
                 _adaptive_step(estimate, direction.to(estimate.dtype).mul_(factor), group)
                 for estimate, direction in zip(estimates, directions, strict=True)
             ]
-            descend_(blocks, steps, lr)
+            descend_(blocks, scaled, lr)
 
 
 def _adaptive_step(estimate: Tensor, minus_lmo: Tensor, group: Group) -> Tensor:

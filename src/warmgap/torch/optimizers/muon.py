@@ -168,24 +168,30 @@ class Muon(NormConstrainedOptimizer):
         averages = self._state(params, "momentum_buffer")
         average_(averages, grads, momentum)
         estimates = list(torch._foreach_lerp(grads, averages, momentum)) if group["nesterov"] else averages
+        steps = list(orthogonal_directions(params, estimates, group))
+        # Only now, so that both passes over a parameter find it in the cache.
         shrink_(params, lr, group["weight_decay"])
-        for blocks, _, directions in orthogonal_directions(params, estimates, group):
+        for blocks, _, directions in steps:
             descend_(blocks, directions, lr * _scale(group["scale"], *matrix_sides(blocks[0], group)))
 
     def _adamw(self, group: Group, params: list[Tensor], grads: list[Tensor], lr: float | Tensor) -> None:
         fused = params[0].device.type in _ADAMW_FUSED
+        counters = []
         for p in params:
-            # The fused kernel counts on the parameter's device; a state loaded from elsewhere has its counter on the
-            # CPU.
-            step = self.state[p].get("step", torch.zeros((), dtype=torch.float32))
-            self.state[p]["step"] = step.to(p.device) if fused else step
+            state = self.state[p]
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+            if fused and state["step"].device != p.device:
+                # Fresh, or loaded from elsewhere: the fused kernel counts on the parameter's device.
+                state["step"] = state["step"].to(p.device)
+            counters.append(state["step"])
         adamw(
             params,
             grads,
             self._state(params, "exp_avg"),
             self._state(params, "exp_avg_sq"),
             [],
-            [self.state[p]["step"] for p in params],
+            counters,
             foreach=False,
             fused=fused,
             amsgrad=False,

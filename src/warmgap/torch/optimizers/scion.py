@@ -103,8 +103,9 @@ class Scion(NormConstrainedOptimizer):
         averages = self._state(params, "momentum_buffer")
         average_(averages, grads, group["momentum"])
         lr = rate(group)
+        steps = list(layer_directions(params, averages, group))
         shrink_(params, lr, group["weight_decay"])
-        for blocks, _, directions, factor in layer_directions(params, averages, group):
+        for blocks, _, directions, factor in steps:
             descend_(blocks, directions, lr * (group["radius"] * factor))
 
 
