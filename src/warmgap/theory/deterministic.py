@@ -1,0 +1,81 @@
+"""Theorem 1: descent with the gap-driven step size, exact gradients, no weight decay.
+
+Assumption: f is star-convex, `<grad f(x), x - x*> >= gap(x)`, and has curvature at most `K(gap)` (A2-H or A2);
+    `||x_t - x*|| <= D` for all t, with D from `Problem.distance`.
+
+Step size: `eta_t = gap_t / (D K(gap_t))`, along the LMO of the gradient.
+
+Statement: `gap_{t+1} <= gap_t - gap_t^2 / (2 D^2 K(gap_t))`, and `gap_T <= eps` after at most
+
+    T = 1 + 2 D^2 [K0 (1/eps - 1/gap_0) + K1 ln(gap_0/eps) + Krho (gap_0^(rho-1) - eps^(rho-1))/(rho-1)]
+
+for rho <= 2 (`Constants.steps`, also for rho > 2). With one fixed step size, `eps / (D K(gap_0))`, what is guaranteed
+is `(K(gap_0) D^2/eps) ln(2 gap_0/eps)` steps. The comparison is between guarantees: on an easy function the best
+fixed step size, if one knew it, may be faster than either.
+
+Source: arXiv 2602.05813, Theorem 1 (setting FOUND, constants NOT FOUND); statement and proof DERIVED.
+
+Proof: Along u = LMO(g) the gap stays below `gap - eta ||g||_* + K eta^2/2` as long as `eta <= 2 ||g||_*/K`, since it
+    does not rise and K belongs to the start; star-convexity gives `||g||_* >= gap/D`; the step size is the minimiser
+    of `K eta^2/2 - eta gap/D`. For rho <= 2, `K(d)/d^2` falls with d, so that each step takes at least `1/(2 D^2)`
+    of its integral from eps to gap_0.
+
+Problem: cosh, the barriers, the star-convex ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from warmgap.theory import problems
+from warmgap.theory.check import Check, excess
+from warmgap.theory.descent import descend
+from warmgap.theory.norms import Array
+from warmgap.theory.problems import Problem
+
+
+def check(problem: Problem, start: Array, eps: float) -> Check:
+    """Run Theorem 1's descent; measured: steps to a gap of eps.
+
+    Raises:
+        ValueError: If eps is not above 0 and below the gap at the start.
+    """
+    constants, distance = problem.constants, problem.distance(start)
+    bound = constants.steps(problem.value(start), eps, distance)
+    path = descend(problem, start, lambda it: constants.step_size(it.gap, distance), steps=bound, eps=eps)
+    gaps = path.gaps[:-1]
+    descent = excess(path.gaps[1:], gaps - gaps**2 / (2.0 * distance**2 * constants.along(gaps)))
+    away = excess(path.distances, np.full_like(path.distances, distance))
+    return Check("Theorem 1", problem.name, f"steps to {eps:g}", path.steps_to(eps), bound, excess=max(descent, away))
+
+
+def check_fixed(problem: Problem, start: Array, eps: float) -> Check:
+    """Run the descent with the one step size that the same constants guarantee; measured: steps to a gap of eps.
+
+    Raises:
+        ValueError: If eps is not above 0 and below the gap at the start.
+    """
+    problem.constants.integral(problem.value(start), eps)
+    distance, curvature = problem.distance(start), problem.constants(problem.value(start))
+    eta = eps / (curvature * distance)
+    bound = 1.0 + curvature * distance**2 / eps * math.log(2.0 * problem.value(start) / eps)
+    path = descend(problem, start, lambda _: eta, steps=bound, eps=eps)
+    descent = excess(path.gaps[1:], (1.0 - eta / distance) * path.gaps[:-1] + curvature * eta**2 / 2.0)
+    return Check("Theorem 1, fixed step", problem.name, f"steps to {eps:g}", path.steps_to(eps), bound, excess=descent)
+
+
+def examples() -> Iterator[Check]:
+    """Check it on every problem and norm."""
+    matrix = np.array([[1.0, -0.5, 0.3], [0.2, 0.8, -1.1]])
+    vector = np.array([0.5, 1.0, -2.0])
+    yield check_fixed(problems.cosh("frobenius", (3,)), vector, 1e-2)
+    for norm in ("frobenius", "max"):
+        yield check(problems.cosh(norm, (3,)), vector, 1e-2)
+        yield check(problems.barrier(norm, (3,)), 0.3 * vector, 1e-2)
+        yield check(problems.star(norm), vector[:2], 1e-2)
+    yield check(problems.cosh("spectral", (2, 3)), matrix, 1e-2)
+    yield check(problems.barrier("spectral", (2, 3), power=1), 0.5 * matrix, 1e-2)
+    yield check(problems.rough(3), 0.5 * vector, 1e-2)

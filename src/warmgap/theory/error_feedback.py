@@ -1,0 +1,97 @@
+"""EF-Muon: what Muon's normalisation drops is kept and added again, and convergence is back.
+
+Assumption: f is convex with subgradients of l2 norm at most G; d is the rank of the update at most (here: two
+    entries).
+
+Step size: gamma fixed, `P = gamma M + E` with `M = beta M + (1 - beta) G`; the step is `-(||P||_nuc/rank P) polar(P)`,
+    the new E is P less the step. On a diagonal matrix: `(||P||_1/number of entries that are not 0) sign(P)`.
+
+Statement: With `q = sqrt(1 - 1/d)` and `gamma = 1/sqrt(T)`,
+
+    min_{t<T} f(x_t) - f* <= [||x_0 - x*||^2/2 + G^2/2 + G^2 (beta/(1 - beta) + q/(1 - q))] / sqrt(T).
+
+Source: arXiv 2605.08980 (the method FOUND, its rate's constants NOT FOUND); statement and proof DERIVED, after the
+argument of arXiv 1901.09847.
+
+Proof: `z = x - E - gamma beta/(1 - beta) M` follows the subgradient method, `z+ = z - gamma G`. The step contracts,
+    `||E+||^2 <= ||P||^2 - ||P||_nuc^2/rank P <= q^2 ||P||^2`, so that `||E|| <= gamma G q/(1 - q)`, and
+    `f(x) - f* <= <G, z - x*> + ||G|| ||x - z||`. Sum.
+
+Problem: Muon's counterexample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from warmgap._checks import check_count
+from warmgap.theory import problems
+from warmgap.theory.check import Check, excess
+from warmgap.theory.descent import Iterate, Trajectory, descend
+from warmgap.theory.nonconvergence import START, frozen_weight
+from warmgap.theory.norms import Array
+
+
+def run(
+    steps: int, gamma: Callable[[int], float], beta: float = 0.9, c: float | None = None, *, feedback: bool = True
+) -> tuple[Trajectory, Array]:
+    """Run EF-Muon on the counterexample.
+
+    Args:
+        steps: The number of steps.
+        gamma: The step size of a step, counted from 0.
+        beta: The momentum.
+        c: The weight of the sum; `frozen_weight(beta)` unless given.
+        feedback: Whether to keep what the normalisation drops; without it the method is Muon.
+
+    Returns:
+        The trajectory, and the l2 norm of E after each step.
+
+    Raises:
+        ValueError: If steps is not a whole number of at least 1.
+    """
+    problem = problems.absolute(frozen_weight(beta) if c is None else c)
+    momentum = error = np.zeros(2)
+    errors = []
+
+    def direction(it: Iterate) -> Array:
+        nonlocal momentum, error
+        momentum = beta * momentum + (1.0 - beta) * it.gradient
+        kept = gamma(it.step) * momentum + error
+        move = problem.norm.dual(kept) / max(1, int(np.count_nonzero(kept))) * problem.norm.lmo(kept)
+        error = kept + move if feedback else error
+        errors.append(float(np.linalg.norm(error)))
+        return np.asarray(move)
+
+    path = descend(problem, START, lambda _: 1.0, steps=check_count("steps", steps, minimum=1), direction=direction)
+    return path, np.array(errors)
+
+
+def check(steps: int, beta: float = 0.9, *, feedback: bool = True) -> Check:
+    """Run EF-Muon with the fixed gamma `1/sqrt(steps)`; measured: the least f.
+
+    Raises:
+        ValueError: If steps is not a whole number of at least 1.
+    """
+    gamma = 1.0 / math.sqrt(check_count("steps", steps, minimum=1))
+    path, errors = run(steps, lambda _: gamma, beta, feedback=feedback)
+    square = 2.0 * (1.0 + frozen_weight(beta) ** 2)
+    q = math.sqrt(0.5)
+    late = beta / (1.0 - beta) + q / (1.0 - q)
+    return Check(
+        "EF-Muon" if feedback else "EF-Muon, no feedback",
+        f"absolute, c {frozen_weight(beta):.3g}",
+        f"least f in {steps} steps",
+        float(path.gaps[:-1].min()),
+        gamma * (float(START @ START) / 2.0 + square / 2.0 + square * late),
+        excess=excess(errors, np.full_like(errors, gamma * math.sqrt(square) * q / (1.0 - q))),
+    )
+
+
+def examples() -> Iterator[Check]:
+    """Check it over 1500 and over 5000 steps."""
+    yield check(1500)
+    yield check(5000)
