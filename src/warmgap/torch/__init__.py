@@ -1,10 +1,9 @@
 """The PyTorch side: norm-constrained optimizers, and the scheduler that finds their warm-up."""
 
-from warmgap.torch import norms
+from warmgap.torch import norms, orthogonalize
 from warmgap.torch.adaptive_warmup import AdaptiveWarmup
 from warmgap.torch.loss_mean import LossMean
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
-from warmgap.torch.orthogonalize import orthogonalize
 from warmgap.torch.probe import SmoothnessProbe
 from warmgap.torch.split import split_parameters
 

@@ -24,6 +24,8 @@ from warmgap import geometry
 from warmgap._checks import check_positive
 from warmgap.torch.orthogonalize import Method, as_matrix, orthogonalize
 
+__all__ = ["Frobenius", "Max", "Norm", "Spectral", "SupOverBlocks"]
+
 _Block = TypeVar("_Block")
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from warmgap._checks import check_count
 
+__all__ = ["newton_schulz", "orthogonalize", "polar"]
+
 Method = Literal["newton-schulz", "svd"]
 
 # K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): a x + b x^3 + c x^5 with the
