@@ -97,10 +97,10 @@ def write_report(
     pictures: dict[str, bytes] = {}
     with figures.house_style():
         if len(workloads) <= 4:
-            pictures["overview.png"] = _as_png(figures.overview_figure(workloads))
+            pictures["overview.png"] = as_png(figures.overview_figure(workloads))
         for workload in workloads:
-            pictures[f"curves-{workload.slug}.png"] = _as_png(figures.curves_figure(workload))
-            pictures[f"lengths-{workload.slug}.png"] = _as_png(figures.lengths_figure(workload))
+            pictures[f"curves-{workload.slug}.png"] = as_png(figures.curves_figure(workload))
+            pictures[f"lengths-{workload.slug}.png"] = as_png(figures.lengths_figure(workload))
     page = _page(title, explanation, folder, runs, workloads, pictures)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,8 @@ def _sentence(method: Method, workload: Workload) -> str:
     return "; ".join([*parts, *method.notes]) + "."
 
 
-def _as_png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
     found = io.BytesIO()
     figure.savefig(found, format="png", metadata={"Software": None})
     return found.getvalue()
@@ -215,13 +216,13 @@ def _page(
     for workload in workloads:
         body += [
             f"<h2>{html.escape(workload.title)}</h2>",
-            _figure(
+            html_figure(
                 pictures[f"curves-{workload.slug}.png"],
                 f"Learning rate and training loss against steps, {workload.title}",
                 "Blue: warm-ups whose length a person chose, the darker the longer. Other colours: rules that end the "
                 "warm-up themselves; a diamond and a dotted line mark the hand-over of each run to the decay.",
             ),
-            _figure(
+            html_figure(
                 pictures[f"lengths-{workload.slug}.png"],
                 f"Final validation loss against warm-up length, {workload.title}",
                 "Small dots: one run each; large dots: their mean with one standard deviation. Horizontal line and "
@@ -238,6 +239,11 @@ def _page(
         "<h2>How this was made</h2>",
         *_provenance(folder, runs),
     ]
+    return html_page(title, body)
+
+
+def html_page(title: str, body: Sequence[str]) -> str:
+    """A whole page in the house's style, of pieces of HTML."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_PAGE_STYLE}</style>"
@@ -250,7 +256,8 @@ def _with_title(workload: Workload) -> list[str]:
     return [f"{workload.title}. {sentence}" for sentence in sentences(workload)]
 
 
-def _figure(png: bytes, alternative: str, caption: str) -> str:
+def html_figure(png: bytes, alternative: str, caption: str) -> str:
+    """A picture with its caption, the picture inside the page."""
     data = base64.b64encode(png).decode("ascii")
     image = f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -32,19 +32,21 @@ from warmgap.lab.published import PublishedRule
 from warmgap.lab.record import Metrics, RunRecord, commit, last_checkpoint, new_checkpoint, versions
 from warmgap.lab.sampler import Sampler, cut
 from warmgap.rules import LinearRule, Rule
-from warmgap.torch import AdaptiveWarmup
+from warmgap.torch import AdaptiveWarmup, SmoothnessProbe
 from warmgap.torch.recognition import optimizer_kappa
 
 __all__ = ["RunRecord", "TrainConfig", "train"]
 
 T = TypeVar("T")
 
+MakeProbe = Callable[[torch.optim.Optimizer, nn.Module], SmoothnessProbe]
+
 CHECKPOINT_VERSION = 1
 _EVAL_BATCH = 4096  # tokens evaluated at once
 _READ_EVERY = 10  # steps between two looks of the host at the device's numbers
 
 
-def train(config: TrainConfig, *, progress: bool = True) -> RunRecord:
+def train(config: TrainConfig, *, progress: bool = True, probe: MakeProbe | None = None) -> RunRecord:
     """Train, evaluate, and leave a record.
 
     Runs in one process, or in each of several started by `torchrun` or `accelerate launch`. With `config.output`, the
@@ -55,6 +57,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> RunRecord:
     Args:
         config: The settings.
         progress: Whether to show how it goes, on the standard error stream.
+        probe: Makes the probe that measures the steps, of the optimizer and the model; it changes no number of the run.
 
     Returns:
         The record. Its status is `done`, `interrupted`, or `diverged`.
@@ -75,7 +78,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> RunRecord:
         _check_same(full, found.config, folder)
         if found.status in ("done", "diverged"):
             return found
-    run = _Run(full, config.command())
+    run = _Run(full, config.command(), probe)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(_display(full, shown=progress and run.accelerator.is_main_process))
         stop = stack.enter_context(_Interruption())
@@ -97,7 +100,7 @@ class _Seen:
 class _Run:
     """The parts of a run, and the steps made so far."""
 
-    def __init__(self, config: TrainConfig, command: str) -> None:
+    def __init__(self, config: TrainConfig, command: str, probe: MakeProbe | None = None) -> None:
         self.config = config
         self.command = command
         # Without an accelerator it must be told, or it leaves the processes of `torchrun` each to itself.
@@ -138,6 +141,7 @@ class _Run:
             )
         except ValueError as error:
             raise UserError(f"These settings do not go together: {error}") from error
+        self.probe = None if probe is None else probe(self.optimizer, self.network)
         self.step = 0
         self.status = "running"
         self.best_val_loss: float | None = None
@@ -199,7 +203,8 @@ class _Run:
             total += loss / config.accumulation
         if config.clip:
             accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
-        self.optimizer.step()
+        with self.probed(micro_batches):
+            self.optimizer.step()
         try:
             self.scheduler.step()
         except ValueError as error:
@@ -213,6 +218,14 @@ class _Run:
         shape = (self.config.accumulation, self.accelerator.num_processes, self.micro_batch)
         starts = self.sampler.starts(self.step).reshape(shape)[:, self.accelerator.process_index]
         return [cut(self.tokens.train, micro_batch, self.length) for micro_batch in starts]
+
+    def probed(self, micro_batches: list[NDArray[np.int64]]) -> contextlib.AbstractContextManager[None]:
+        """The probe's measurement of a step on these micro-batches, where there is a probe."""
+        if self.probe is None:
+            return contextlib.nullcontext()
+        return self.probe.measure(
+            lambda: (self.loss(self.network, windows) / len(micro_batches) for windows in micro_batches), step=self.step
+        )
 
     def loss(self, model: nn.Module, windows: NDArray[np.int64]) -> Tensor:
         """Mean cross-entropy of `model` in nats a token, on windows of shape `(sequences, length + 1)`."""
