@@ -1,0 +1,420 @@
+"""The schedule for optax: a jit-safe transformation, and a stateful schedule, both fed by `value=loss`.
+
+The rules are those of `warmgap.rules`, written once more in `jax.numpy` and held to them by tests. They compute in
+float64 whatever `jax_enable_x64` says, and keep each number as a sum of three float32, so that the learning rates are
+those of the PyTorch side, up to the float32 that they are handed out in. Nothing waits for the host, but for one call:
+the gap rule matches its peak gap there, at the first loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from warmgap._checks import check_positive
+from warmgap.matching import best_share
+from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PowerRule, RampRule, Rule
+from warmgap.rules._gap_driven import GapDriven
+from warmgap.rules.ramp import _MATURE
+from warmgap.schedule import Schedule
+from warmgap.signal import _CHANGE_TO_DEVIATION, _MAD_TO_DEVIATION, Signal
+from warmgap.target import LOWEST_SHARE, MARGIN, MEAN_DECAY
+
+__all__ = ["WarmupSchedule", "WarmupState", "scale_by_warmup"]
+
+RULES = ("auto", "loss-ratio", "power", "linear")
+
+Values = dict[str, Any]
+
+_DECAYS: dict[str, Callable[[Any], Any]] = {
+    "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+    "linear": lambda progress: 1.0 - progress,
+    "wsd": lambda progress: 1.0 - jnp.maximum(0.0, progress - 0.8) / 0.2,
+    "inverse-sqrt": lambda progress: 1.0 / jnp.sqrt(1.0 + 99.0 * progress),
+    "constant": jnp.ones_like,
+}
+
+
+class WarmupState(NamedTuple):
+    """Where a schedule stands: arrays only, for any checkpoint format.
+
+    Attributes:
+        step: Optimizer steps made, int32.
+        factor: Learning rate / peak learning rate of the next step, float32 in (0, 1].
+        handover: The step at which warm-up ended, int32; -1 while it lasts.
+        gap: Loss minus target loss as the rule sees it, float32; NaN before the first loss or where the rule has none.
+        target_loss: The target loss in use, float32; NaN like `gap`.
+        rule: The rule's own state; each real number is the sum of three float32.
+    """
+
+    step: Array
+    factor: Array
+    handover: Array
+    gap: Array
+    target_loss: Array
+    rule: dict[str, Array]
+
+
+class WarmupSchedule:
+    """An `optax` stateful schedule: a warm-up that ends itself, then a decay.
+
+    For `optax.inject_hyperparams(optax.lion)(learning_rate=WarmupSchedule(1e-3, total_iters))`. The optimizer then
+    needs `update(..., value=loss)`: the mean training loss of the step over all its tokens on all devices. A value that is NaN
+    or infinite is not seen. Where a rule of the core raises at a first loss that it can't use (below `target_loss`, or
+    not positive for the loss ratio), here it stays at its floor, and the schedule warms up by the clock.
+
+    Args:
+        peak: The peak learning rate, > 0.
+        total_iters: Optimizer steps in the whole run.
+        rule: `"auto"`, `"loss-ratio"`, `"power"`, `"linear"` (a tenth of the run), or a rule of `warmgap.rules`.
+        target_loss: The loss taken as optimal, or `"auto"`. For rules given by name.
+        floor: Starting learning rate / peak learning rate, in (0, 1). For rules given by name that use one.
+        decay: A name of `warmgap.decay.NAMES`, or a callable from progress in [0, 1] to a factor in (0, 1], written
+            with `jax.numpy`.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+    """
+
+    def __init__(
+        self,
+        peak: float,
+        total_iters: int,
+        *,
+        rule: str | Rule[Any] = "auto",
+        target_loss: float | Literal["auto"] = "auto",
+        floor: float = 0.01,
+        decay: str | Callable[[Any], Any] = "cosine",
+    ) -> None:
+        if isinstance(rule, str):
+            rule = _rule_by_name(rule, total_iters, target_loss=target_loss, floor=floor)
+        self.peak = check_positive("peak", peak)
+        self.schedule = Schedule(total_iters, rule, decay)
+        self._decay = _DECAYS[decay] if isinstance(decay, str) else decay
+        self._start, self._step = _compiled(rule, total_iters)
+
+    def init(self) -> WarmupState:
+        """Return the state before the first step."""
+        start = self.schedule.rule.init(self.schedule.total_iters)
+        with jax.enable_x64(True):
+            rule = {"applied": start.factor, "done": start.done, **self._start}
+            return WarmupState(
+                step=jnp.zeros((), jnp.int32),
+                factor=jnp.float32(start.factor),
+                handover=jnp.int32(0 if start.done else -1),
+                gap=jnp.float32(math.nan),
+                target_loss=jnp.float32(math.nan),
+                rule=_packed({name: jnp.asarray(value) for name, value in rule.items()}),
+            )
+
+    def update(self, state: WarmupState, *, value: jax.typing.ArrayLike | None = None, **extra: Any) -> WarmupState:
+        """Return the state after a step that ran at `state.factor` and had the loss `value`.
+
+        Raises:
+            ValueError: If the rule needs a value and there is none, or it is not a scalar.
+        """
+        del extra
+        if value is None:
+            if self.schedule.rule.needs_loss:
+                raise ValueError("a warm-up that looks at the loss needs it: call update(..., value=loss)")
+            value = math.nan
+        if jnp.shape(value) != ():
+            raise ValueError(f"value must be a scalar, the mean loss of the step, got the shape {jnp.shape(value)}")
+        with jax.enable_x64(True):
+            return self._next(state, jnp.asarray(value, jnp.float64))
+
+    def __call__(self, state: WarmupState, **extra: Any) -> Array:
+        """Return the learning rate of the next step."""
+        del extra
+        return self.peak * state.factor
+
+    def _next(self, state: WarmupState, loss: Array) -> WarmupState:
+        before = _unpacked(state.rule)
+        seen = self._step(before, loss)
+        if self.schedule.rule.needs_loss:
+            finite = jnp.isfinite(loss.astype(jnp.float32))
+            seen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), seen, before)
+        step = state.step + 1
+        decaying = state.handover >= 0
+        factor, ended = seen["applied"], seen["done"]
+        if self.schedule.rule.bounded:
+            line = self.schedule._line()
+            ended = ended | (step >= line)
+            factor = jnp.where(ended, 1.0, jnp.maximum(factor, step.astype(jnp.float64) / line))
+            factor = jnp.minimum(jnp.minimum(1.0, factor), 2.0 * before["applied"])
+        factor = jnp.where(decaying, self._decayed(step, state.handover), factor)
+        handover = jnp.where(ended & (factor == 1.0), step, -1)
+        gap, target = _reading(self.schedule.rule, seen, self.schedule.total_iters)
+        return WarmupState(
+            step=step,
+            factor=factor.astype(jnp.float32),
+            handover=jnp.where(decaying, state.handover, handover).astype(jnp.int32),
+            gap=gap.astype(jnp.float32),
+            target_loss=target.astype(jnp.float32),
+            rule=_packed({**seen, "applied": factor}),
+        )
+
+    def _decayed(self, step: Array, handover: Array) -> Array:
+        remaining = jnp.maximum(1, self.schedule.total_iters - handover)
+        progress = jnp.minimum(step - handover, remaining - 1).astype(jnp.float64) / remaining
+        return jnp.asarray(self._decay(progress), jnp.float64)
+
+
+def scale_by_warmup(
+    total_iters: int,
+    *,
+    rule: str | Rule[Any] = "auto",
+    target_loss: float | Literal["auto"] = "auto",
+    floor: float = 0.01,
+    decay: str | Callable[[Any], Any] = "cosine",
+) -> optax.GradientTransformationExtraArgs:
+    """Return a transformation that scales updates by the factor of a `WarmupSchedule`.
+
+    Chain it after an optimizer built at its peak learning rate:
+    `optax.chain(optax.lion(1e-3), scale_by_warmup(total_iters))`. `update` needs `value=loss`. The state is a
+    `WarmupState`; `optax.tree.get(opt_state, "gap")` finds what it holds.
+
+    Args:
+        total_iters: Optimizer steps in the whole run.
+        rule: As for `WarmupSchedule`.
+        target_loss: As for `WarmupSchedule`.
+        floor: As for `WarmupSchedule`.
+        decay: As for `WarmupSchedule`.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+    """
+    schedule = WarmupSchedule(1.0, total_iters, rule=rule, target_loss=target_loss, floor=floor, decay=decay)
+
+    def init(params: optax.Params) -> WarmupState:
+        del params
+        return schedule.init()
+
+    def update(
+        updates: optax.Updates, state: WarmupState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, WarmupState]:
+        del params
+        scaled = jax.tree.map(lambda update: update * state.factor.astype(update.dtype), updates)
+        return scaled, schedule.update(state, **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _rule_by_name(name: str, total_iters: int, *, target_loss: float | Literal["auto"], floor: float) -> Rule[Any]:
+    if name == "auto":
+        return RampRule(floor=floor, target_loss=target_loss)
+    if name == "loss-ratio":
+        return LossRatioRule(floor=floor)
+    if name == "power":
+        return PowerRule(floor=floor, target_loss=target_loss)
+    if name == "linear":
+        return LinearRule(total_iters // 10)
+    raise ValueError(
+        f"rule must be one of {', '.join(map(repr, RULES))} or a rule of warmgap.rules, got {name!r}; the gap rule "
+        "needs the constant of a norm: GapRule(kappa=warmgap.kappa(norm, shapes))"
+    )
+
+
+def _packed(values: Mapping[str, Array]) -> dict[str, Array]:
+    """Write each float64 as three float32 whose sum it is, exactly: arrays that stay as they are where x64 is off."""
+
+    def pack(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x.astype(x.dtype if x.dtype == jnp.bool_ else jnp.int32)
+        parts, rest = [], x
+        for _ in range(3):
+            parts.append(rest.astype(jnp.float32))
+            rest = jnp.where(jnp.isfinite(parts[-1]), rest - parts[-1].astype(jnp.float64), 0.0)
+        return jnp.stack(parts)
+
+    return {name: pack(value) for name, value in values.items()}
+
+
+def _unpacked(values: Mapping[str, Array]) -> Values:
+    def unpack(x: Array) -> Array:
+        return x.astype(jnp.float64).sum(0) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return {name: unpack(value) for name, value in values.items()}
+
+
+def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Values, Array], Values]]:
+    """Return what the rule's state holds besides `applied` (its factor) and `done`, and its step."""
+    if isinstance(rule, LinearRule):
+        return {"steps": 0}, lambda state, _: _linear(rule, state)
+    if isinstance(rule, LossRatioRule):
+        level = math.nan if rule.level is None else rule.level
+        return {**_signal_start(rule.signal), "level": level}, lambda state, loss: _loss_ratio(rule, state, loss)
+    descent = {"initial_loss": math.nan, "lowest_loss": math.nan, "distance": 0.0}
+    if isinstance(rule, RampRule):
+        own: Values = {"best_loss": math.nan, "retreats": 0, "rest": 0, "held": 0}
+        start = {**_signal_start(rule.signal), **descent, **own}
+        return start, lambda state, loss: _ramp(rule, total_iters, state, loss)
+    if isinstance(rule, GapRule | PowerRule | MeasuredRule):
+        start = {**_signal_start(rule.signal), **descent, "share": math.nan}
+        return start, lambda state, loss: _gap_driven(rule, total_iters, state, loss)
+    raise ValueError(f"warmgap.optax knows the rules of warmgap.rules, got {type(rule).__name__}")
+
+
+def _signal_start(signal: Signal) -> Values:
+    return {
+        "window": jnp.full(signal.window, math.nan),
+        "weighted": 0.0,
+        "weight": 0.0,
+        "accepted": math.nan,
+        "change": 0.0,
+        "change_weight": 0.0,
+    }
+
+
+def _signal(signal: Signal, state: Values, loss: Array) -> tuple[Values, Array]:
+    """Return the state after a finite loss, and the clean loss."""
+    window = jnp.append(state["window"][1:], loss)
+    middle = _low_median(window)
+    spread = _MAD_TO_DEVIATION * _low_median(jnp.abs(window - middle))
+    accepted = jnp.where(jnp.abs(loss - middle) <= signal.threshold * spread, loss, middle)
+    keep, new = signal.averaging, 1.0 - signal.averaging
+    first = jnp.isnan(state["accepted"])
+    change = jnp.where(first, 0.0, jnp.abs(accepted - state["accepted"]))
+    state = {
+        **state,
+        "window": window,
+        "weighted": keep * state["weighted"] + new * accepted,
+        "weight": keep * state["weight"] + new,
+        "accepted": accepted,
+        "change": keep * state["change"] + new * change,
+        "change_weight": jnp.where(first, 0.0, keep * state["change_weight"] + new),
+    }
+    return state, state["weighted"] / state["weight"]
+
+
+def _low_median(values: Array) -> Array:
+    """Return the lower median of the values that are not NaN."""
+    count = jnp.isfinite(values).sum()
+    return jnp.sort(values)[(count - 1) // 2]  # NaN come last
+
+
+def _descended(state: Values, clean: Array) -> Values:
+    return {
+        **state,
+        "initial_loss": jnp.where(jnp.isnan(state["initial_loss"]), clean, state["initial_loss"]),
+        "lowest_loss": jnp.fmin(clean, state["lowest_loss"]),
+        "distance": state["distance"] + state["applied"],
+    }
+
+
+def _target(target_loss: float | Literal["auto"], state: Values, total_iters: int) -> Array:
+    """Return the target loss, given or as `warmgap.estimate_target_loss` does."""
+    if target_loss != "auto":
+        return jnp.asarray(target_loss, jnp.float64)
+    initial, lowest, distance = state["initial_loss"], state["lowest_loss"], state["distance"]
+    gain = initial - lowest
+    slack = MARGIN * jnp.maximum(gain, 0.01 * jnp.abs(initial))
+    highest = lowest - jnp.where(slack == 0.0, MARGIN, slack)
+    total = jnp.maximum(MEAN_DECAY * total_iters, distance)
+    stretch = jnp.maximum(1.0, jnp.log1p(total) / jnp.log1p(distance))
+    least = LOWEST_SHARE * initial
+    ratio = jnp.maximum(lowest, least) / initial
+    reached = jnp.where(ratio < 1.0, initial * ratio**stretch, lowest)
+    of_positive = jnp.minimum(highest, jnp.maximum(least, reached))
+    of_other = jnp.where(gain > 0.0, jnp.minimum(highest, initial - gain * stretch), highest)
+    return jnp.where(initial > 0.0, of_positive, of_other)
+
+
+def _reading(rule: Rule[Any], state: Values, total_iters: int) -> tuple[Array, Array]:
+    """Return the gap and the target loss, NaN where the rule has none."""
+    if isinstance(rule, RampRule | GapDriven):
+        target = _target(rule.target_loss, state, total_iters)
+        return state["lowest_loss"] - target, target
+    if isinstance(rule, LossRatioRule):
+        return state["weighted"] / state["weight"] - state["level"], state["level"]
+    return jnp.float64(math.nan), jnp.float64(math.nan)
+
+
+def _linear(rule: LinearRule, state: Values) -> Values:
+    steps = jnp.minimum(state["steps"] + 1, rule.iters)
+    return {"steps": steps, "applied": (steps + 1) / jnp.float64(rule.iters + 1), "done": steps == rule.iters}
+
+
+def _loss_ratio(rule: LossRatioRule, state: Values, loss: Array) -> Values:
+    state, clean = _signal(rule.signal, state, loss)
+    half = jnp.where(clean > 0.0, 0.5 * clean, math.nan)
+    level = jnp.where(jnp.isnan(state["level"]), half, state["level"])
+    factor = jnp.where(clean > 0.0, jnp.minimum(1.0, level / clean), 1.0)
+    factor = jnp.where(jnp.isnan(level), rule.floor, factor)
+    return {**state, "level": level, "applied": factor, "done": factor == 1.0}
+
+
+def _ramp(rule: RampRule, total_iters: int, state: Values, loss: Array) -> Values:
+    state, clean = _signal(rule.signal, state, loss)
+    state = _descended(state, clean)
+    noise = _CHANGE_TO_DEVIATION * state["change"] / state["change_weight"]  # NaN after a single loss
+    best = jnp.where(state["weight"] >= _MATURE, jnp.fmin(clean, state["best_loss"]), math.nan)
+    state = {**state, "best_loss": best}
+    resting = {**state, "rest": state["rest"] - 1}
+
+    hold = max(1.0, rule.hold * total_iters)
+    retreating = {
+        **state,
+        "applied": jnp.maximum(rule.floor, 0.5 * state["applied"]),
+        "best_loss": clean,
+        "retreats": state["retreats"] + 1,
+        "rest": math.ceil(1.0 / (1.0 - rule.signal.averaging)),
+        "held": 0,
+        "done": False,
+    }
+    first = rule.ramp * total_iters / math.log2(1.0 / rule.floor)
+    growth = jnp.where(state["retreats"] > 0, 2.0 ** (1.0 / hold), 2.0 ** (1.0 / max(1.0, first)))
+    held = jnp.where(state["applied"] == 1.0, state["held"] + 1, 0)
+    climbing = {**state, "applied": jnp.minimum(1.0, state["applied"] * growth), "held": held, "done": held >= hold}
+
+    rises = clean > best + rule.tolerance * noise  # never with NaN
+    return {
+        name: jnp.where(state["rest"] > 0, resting[name], jnp.where(rises, retreating[name], climbing[name])).astype(
+            value.dtype
+        )
+        for name, value in state.items()
+    }
+
+
+def _gap_driven(rule: GapDriven, total_iters: int, state: Values, loss: Array) -> Values:
+    state, clean = _signal(rule.signal, state, loss)
+    state = _descended(state, clean)
+    target = _target(rule.target_loss, state, total_iters)
+    initial, gap = state["initial_loss"] - target, state["lowest_loss"] - target
+    share = jax.lax.cond(
+        jnp.isnan(state["share"]) & (initial > 0.0), lambda: _share(rule, initial), lambda: state["share"]
+    )
+    done = gap <= share * initial
+    factor = jnp.where(done, 1.0, _factor(rule, initial, gap, share))
+    return {**state, "share": share, "applied": jnp.where(jnp.isnan(share), rule.floor, factor), "done": done}
+
+
+def _share(rule: GapDriven, initial: Array) -> Array:
+    if not isinstance(rule, GapRule):
+        return rule._share(initial) * jnp.ones_like(initial)  # type: ignore[arg-type]
+
+    def match(sharpness: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+        share = best_share(rule.floor, float(np.asarray(sharpness, np.float64).sum()))[0]
+        return np.array([share, share - float(np.float32(share))], np.float32)
+
+    # in float32, as the host may have x64 off; two parts hold more digits than the matching is exact to
+    sharpness = _packed({"sharpness": jnp.minimum(rule.sigma * rule.kappa * initial**2, 1e30)})["sharpness"]
+    parts: Array = jax.pure_callback(match, jax.ShapeDtypeStruct((2,), jnp.float32), sharpness)  # type: ignore[no-untyped-call]
+    return parts.astype(jnp.float64).sum()
+
+
+def _factor(rule: GapDriven, initial: Array, gap: Array, share: Array) -> Array:
+    if isinstance(rule, GapRule):  # ResponseCurve, whose checks a tracer can't pass
+        distance = (gap - share * initial) / (initial - share * initial)
+        return 1.0 / (1.0 + (1.0 / rule.floor - 1.0) * (initial / gap) * distance * distance)
+    if isinstance(rule, MeasuredRule):
+        return jnp.minimum(1.0, rule._smoothness.step_size(gap) / rule._smoothness.peak_lr)
+    rho: float = rule.rho  # type: ignore[attr-defined]
+    return jnp.minimum(1.0, (share * initial / gap) ** rho)

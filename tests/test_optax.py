@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from warmgap import Schedule, decay
+from warmgap.optax import WarmupSchedule, WarmupState, scale_by_warmup
+from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PowerRule, RampRule, Rule
+
+TOTAL = 60
+
+RULES: dict[str, Rule[Any]] = {
+    "ramp": RampRule(),
+    "ramp-small": RampRule(floor=0.3, ramp=0.3, hold=0.1, tolerance=0.5, target_loss=-9.0),
+    "gap": GapRule(kappa=300.0),
+    "gap-given": GapRule(kappa=65280.0, floor=0.05, target_loss=-9.0),
+    "power": PowerRule(),
+    "loss-ratio": LossRatioRule(level=2.0),
+    "loss-ratio-half": LossRatioRule(),
+    "measured": MeasuredRule(K0=9.0, K1=-1.0, K2=1.0, target_loss=-9.0),
+    "linear": LinearRule(7),
+}
+NEEDS_POSITIVE = ("loss-ratio-half",)
+
+# losses of every kind, as float32 like a model's
+finite = st.floats(-3.0, 20.0, width=32)
+trouble = st.sampled_from([math.nan, math.inf, -math.inf])
+any_losses = st.lists(st.one_of(finite, finite, finite, trouble), min_size=TOTAL + 5, max_size=TOTAL + 5)
+
+
+def compiled(schedule: WarmupSchedule) -> Any:
+    """The factors before each loss, and those after the last, in one compiled scan."""
+
+    def body(state: WarmupState, loss: Any) -> tuple[WarmupState, Any]:
+        return schedule.update(state, value=loss), (state.factor, state.handover, state.gap)
+
+    return jax.jit(lambda losses: jax.lax.scan(body, schedule.init(), losses))
+
+
+SCANS = {name: compiled(WarmupSchedule(1.0, TOTAL, rule=rule)) for name, rule in RULES.items()}
+
+
+def plain(schedule: Schedule, losses: list[float]) -> tuple[list[float], list[int], list[float]]:
+    state = schedule.init()
+    factors, handovers, gaps = [], [], []
+    for loss in losses:
+        factors.append(state.factor)
+        handovers.append(-1 if state.handover is None else state.handover)
+        gap = schedule.reading(state)[0]
+        gaps.append(math.nan if gap is None else gap)
+        state, _ = schedule.step(state, loss)
+    return factors, handovers, gaps
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=30)
+@given(losses=any_losses)
+def test_it_is_the_core_s_schedule(rule: str, losses: list[float]) -> None:
+    if rule in NEEDS_POSITIVE:
+        losses = [abs(loss) + 0.125 for loss in losses]
+    _, (factors, handovers, gaps) = SCANS[rule](jnp.asarray(losses, jnp.float32))
+    expected = plain(Schedule(TOTAL, RULES[rule]), losses)
+    np.testing.assert_allclose(factors, expected[0], rtol=1e-6)
+    np.testing.assert_array_equal(handovers, expected[1])
+    np.testing.assert_allclose(gaps, expected[2], rtol=1e-6, atol=1e-6)
+
+
+def falling(steps: int) -> list[float]:
+    noise = np.random.default_rng(0).normal(scale=0.1, size=steps)
+    return [float(np.float32(2.0 + 5.0 * math.exp(-5 * t / steps) + noise[t])) for t in range(steps)]
+
+
+@pytest.mark.parametrize("rule", ["ramp", "gap", "power", "loss-ratio-half"])
+@pytest.mark.parametrize("x64", [False, True])
+def test_it_is_the_core_s_schedule_over_a_long_run(rule: str, x64: bool) -> None:
+    losses = falling(2000)
+    with jax.enable_x64(x64):
+        _, (factors, handovers, _) = compiled(WarmupSchedule(1.0, 2000, rule=RULES[rule]))(jnp.asarray(losses))
+    expected = plain(Schedule(2000, RULES[rule]), losses)
+    np.testing.assert_allclose(factors, expected[0], rtol=1e-6)
+    np.testing.assert_array_equal(handovers, expected[1])
+
+
+@pytest.mark.parametrize("name", decay.NAMES)
+def test_decays_are_the_core_s(name: str) -> None:
+    losses = [1.0] * 25
+    _, (factors, _, _) = compiled(WarmupSchedule(1.0, 20, rule=LinearRule(3), decay=name))(jnp.asarray(losses))
+    np.testing.assert_allclose(factors, plain(Schedule(20, LinearRule(3), name), losses)[0], rtol=1e-6)
+
+
+def test_a_decay_of_ones_own() -> None:
+    schedule = WarmupSchedule(1.0, 20, rule=LinearRule(3), decay=lambda progress: jnp.exp(-progress))
+    _, (factors, _, _) = compiled(schedule)(jnp.ones(20))
+    np.testing.assert_allclose(factors[3:], np.exp(-np.arange(17) / 17), rtol=1e-6)
+
+
+def problem() -> tuple[dict[str, jax.Array], Any]:
+    params = {"w": jax.random.normal(jax.random.key(0), (8, 4)), "b": jnp.zeros(4)}
+    x = jax.random.normal(jax.random.key(1), (64, 8))
+    return params, lambda params: jnp.mean((jnp.tanh(x @ params["w"] + params["b"]) - jnp.sin(x[:, :4])) ** 2)
+
+
+@pytest.mark.parametrize("make", [optax.lion, optax.contrib.muon], ids=["lion", "muon"])
+def test_an_optimizer_trains_under_it_and_compiles_once(make: Any) -> None:
+    params, loss_of = problem()
+    optimizer = optax.chain(make(1e-2, weight_decay=0.1), scale_by_warmup(100))
+
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, state = optimizer.update(grads, state, params, value=loss)
+        return optax.apply_updates(params, updates), state, loss, updates
+
+    state = optimizer.init(params)
+    schedule = Schedule(100, RampRule())
+    expected, losses, largest = schedule.init(), [], []
+    for _ in range(100):
+        assert optax.tree.get(state, "factor") == pytest.approx(expected.factor, rel=1e-6)
+        params, state, loss, updates = step(params, state)
+        largest.append(float(jnp.abs(updates["b"]).max()))
+        expected, _ = schedule.step(expected, float(loss))
+        losses.append(float(loss))
+    assert step._cache_size() == 1  # type: ignore[attr-defined]
+    assert losses[-1] < 0.8 * losses[0]
+    assert expected.phase == "decay"
+    assert largest[0] < 0.02 * max(largest)
+    assert optax.tree.get(state, "handover") == expected.handover
+    assert optax.tree.get(state, "gap") == pytest.approx(schedule.reading(expected)[0], rel=1e-5)
+
+
+def test_it_is_a_hyperparameter_of_inject_hyperparams() -> None:
+    params, loss_of = problem()
+    injected = optax.inject_hyperparams(optax.lion)(learning_rate=WarmupSchedule(3e-3, 40), weight_decay=0.1)
+    chained = optax.chain(optax.lion(3e-3, weight_decay=0.1), scale_by_warmup(40))
+    states, weights = [injected.init(params), chained.init(params)], [params, params]
+    schedule = Schedule(40, RampRule())
+    expected = schedule.init()
+    for _ in range(40):
+        loss, grads = jax.value_and_grad(loss_of)(weights[0])
+        for i, optimizer in enumerate((injected, chained)):
+            updates, states[i] = optimizer.update(grads, states[i], weights[i], value=loss)
+            weights[i] = optax.apply_updates(weights[i], updates)
+        assert states[0].hyperparams["learning_rate"] == pytest.approx(3e-3 * expected.factor, rel=1e-6)
+        expected, _ = schedule.step(expected, float(loss))
+    assert expected.phase == "decay"
+    np.testing.assert_allclose(weights[0]["w"], weights[1]["w"], rtol=1e-4)
+
+
+def test_promise_4_a_state_of_arrays_goes_on_bit_for_bit() -> None:
+    schedule = WarmupSchedule(1.0, TOTAL, rule=RULES["gap"])
+    update = jax.jit(lambda state, loss: schedule.update(state, value=loss))
+    losses = falling(TOTAL)
+    state, whole, saved = schedule.init(), [], {}
+    for t, loss in enumerate(losses):
+        saved[t] = jax.tree.map(np.asarray, state)
+        state = update(state, loss)
+        whole.append(float(state.factor))
+    for stop in (0, 1, 9, 30):
+        state = jax.tree.map(jnp.asarray, saved[stop])
+        for t in range(stop, TOTAL):
+            state = update(state, losses[t])
+            assert float(state.factor) == whole[t]
+
+
+@pytest.mark.parametrize("rule", [PowerRule(target_loss=5.0), GapRule(kappa=9.0, target_loss=5.0), LossRatioRule()])
+def test_a_first_loss_that_a_rule_can_not_use_warms_up_by_the_clock(rule: Rule[Any]) -> None:
+    _, (factors, handovers, _) = compiled(WarmupSchedule(1.0, TOTAL, rule=rule))(-jnp.ones(TOTAL))
+    with pytest.raises(ValueError, match=r"must lie below the losses|needs positive losses"):
+        plain(Schedule(TOTAL, rule), [-1.0])
+    assert handovers[-1] == 24
+    expected = [0.01]
+    for step in range(1, 24):
+        expected.append(min(2 * expected[-1], step / 24))
+    np.testing.assert_allclose(factors[:24], expected, rtol=1e-6)
+
+
+def test_a_warm_up_by_the_clock_needs_no_value() -> None:
+    params, loss_of = problem()
+    optimizer = optax.chain(optax.sgd(1.0), scale_by_warmup(10, rule="linear", decay="constant"))
+    updates, state = optimizer.update(jax.grad(loss_of)(params), optimizer.init(params), params)
+    assert optax.tree.get(state, "factor") == 1.0
+    assert updates["w"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rule": "gap"}, r"the gap rule needs the constant of a norm: GapRule\(kappa="),
+        ({"rule": "cosine"}, "rule must be one of 'auto'"),
+        ({"rule": 3}, "rule must be a rule of warmgap.rules"),
+        ({"total_iters": 0}, "total_iters must be at least 1"),
+        ({"peak": -1.0}, "peak must be above 0"),
+        ({"floor": 2.0}, "floor must lie strictly between 0 and 1"),
+        ({"decay": "step"}, "decay must be one of"),
+        ({"decay": lambda progress: 0.5 - progress}, "exactly 1 at progress 0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WarmupSchedule(**{"peak": 1.0, "total_iters": 100, **arguments})
+
+
+def test_a_missing_or_odd_value_is_named() -> None:
+    schedule = WarmupSchedule(1.0, 10)
+    with pytest.raises(ValueError, match=r"needs it: call update\(..., value=loss\)"):
+        schedule.update(schedule.init())
+    with pytest.raises(ValueError, match=r"must be a scalar, the mean loss of the step, got the shape \(2,\)"):
+        schedule.update(schedule.init(), value=jnp.ones(2))
