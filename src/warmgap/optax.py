@@ -66,9 +66,10 @@ class WarmupSchedule:
     """An `optax` stateful schedule: a warm-up that ends itself, then a decay.
 
     For `optax.inject_hyperparams(optax.lion)(learning_rate=WarmupSchedule(1e-3, total_iters))`. The optimizer then
-    needs `update(..., value=loss)`: the mean training loss of the step over all its tokens on all devices. A value that is NaN
-    or infinite is not seen. Where a rule of the core raises at a first loss that it can't use (below `target_loss`, or
-    not positive for the loss ratio), here it stays at its floor, and the schedule warms up by the clock.
+    needs `update(..., value=loss)`, the mean training loss of the step over all its tokens on all devices. A value that
+    is NaN or infinite is not seen. Where a rule of the core raises at a first loss that it can't use (below
+    `target_loss`, or not positive for the loss ratio), here it stays at its floor, and the schedule warms up by the
+    clock.
 
     Args:
         peak: The peak learning rate, > 0.
@@ -201,7 +202,7 @@ def scale_by_warmup(
         updates: optax.Updates, state: WarmupState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, WarmupState]:
         del params
-        scaled = jax.tree.map(lambda update: update * state.factor.astype(update.dtype), updates)
+        scaled = jax.tree.map(lambda update: update * state.factor.astype(jnp.result_type(update)), updates)
         return scaled, schedule.update(state, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
