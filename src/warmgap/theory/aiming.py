@@ -32,6 +32,8 @@ from warmgap.theory.descent import descend
 from warmgap.theory.norms import Array
 from warmgap.theory.problems import Problem
 
+__all__ = ["check", "examples", "linear_constants"]
+
 
 def linear_constants(problem: Problem) -> tuple[float, float]:
     """Return H0 and H1 of a problem.

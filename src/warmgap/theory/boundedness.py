@@ -28,6 +28,8 @@ from warmgap.theory.descent import descend
 from warmgap.theory.norms import Array
 from warmgap.theory.problems import Problem
 
+__all__ = ["check", "examples"]
+
 
 def check(problem: Problem, start: Array, eps: float) -> Check:
     """Run Theorem 1's descent in l2 to a gap of eps; measured: the largest distance to the minimiser.

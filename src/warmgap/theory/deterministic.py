@@ -36,6 +36,8 @@ from warmgap.theory.descent import descend
 from warmgap.theory.norms import Array
 from warmgap.theory.problems import Problem
 
+__all__ = ["check", "check_fixed", "examples"]
+
 
 def check(problem: Problem, start: Array, eps: float) -> Check:
     """Run Theorem 1's descent; measured: steps to a gap of eps.

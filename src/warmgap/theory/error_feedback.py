@@ -34,6 +34,8 @@ from warmgap.theory.descent import Iterate, Trajectory, descend
 from warmgap.theory.nonconvergence import START, frozen_weight
 from warmgap.theory.norms import Array
 
+__all__ = ["check", "examples", "run"]
+
 
 def run(
     steps: int, gamma: Callable[[int], float], beta: float = 0.9, c: float | None = None, *, feedback: bool = True

@@ -31,6 +31,8 @@ from warmgap.theory.descent import Trajectory, descend
 from warmgap.theory.norms import frobenius
 from warmgap.theory.problems import Problem
 
+__all__ = ["check_steps", "check_threshold", "cosh_of", "examples", "run", "threshold"]
+
 
 def cosh_of(H0: float, H1: float) -> Problem:
     """Return `(H0/H1) (cosh(sqrt(H1) w) - 1)`, whose curvature is `H0 + H1 gap`, no less.

@@ -37,6 +37,8 @@ from warmgap.theory.descent import Iterate, Trajectory, descend
 from warmgap.theory.norms import Array
 from warmgap.theory.problems import Problem
 
+__all__ = ["Layer", "check", "cosh_layer", "examples"]
+
 Layer = tuple[Problem, Array, float, float]
 """A layer's function, its start, L0 and L1."""
 

@@ -31,6 +31,8 @@ from warmgap.theory.constants import Constants
 from warmgap.theory.norms import Array
 from warmgap.theory.problems import Problem
 
+__all__ = ["check", "examples", "to_gap"]
+
 
 def to_gap(L0: float, Lrho: float, rho: float) -> Constants:
     """Return the constants in the gap for those in the gradient's norm.

@@ -31,6 +31,8 @@ from warmgap.theory.check import Check, excess
 from warmgap.theory.descent import Iterate, descend
 from warmgap.theory.norms import Array
 
+__all__ = ["START", "check", "examples", "frozen_weight"]
+
 START = np.array([1.0 + math.log(2.0), 1.0 - math.log(2.0)])
 """The start from which the difference of the entries changes its sign at every step."""
 

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from warmgap.geometry import NormName, kappa
 
+__all__ = ["Array", "Norm", "frobenius", "maximum", "singular_values", "spectral"]
+
 Array = NDArray[np.float64]
 """What the theory computes on: float64 arrays of any shape; the spectral norm asks for matrices."""
 

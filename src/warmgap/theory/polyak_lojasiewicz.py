@@ -34,6 +34,8 @@ from warmgap.theory.descent import descend
 from warmgap.theory.norms import Array
 from warmgap.theory.problems import Problem
 
+__all__ = ["check", "examples"]
+
 
 def check(problem: Problem, start: Array, eps: float, mu: float, *, sharp: bool = False) -> Check:
     """Run gradient descent under the Polyak-Lojasiewicz inequality; measured: steps to a gap of eps.

@@ -29,6 +29,8 @@ from warmgap.theory.descent import descend
 from warmgap.theory.norms import Array
 from warmgap.theory.problems import Problem
 
+__all__ = ["check", "examples"]
+
 
 def check(problem: Problem, start: Array, steps: int, *, c: float = 0.5, three: bool = True) -> Check:
     """Run the power rule for a number of steps; measured: the least squared gradient norm times the sum of step sizes.

@@ -27,6 +27,8 @@ from warmgap.geometry import NORMS, kappa
 from warmgap.theory.constants import Constants
 from warmgap.theory.norms import Array, Norm, frobenius, maximum, singular_values, spectral
 
+__all__ = ["Problem", "absolute", "barrier", "cosh", "quadratic", "rough", "star"]
+
 _NORMS: dict[str, Norm] = {norm.name: norm for norm in (frobenius, maximum, spectral)}
 
 

@@ -39,6 +39,8 @@ from warmgap.theory.descent import Iterate, descend
 from warmgap.theory.norms import Array
 from warmgap.theory.problems import Problem
 
+__all__ = ["bound", "check", "examples"]
+
 
 def bound(problem: Problem, start: Array, eps: float, distance: float, sigma: float) -> tuple[float, float]:
     """Return the share c of Theorem 1's step size, and the bound T on the steps.

@@ -32,6 +32,8 @@ from warmgap.theory.descent import descend
 from warmgap.theory.norms import Array
 from warmgap.theory.problems import Problem
 
+__all__ = ["check", "examples"]
+
 
 def check(problem: Problem, start: Array, eps: float, weight_decay: float) -> Check:
     """Run Theorem 2's descent; measured: steps to a gap of eps.

@@ -1,0 +1,39 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmgap.theory import Constants, aiming, problems
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+@given(
+    shape=st.tuples(st.integers(1, 6)), seed=st.integers(0, 999), size=st.floats(0.5, 3.0), theta=st.floats(0.3, 1.0)
+)
+def test_cosh(sharp: bool, shape: tuple[int], seed: int, size: float, theta: float) -> None:
+    x = np.random.default_rng(seed).standard_normal(shape)
+    x *= size / np.linalg.norm(x)
+    check = aiming.check(problems.cosh("frobenius", shape), x, 0.05, theta, sharp=sharp)
+    assert check.holds
+    # What was derived implies what was printed.
+    assert check.bound <= 1.0 + (40.0 / 0.05 + 40.0) * size**2 / theta**2
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+@given(seed=st.integers(0, 999), size=st.floats(0.5, 2.5))
+def test_a_problem_that_is_not_convex(sharp: bool, seed: int, size: float) -> None:
+    x = np.random.default_rng(seed).standard_normal(2)
+    assert aiming.check(problems.star("frobenius"), x * size / np.linalg.norm(x), 0.05, sharp=sharp).holds
+
+
+def test_constants_that_are_too_small_are_found() -> None:
+    problem = replace(problems.cosh("frobenius", (3,)), constants=Constants(0.02, 0.001))
+    assert not aiming.check(problem, np.array([0.5, 1.0, -4.0]), 1e-2).holds
+
+
+def test_other_problems_are_refused() -> None:
+    for problem in (problems.cosh("max", (2,)), problems.barrier("frobenius", (2,))):
+        with pytest.raises(ValueError, match="about l2 and a bound linear in the gap"):
+            aiming.check(problem, np.full(2, 0.5), 0.1)

@@ -1,0 +1,108 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from warmgap.theory import Constants, Problem, deterministic, problems
+
+VECTOR = np.array([0.5, 1.0, -2.0])
+norms = st.sampled_from(["frobenius", "max", "spectral"])
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 4))
+
+
+def start(problem: Problem, shape: tuple[int, ...], seed: int, size: float) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal(shape)
+    return x * size / problem.norm.norm(x)
+
+
+@given(norm=norms, shape=shapes, seed=st.integers(0, 999), size=st.floats(0.6, 3.0), eps=st.floats(0.02, 0.15))
+def test_cosh(norm: str, shape: tuple[int, int], seed: int, size: float, eps: float) -> None:
+    problem = problems.cosh(norm, shape)
+    assert deterministic.check(problem, start(problem, shape, seed, size), eps).holds
+
+
+@given(norm=norms, shape=shapes, seed=st.integers(0, 999), size=st.floats(0.4, 0.8), power=st.sampled_from([1, 2]))
+def test_barriers(norm: str, shape: tuple[int, int], seed: int, size: float, power: int) -> None:
+    problem = problems.barrier(norm, shape, power)
+    assert deterministic.check(problem, start(problem, shape, seed, size), 0.05).holds
+
+
+@given(norm=st.sampled_from(["frobenius", "max"]), seed=st.integers(0, 999), size=st.floats(0.6, 3.0))
+def test_a_problem_that_is_star_convex_but_not_convex(norm: str, seed: int, size: float) -> None:
+    problem = problems.star(norm)
+    assert deterministic.check(problem, start(problem, (2,), seed, size), 0.05).holds
+
+
+@given(shape=st.tuples(st.integers(1, 20)), seed=st.integers(0, 999), size=st.floats(0.6, 2.9))
+def test_a_rough_problem(shape: tuple[int], seed: int, size: float) -> None:
+    problem = problems.rough(*shape)
+    assert deterministic.check(problem, start(problem, shape, seed, size), 0.02).holds
+
+
+@settings(max_examples=20)
+@given(norm=norms, shape=shapes, seed=st.integers(0, 999))
+def test_the_fixed_step(norm: str, shape: tuple[int, int], seed: int) -> None:
+    problem = problems.cosh(norm, shape)
+    assert deterministic.check_fixed(problem, start(problem, shape, seed, 1.2), 0.1).holds
+
+
+def test_steps_to_an_accuracy_with_the_step_size_of_the_gap_and_with_a_fixed_one() -> None:
+    problem = problems.cosh("frobenius", (3,))
+    adaptive = [deterministic.check(problem, VECTOR, eps).measured for eps in (1e-1, 1e-2, 1e-3)]
+    fixed = [deterministic.check_fixed(problem, VECTOR, eps).measured for eps in (1e-1, 1e-2, 1e-3)]
+    assert adaptive == [12, 33, 102]
+    assert fixed == [189, 2192, 22895]
+
+
+@pytest.mark.parametrize(
+    ("problem", "bound", "steps"),
+    [
+        (problems.cosh("frobenius", (6,)), 7027, 82),
+        (problems.rough(4), 12419, 176),
+        (problems.barrier("frobenius", (10,)), 10151, 149),
+        (problems.cosh("spectral", (4, 4)), 110101, 654),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_steps_from_starts_of_a_given_bound(problem: Problem, bound: float, steps: int) -> None:
+    shape = tuple(int(side) for side in problem.name.rsplit(", ", 1)[1].split("x"))
+    u = start(problem, shape, 0, 1.0)
+    low, high = 0.05, 1.4 if "barrier" in problem.name else 4.0
+    for _ in range(50):
+        size = (low + high) / 2
+        x = size * u
+        reached = problem.constants.steps(problem.value(x), 1e-3, problem.distance(x)) >= bound
+        low, high = (low, size) if reached else (size, high)
+    check = deterministic.check(problem, high * u, 1e-3)
+    assert check.bound == pytest.approx(bound, rel=1e-6)
+    assert check.measured == pytest.approx(steps, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "constants", [Constants(0.02, 0.02), Constants(0.1)], ids=["all too small", "blind to the gap"]
+)
+def test_constants_that_are_too_small_are_found(constants: Constants) -> None:
+    problem = replace(problems.cosh("frobenius", (3,)), constants=constants)
+    assert not deterministic.check(problem, 2.0 * VECTOR, 1e-2).holds
+
+
+def test_a_function_that_is_not_star_convex_is_found() -> None:
+    # The slope dies away from the minimiser, slower than the gap shrinks.
+    saturated = Problem(
+        "saturated",
+        problems.quadratic("frobenius", (1,)).norm,
+        lambda x: float(1.0 - np.exp(-(x @ x))),
+        lambda x: 2.0 * x * np.exp(-(x @ x)),
+        Constants(2.0),
+        lambda gap: 9.0,
+    )
+    assert deterministic.check(saturated, np.array([0.5]), 1e-2).holds
+    assert not deterministic.check(saturated, np.array([3.0]), 1e-2).holds
+
+
+def test_eps_above_the_gap_is_refused() -> None:
+    for check in (deterministic.check, deterministic.check_fixed):
+        with pytest.raises(ValueError, match="eps must lie below the initial gap"):
+            check(problems.cosh("max", (3,)), VECTOR, 99.0)

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmgap.theory import Constants, gradient_smoothness, problems
+
+BARRIER = 24.0 / 4.0 ** (4 / 3)
+
+
+@given(size=st.floats(0.1, 6.0))
+def test_cosh(size: float) -> None:
+    problem = problems.cosh("frobenius", (1,))
+    assert gradient_smoothness.check(problem, np.linspace(-size, size, 41), 1.0, 1.0, 1.0).holds
+
+
+@given(size=st.floats(0.05, 0.97))
+def test_the_barrier(size: float) -> None:
+    problem = problems.barrier("frobenius", (1,))
+    assert gradient_smoothness.check(problem, np.linspace(-size, size, 41), 4.0, BARRIER, 4 / 3).holds
+
+
+def test_the_constants() -> None:
+    assert gradient_smoothness.to_gap(3.0, 2.0, 1.0) == Constants(6.0, 32.0)
+    quadratic = gradient_smoothness.to_gap(4.0, BARRIER, 4 / 3)
+    assert quadratic.rho == pytest.approx(2.0)
+    # Lrho^3 is 54.
+    assert quadratic.Krho == pytest.approx(2 ** (20 / 3) * 54)
+
+
+def test_an_assumption_that_fails_is_found() -> None:
+    barrier, points = problems.barrier("frobenius", (1,)), np.linspace(-0.97, 0.97, 41)
+    assert not gradient_smoothness.check(barrier, points, 4.0, 0.9 * BARRIER, 4 / 3).holds
+    assert gradient_smoothness.check(barrier, points, 0.1, 0.1, 1.0).measured > 1.0
+
+
+@pytest.mark.parametrize(("L0", "Lrho", "rho"), [(-1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 1.0, 2.0)])
+def test_constants_out_of_range(L0: float, Lrho: float, rho: float) -> None:
+    with pytest.raises(ValueError, match="must"):
+        gradient_smoothness.to_gap(L0, Lrho, rho)

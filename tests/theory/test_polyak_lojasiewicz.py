@@ -1,0 +1,49 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmgap.theory import Constants, polyak_lojasiewicz, problems
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+@given(
+    shape=st.tuples(st.integers(1, 6)),
+    seed=st.integers(0, 999),
+    size=st.floats(0.5, 4.0),
+    share=st.floats(1e-4, 0.9),
+)
+def test_cosh(sharp: bool, shape: tuple[int], seed: int, size: float, share: float) -> None:
+    problem = problems.cosh("frobenius", shape)
+    x = np.random.default_rng(seed).standard_normal(shape)
+    x *= size / np.linalg.norm(x)
+    assert polyak_lojasiewicz.check(problem, x, share * problem.value(x), 1.0, sharp=sharp).holds
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+@given(seed=st.integers(0, 999), size=st.floats(0.5, 3.0))
+def test_a_problem_that_is_not_convex(sharp: bool, seed: int, size: float) -> None:
+    problem = problems.star("frobenius")
+    x = np.random.default_rng(seed).standard_normal(2)
+    x *= size / np.linalg.norm(x)
+    assert polyak_lojasiewicz.check(problem, x, 1e-2 * problem.value(x), 0.5, sharp=sharp).holds
+
+
+def test_the_sharper_step_size_is_many_times_faster() -> None:
+    problem, start = problems.cosh("frobenius", (2,)), np.array([4.0, 4.0])
+    slow, fast = (polyak_lojasiewicz.check(problem, start, 1e-8, 1.0, sharp=sharp).measured for sharp in (False, True))
+    assert (slow, fast) == (201, 9)
+
+
+def test_a_mu_that_is_too_large_is_found() -> None:
+    start = np.array([0.5, 1.0])
+    assert not polyak_lojasiewicz.check(problems.star("frobenius"), start, 1e-3, 4.0).holds
+    problem = replace(problems.cosh("frobenius", (2,)), constants=Constants(0.01, 0.01))
+    assert not polyak_lojasiewicz.check(problem, start, 1e-3, 1.0).holds
+
+
+def test_a_bound_that_does_not_grow_with_the_gap_is_refused() -> None:
+    with pytest.raises(ValueError, match="K1"):
+        polyak_lojasiewicz.check(problems.quadratic("frobenius", (2,)), np.ones(2), 0.1, 1.0)
