@@ -15,11 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from warmgap.lightning import WarmupCallback, configure_warmup
 from warmgap.torch import AdaptiveWarmup, Lion
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
 GAP = {"rule": "gap", "target_loss": 0.0}
 
 

@@ -32,11 +32,7 @@ from warmgap.rules import GapRule, LinearRule, LossRatioRule, PowerRule, RampRul
 from warmgap.torch import AdaptiveWarmup, Lion
 from warmgap.transformers import WarmgapTrainer
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
 
 TOTAL = 24
 STOP = 8
