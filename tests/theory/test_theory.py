@@ -1,5 +1,6 @@
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,12 @@ def test_every_guarantee_says_the_same_things_in_the_same_order(guarantee: objec
     heads = re.findall(r"^(Assumption|Step size|Statement|Source|Proof|Problem): ", text, re.MULTILINE)
     assert heads == ["Assumption", "Step size", "Statement", "Source", "Proof", "Problem"]
     assert re.search(r"\b(FOUND|DERIVED)\b", text)
+
+
+def test_the_table_in_the_docs_is_this_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
+    table = page.rpartition("```text\n")[2].partition("```")[0].splitlines()[2:-1]
+    rows = [re.split(r" {2,}", row.strip()) for row in table]
+    assert [tuple(row[:3]) for row in rows] == [(check.guarantee, check.problem, check.quantity) for check in CHECKS]
+    assert [float(row[3]) for row in rows] == [pytest.approx(check.measured, rel=0.02) for check in CHECKS]
+    assert {row[-1] for row in rows} == {"yes"}

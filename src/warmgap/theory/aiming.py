@@ -1,10 +1,10 @@
 """(H0, H1)-smoothness under aiming: gradient descent with the step size of the gap.
 
 Assumption: `||D^2 f(x)||_2 <= H0 + H1 gap(x)` and `<grad f(x), x - proj(x)> >= theta gap(x)`, proj onto the minimisers;
-    star-convex functions have theta = 1.
+star-convex functions have theta = 1.
 
 Step size: `eta = 1/(10 H0 + 20 H1 gap)`, times theta, along the negative gradient; or, sharper,
-    `theta/(2 H0 + H1 gap)`.
+`theta/(2 H0 + H1 gap)`.
 
 Statement: `gap_T <= eps` after at most `T = (40 H0/eps + 40 H1) dist_0^2/theta^2` steps as printed (FOUND); DERIVED is
 `(50/9) H0/eps + (100/9) H1` in place of the 40s, with `dist_{t+1}^2 <= dist_t^2 - (9/5) eta theta gap_t`, and for the
@@ -14,7 +14,7 @@ round up. Without theta in the step size the proof needs theta > 1/10.
 Source: arXiv 2510.03164, section 4; step size and printed bound FOUND, the others DERIVED.
 
 Proof: `||g||^2 <= 2 H0 gap + H1 gap^2`, so that `dist_{t+1}^2 <= dist_t^2 - 2 eta theta gap + eta^2 ||g||^2` and the
-    last term is at most a tenth (half) of the one before. Sum, with `eta gap` growing in the gap.
+last term is at most a tenth (half) of the one before. Sum, with `eta gap` growing in the gap.
 
 Problem: cosh, and the star-convex problem that is not convex.
 """

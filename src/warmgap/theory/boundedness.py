@@ -10,8 +10,8 @@ radius of the sublevel set, or weight decay bounds the iterates (`warmgap.theory
 Source: arXiv 2602.05813, appendix A (heading FOUND); statement and proof DERIVED.
 
 Proof: `||x_{t+1} - x*||^2 <= ||x_t - x*||^2 - 2 eta gap_t/||g_t|| + eta^2`, which does not grow while
-    `eta <= 2 gap_t/||g_t||`, that is while `||g_t|| <= 2 D K`. Curvature and star-convexity give it:
-    `||g||^2 <= 2 K gap` and `gap <= ||g|| D`, so `||g|| <= 2 K D`.
+`eta <= 2 gap_t/||g_t||`, that is while `||g_t|| <= 2 D K`. Curvature and star-convexity give it:
+`||g||^2 <= 2 K gap` and `gap <= ||g|| D`, so `||g|| <= 2 K D`.
 
 Problem: cosh, the barrier, the star-convex ones, in l2.
 """

@@ -1,7 +1,7 @@
 """Theorem 1: descent with the gap-driven step size, exact gradients, no weight decay.
 
 Assumption: f is star-convex, `<grad f(x), x - x*> >= gap(x)`, and has curvature at most `K(gap)` (A2-H or A2);
-    `||x_t - x*|| <= D` for all t, with D from `Problem.distance`.
+`||x_t - x*|| <= D` for all t, with D from `Problem.distance`.
 
 Step size: `eta_t = gap_t / (D K(gap_t))`, along the LMO of the gradient.
 
@@ -16,9 +16,9 @@ fixed step size, if one knew it, may be faster than either.
 Source: arXiv 2602.05813, Theorem 1 (setting FOUND, constants NOT FOUND); statement and proof DERIVED.
 
 Proof: Along u = LMO(g) the gap stays below `gap - eta ||g||_* + K eta^2/2` as long as `eta <= 2 ||g||_*/K`, since it
-    does not rise and K belongs to the start; star-convexity gives `||g||_* >= gap/D`; the step size is the minimiser
-    of `K eta^2/2 - eta gap/D`. For rho <= 2, `K(d)/d^2` falls with d, so that each step takes at least `1/(2 D^2)`
-    of its integral from eps to gap_0.
+does not rise and K belongs to the start; star-convexity gives `||g||_* >= gap/D`; the step size is the minimiser
+of `K eta^2/2 - eta gap/D`. For rho <= 2, `K(d)/d^2` falls with d, so that each step takes at least `1/(2 D^2)`
+of its integral from eps to gap_0.
 
 Problem: cosh, the barriers, the star-convex ones.
 """

@@ -1,10 +1,10 @@
 """EF-Muon: what Muon's normalisation drops is kept and added again, and convergence is back.
 
 Assumption: f is convex with subgradients of l2 norm at most G; d is the rank of the update at most (here: two
-    entries).
+entries).
 
 Step size: gamma fixed, `P = gamma M + E` with `M = beta M + (1 - beta) G`; the step is `-(||P||_nuc/rank P) polar(P)`,
-    the new E is P less the step. On a diagonal matrix: `(||P||_1/number of entries that are not 0) sign(P)`.
+the new E is P less the step. On a diagonal matrix: `(||P||_1/number of entries that are not 0) sign(P)`.
 
 Statement: With `q = sqrt(1 - 1/d)` and `gamma = 1/sqrt(T)`,
 
@@ -14,8 +14,8 @@ Source: arXiv 2605.08980 (the method FOUND, its rate's constants NOT FOUND); sta
 argument of arXiv 1901.09847.
 
 Proof: `z = x - E - gamma beta/(1 - beta) M` follows the subgradient method, `z+ = z - gamma G`. The step contracts,
-    `||E+||^2 <= ||P||^2 - ||P||_nuc^2/rank P <= q^2 ||P||^2`, so that `||E|| <= gamma G q/(1 - q)`, and
-    `f(x) - f* <= <G, z - x*> + ||G|| ||x - z||`. Sum.
+`||E+||^2 <= ||P||^2 - ||P||_nuc^2/rank P <= q^2 ||P||^2`, so that `||E|| <= gamma G q/(1 - q)`, and
+`f(x) - f* <= <G, z - x*> + ||G|| ||x - z||`. Sum.
 
 Problem: Muon's counterexample.
 """

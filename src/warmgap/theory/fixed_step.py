@@ -12,7 +12,7 @@ step size that does needs at least `(1 - eta mu)/(2 eta mu) ln(gap_0/eps)` steps
 Source: arXiv 2510.03164, section 4 (the factor FOUND); functions and constants DERIVED.
 
 Proof: `f'(w)/w` grows with |w|, so that |w - eta f'(w)| < |w| if and only if `eta < 2 w/f'(w)`, and then for ever. On
-    the quadratic the gap shrinks by `(1 - eta mu)^2` a step, and `-ln(1 - z) <= z/(1 - z)`.
+the quadratic the gap shrinks by `(1 - eta mu)^2` a step, and `-ln(1 - z) <= z/(1 - z)`.
 
 Problem: these two.
 """

@@ -1,8 +1,8 @@
 """Gluon: layer-wise (L0, L1)-smoothness, each layer in its own norm.
 
 Assumption: `||grad_i f(X) - grad_i f(Y)||_(i)* <= (L0_i + L1_i ||grad_i f(X)||_(i)*) ||X_i - Y_i||_(i)` for each layer
-    i and every Y that a step from X can reach. For all X and Y, as printed, it makes f a sum over the layers (take
-    X_i = Y_i): outside such sums it can only be meant along a trajectory.
+i and every Y that a step from X can reach. For all X and Y, as printed, it makes f a sum over the layers (take
+X_i = Y_i): outside such sums it can only be meant along a trajectory.
 
 Step size: `t_i = ||g_i||_(i)* / (L0_i + L1_i ||g_i||_(i)*)`, at most `1/L1_i`, along each layer's LMO.
 
@@ -16,11 +16,11 @@ steps.
 Source: arXiv 2505.13416, Algorithm 2 and Theorem 1 (FOUND); proof DERIVED.
 
 Proof: Integrate the assumption along each layer's step. Then `sum a_i^2/(b_i + c_i a_i) >= S^2/(sum b_i/c_i^2 + S)` for
-    `S = sum a_i/c_i`, by Cauchy-Schwarz.
+`S = sum a_i/c_i`, by Cauchy-Schwarz.
 
 Problem: cosh, a layer each in l2, the max and the spectral norm. cosh has `L1 = 1/ln 2`, and `L0` the same times its
-    K0: over a step of length h its gradient changes by at most `(e^h - 1)/h` times the curvature at its start, and
-    `e^h <= 2` for `h <= 1/L1`.
+K0: over a step of length h its gradient changes by at most `(e^h - 1)/h` times the curvature at its start, and
+`e^h <= 2` for `h <= 1/L1`.
 """
 
 from __future__ import annotations

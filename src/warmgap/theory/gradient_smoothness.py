@@ -11,11 +11,11 @@ Source: arXiv 2602.05813, appendix E (heading FOUND), the exponent in arXiv 2509
 proof DERIVED.
 
 Proof: With `G = ||grad f(x)||_*` and `l(z) = L0 + Lrho z^rho`, the gradient at most doubles within `r = G/l(2 G)`; a
-    step of that length shows `G^2 <= 2 l(2 G) gap`. If `Lrho (2 G)^rho <= L0`, then `Lrho G^rho <= L0` and K0 is
-    enough; else `G^(2-rho) <= 2^(2+rho) Lrho gap`, and K0 + Kq gap^q is what `l(G)` becomes.
+step of that length shows `G^2 <= 2 l(2 G) gap`. If `Lrho (2 G)^rho <= L0`, then `Lrho G^rho <= L0` and K0 is
+enough; else `G^(2-rho) <= 2^(2+rho) Lrho gap`, and K0 + Kq gap^q is what `l(G)` becomes.
 
 Problem: cosh, with L0 = L1 = 1; the barrier, with rho = 4/3, L0 = 4, Lrho = 24/4^(4/3). The constants hold but are
-    loose: Kq = 5486 for the barrier, where 24 is true.
+loose: Kq = 5486 for the barrier, where 24 is true.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Muon does not converge on convex Lipschitz functions: a counterexample.
 
 Assumption: f is convex and Lipschitz, and no more: there is no bound on its curvature, so that no guarantee on the
-    other pages applies.
+other pages applies.
 
 Step size: `1/(t + 1)`, along the LMO of the max norm of `M = beta M + (1 - beta) G`, M from 0; on a diagonal matrix
-    this is Muon.
+this is Muon.
 
 Statement: On `f(w) = c |w_1 + w_2| + |w_1 - w_2|` with `c = (1 - beta)/(2 (1 + beta))`, from `(1 + ln 2, 1 - ln 2)`,
 the sum `w_1 + w_2` stays 2 and `f >= 2 c` for ever, while the least value is 0.
@@ -12,8 +12,8 @@ the sum `w_1 + w_2` stays 2 and `f >= 2 c` for ever, while the least value is 0.
 Source: arXiv 2605.08980 (FOUND); proof DERIVED.
 
 Proof: `w_1 - w_2` alternates in sign, since `2 ln 2 = 2 sum (-1)^t/(t + 1)`. The average of an alternating +-1 has
-    modulus `((1 - beta)/(1 + beta)) (1 - (-beta)^(t+1))`, that of the common part of G is `c (1 - beta^(t+1))`, which
-    is smaller: `sign(M) = +-(1, -1)`, and the sum is frozen.
+modulus `((1 - beta)/(1 + beta)) (1 - (-beta)^(t+1))`, that of the common part of G is `c (1 - beta^(t+1))`, which
+is smaller: `sign(M) = +-(1, -1)`, and the sum is frozen.
 
 Problem: this one.
 """

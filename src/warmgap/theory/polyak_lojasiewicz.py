@@ -14,7 +14,7 @@ is negative for a large eps).
 Source: arXiv 2510.03164, section 4; DERIVED as said.
 
 Proof: `f(x - eta g) <= f(x) - eta ||g||^2 (1 - eta H/2)`, and the inequality. Above a gap of `H0/(2 H1)` a step takes
-    at least `1.9 mu/(40 H1)`, below it a share of `1.9 mu/(20 H0)`.
+at least `1.9 mu/(40 H1)`, below it a share of `1.9 mu/(20 H0)`.
 
 Problem: cosh, mu = 1; the star-convex problem that is not convex, mu = 1/2.
 """

@@ -3,7 +3,7 @@
 Assumption: `||D^2 f(x)||_2 <= K0 + Krho gap(x)^rho`.
 
 Step size: `eta_t = c min(1/K0, 1/(3^rho Krho gap_t^rho))` along the negative gradient; c is NOT FOUND, c = 1/2 is
-    DERIVED, and enough without the 3^rho too.
+DERIVED, and enough without the 3^rho too.
 
 Statement: `gap_{t+1} <= gap_t - (eta_t/2) ||g_t||^2`; the step size never falls; and
 `min_t ||g_t||^2 sum_t eta_t <= 2 gap_0`.

@@ -1,12 +1,12 @@
 """Theorem 3: noisy gradients, averaged by momentum.
 
 Assumption: f is star-convex and keeps A2 as printed, with rho <= 2; `||x_t - x*|| <= D`, given or from weight decay
-    (`D = 2/lambda`); unbiased noise with `E ||n_t||_2^2 <= sigma^2`, and a first batch with `E ||n_0||_2^2 <= alpha
-    sigma^2/(2 - alpha)`. `k2` is the sup of dual norm / l2 norm.
+(`D = 2/lambda`); unbiased noise with `E ||n_t||_2^2 <= sigma^2`, and a first batch with `E ||n_0||_2^2 <= alpha
+sigma^2/(2 - alpha)`. `k2` is the sup of dual norm / l2 norm.
 
 Step size: `eta_t = c gap_t / (D K(gap_t))` along the LMO of `m_t = (1 - alpha) m_{t-1} + alpha g_t`, `m_0 = g_0`, with
-    `c = min(1/18, eps^2/(576 D^2 k2^2 sigma^2))` and `alpha = 18 c`. With weight decay lambda, `eta_t = c lambda
-    gap_t / (4 K)`.
+`c = min(1/18, eps^2/(576 D^2 k2^2 sigma^2))` and `alpha = 18 c`. With weight decay lambda, `eta_t = c lambda
+gap_t / (4 K)`.
 
 Statement: With a probability of at least 1/2 the gap has been at most eps within
 
@@ -19,9 +19,9 @@ steps, of the order eps^-3; and at every step the part of `m_t - grad f(x_t)` th
 Source: arXiv 2602.05813, Theorem 3 (setting FOUND, constants NOT FOUND); statement and proof DERIVED.
 
 Proof: One step moves the gradient by at most `K eta = c gap/D`: K cancels. The gap falls by a factor of at most
-    `1 - 1.5 c` a step, which sums the drift to `gap/(16.5 D)`. Then `gap_{t+1} <= gap_t - (c/2) gap_t^2/(D^2 K) + 4 c
-    ||N_t||_*^2/K` for the averaged noise `E ||N_t||_2^2 <= alpha sigma^2`; sum `int_eps^gap K(d)/d^2 dd` (concave for
-    rho <= 2), take expectations, and Markov's inequality.
+`1 - 1.5 c` a step, which sums the drift to `gap/(16.5 D)`. Then `gap_{t+1} <= gap_t - (c/2) gap_t^2/(D^2 K) + 4 c
+||N_t||_*^2/K` for the averaged noise `E ||N_t||_2^2 <= alpha sigma^2`; sum `int_eps^gap K(d)/d^2 dd` (concave for
+rho <= 2), take expectations, and Markov's inequality.
 
 Problem: quadratics, in l2, the max norm, the spectral norm; the rough one.
 """

@@ -3,7 +3,7 @@
 Assumption: f is star-convex with curvature at most `K(gap)` (A2-H or A2); `||x_0||` and `||x*||` at most `1/lambda`.
 
 Step size: `eta_t = min(1/lambda, lambda gap_t / (4 K(gap_t)))`, in `x <- (1 - lambda eta) x + eta LMO(g)`: half of
-    Theorem 1's with `D = 2/lambda`.
+Theorem 1's with `D = 2/lambda`.
 
 Statement: `||x_t|| <= 1/lambda` and `||x_{t+1} - x_t|| <= 2 eta_t`; `gap_{t+1} <= gap_t - lambda^2 gap_t^2/(8 K)`, or
 `gap_t/2` where the step size is `1/lambda`; `gap_T <= eps` after at most Theorem 1's number of steps with
@@ -12,9 +12,9 @@ Statement: `||x_t|| <= 1/lambda` and `||x_{t+1} - x_t|| <= 2 eta_t`; `gap_{t+1} 
 Source: arXiv 2602.05813, Theorem 2 (`||x|| <= 1/lambda` FOUND, the rest NOT FOUND); statement and proof DERIVED.
 
 Proof: The step goes the share `lambda eta` of the way to `LMO(g)/lambda`, which minimises `<g, .>` over the ball: it is
-    a Frank-Wolfe step, `<g, x_{t+1} - x_t> <= -lambda eta gap`, of length at most `2 eta`. So
-    `gap_{t+1} <= (1 - lambda eta) gap_t + 2 K eta^2`; then as in Theorem 1. The step size reaches `1/lambda` only
-    where `gap > K D^2`, which A2 rules out; where only A2-H holds, K0 dominates there and halving the gap pays.
+a Frank-Wolfe step, `<g, x_{t+1} - x_t> <= -lambda eta gap`, of length at most `2 eta`. So
+`gap_{t+1} <= (1 - lambda eta) gap_t + 2 K eta^2`; then as in Theorem 1. The step size reaches `1/lambda` only
+where `gap > K D^2`, which A2 rules out; where only A2-H holds, K0 dominates there and halving the gap pays.
 
 Problem: cosh, the barrier, in all norms.
 """
@@ -64,7 +64,12 @@ def check(problem: Problem, start: Array, eps: float, weight_decay: float) -> Ch
         excess(lengths, 2.0 * path.step_sizes),
     )
     return Check(
-        "Theorem 2", f"{problem.name}, 1/{ball:.3g}", f"steps to {eps:g}", path.steps_to(eps), bound, excess=worst
+        "Theorem 2",
+        f"{problem.name}, decay {weight_decay:.3g}",
+        f"steps to {eps:g}",
+        path.steps_to(eps),
+        bound,
+        excess=worst,
     )
 
 
