@@ -139,11 +139,18 @@ def _scales(axes: Axes, gaps: Any, ratios: Any) -> None:
     """A logarithmic vertical axis where the ratios span more than a factor of ten."""
     if len(ratios) and ratios.max() > 10.0 * ratios.min():
         axes.set_yscale("log")
+        for formatting in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatting(_plain_number)
         axes.set_ylim(0.7 * ratios.min(), 1.4 * ratios.max())
     else:
         axes.set_ylim(0.0, 1.1 * ratios.max() if len(ratios) else 1.0)
     if len(gaps) and gaps.max() > 10.0 * gaps.min():
         axes.set_xscale("log")
+
+
+def _plain_number(value: float, _: float) -> str:
+    """A tick's label: powers of ten and their double and fivefold, written out."""
+    return f"{value:g}" if f"{value:.1e}"[0] in "125" else ""
 
 
 def _some(names: Sequence[str]) -> list[str]:
