@@ -51,7 +51,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert text.startswith(f"usage: warmgap {command}".rstrip())
     assert "--debug" in text
     if not command:
-        assert all(re.search(rf"^ +{name} ", text, re.MULTILINE) for name in COMMANDS)
+        assert all(re.search(rf"^ +{name}\s", text, re.MULTILINE) for name in COMMANDS)
 
 
 def test_train_help_tells_models_and_corpora(capsys: pytest.CaptureFixture[str]) -> None:
