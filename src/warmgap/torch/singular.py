@@ -1,9 +1,9 @@
 """Singular values without a singular value decomposition, for measurements.
 
 They are the roots of the eigenvalues of the smaller Gram matrix. For a 768 x 2048 matrix in float32 on one CPU core
-that takes about a tenth of the time of a full decomposition (`benchmarks/probe.py`). The price is that the small ones drown
-in rounding from the square root of machine precision on; how much of the nuclear norm is at stake is bounded from the
-values themselves, and where that is more than `TOLERANCE` the Gram matrix is taken in float64, at twice the time.
+that takes about a tenth of the time of a full decomposition (`benchmarks/probe.py`). The price is that the small ones
+drown in rounding from the square root of machine precision on; how much of the nuclear norm is at stake is bounded from
+the values themselves, and where that is more than `TOLERANCE` the Gram matrix is taken in float64, at twice the time.
 Relative errors of the nuclear norm of 768 x 2048 matrices, against the decomposition in float64:
 
     a Gaussian matrix                              4e-8
