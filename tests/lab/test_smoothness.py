@@ -1,0 +1,140 @@
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from tests.smoothness.trajectories import layered, records_of
+
+from warmgap.lab.cli import main
+from warmgap.lab.config import TrainConfig
+from warmgap.lab.errors import UserError
+from warmgap.lab.smoothness import (
+    RECORDS_FILE,
+    Measurement,
+    analyse,
+    compare_rates,
+    layers_sentence,
+    measure,
+    read_trajectories,
+    write_page,
+)
+from warmgap.lab.train import train
+from warmgap.smoothness import Record, append_record, read_records
+
+PNG = b"\x89PNG\r\n"
+SENTENCES = [f"Line {number} tells of {number * 7919 % 1000} apples.\n" for number in range(1500)]
+
+
+def save(folder: Path, records: list[Record]) -> Path:
+    for record in records:
+        append_record(folder / RECORDS_FILE, record)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    monkeypatch.setenv("WARMGAP_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("".join(SENTENCES))
+    return TrainConfig(corpus=str(text), steps=14, batch_size=4, sequence_length=12, eval_every=0, eval_tokens=200)
+
+
+def curve(gap: float) -> float:
+    return 4.0 + 18.0 * gap + 24.0 * gap**2
+
+
+def test_a_measured_run_is_the_run_it_would_have_been(config: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, accumulation=2, clip=0.1)
+    assert measure(config, Measurement(every=2, target_loss=0.5), [1.0], tmp_path / "measured")
+    alone = train(dataclasses.replace(config, output=tmp_path / "alone"), progress=False)
+    probed = json.loads((tmp_path / "measured" / "rate-1" / "run.json").read_text())
+    assert probed["final_val_loss"] == alone.final_val_loss
+    records = read_records(tmp_path / "measured" / "rate-1" / RECORDS_FILE)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()]
+    assert [record.step for record in records] == list(range(0, 14, 2))
+    for record in records:
+        assert record.loss == pytest.approx(losses[record.step], rel=1e-5)
+        assert record.gap == pytest.approx(record.loss - 0.5)
+
+
+def test_the_command_trains_at_several_rates_and_reads_them_again(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    words = f"--corpus {config.corpus} --steps 14 --batch-size 4 --sequence-length 12 --eval-every 0 --eval-tokens 200"
+    output = tmp_path / "runs"
+    command = ["smoothness", "--optimizer", "lion", "--rates", "0.5", "2", "--output", str(output), *words.split()]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "lion, peak rate" in printed
+    assert "Layer-wise (L0, L1) of" in printed
+    assert "2 rates" in printed
+    page = output / "smoothness" / "smoothness.html"
+    assert str(page) in printed
+    assert page.exists()
+    assert main(["smoothness", str(output), "--gap-from", "0.1"]) == 0
+    assert main(command) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_the_page_holds_pictures_tables_and_verdicts(tmp_path: Path) -> None:
+    save(tmp_path / "rate-1", layered())
+    save(tmp_path / "rate-4", records_of(curve, noise=0.1, share=1.2))
+    page = write_page(read_trajectories([tmp_path]), tmp_path / "out")
+    text = page.read_text()
+    pictures = sorted(path.name for path in page.parent.glob("*.png"))
+    assert len(pictures) == 4
+    assert all(path.read_bytes().startswith(PNG) for path in page.parent.glob("*.png"))
+    assert len(re.findall("<img ", text)) == 4
+    assert not re.search(r"https?://", text)
+    assert "only follows the step length" in text
+    assert "Skipped: still" in text
+    fits = json.loads((page.parent / "fits.json").read_text())
+    assert fits[1]["fits"][0]["constants"]["Krho"] == pytest.approx(24.0, rel=0.5)
+
+
+def test_records_that_allow_no_fit_are_told_and_not_drawn(tmp_path: Path) -> None:
+    save(tmp_path, records_of(curve)[:3])
+    (trajectory,) = read_trajectories([tmp_path])
+    analysis = analyse(trajectory, resamples=20)
+    assert analysis.fits == []
+    assert any("usable records, got 3" in sentence for sentence in analysis.failed)
+    assert "got 3" in write_page([trajectory], tmp_path / "out").read_text()
+
+
+def test_a_file_alone_and_a_folder_without_rates(tmp_path: Path) -> None:
+    save(tmp_path / "one", records_of(curve))
+    (by_file,) = read_trajectories([tmp_path / "one" / RECORDS_FILE])
+    (by_folder,) = read_trajectories([tmp_path])
+    assert by_file.records == by_folder.records
+    assert (by_file.name, by_folder.name) == ("one", "one")
+    assert compare_rates([by_file, by_folder]) == []
+
+
+def test_layers_that_cannot_be_fitted_are_told() -> None:
+    still = [
+        dataclasses.replace(record, blocks=tuple(dataclasses.replace(b, ratio=math.nan) for b in record.blocks))
+        for record in layered()
+    ]
+    from warmgap.smoothness import fit_layers
+
+    assert layers_sentence(fit_layers(still, resamples=20)) == "Layer-wise: none of 3 blocks could be fitted."
+
+
+def test_mistakes_are_one_sentence(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no"):
+        read_trajectories([tmp_path / "gone"])
+    with pytest.raises(UserError, match="measure a run first"):
+        read_trajectories([tmp_path])
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("nonsense\n")
+    with pytest.raises(UserError, match=r"Line 1 of .* is not a record"):
+        read_trajectories([bad])
+    with pytest.raises(UserError, match="different factors above 0, got 1, 1"):
+        measure(config, Measurement(), [1.0, 1.0], tmp_path / "x")
+    with pytest.raises(UserError, match="cannot be measured: norm must be one of"):
+        measure(config, Measurement(norm="l7"), [1.0], tmp_path / "x")
+    with pytest.raises(UserError, match="cannot be measured: every must be at least 1"):
+        measure(config, Measurement(every=0), [1.0], tmp_path / "y")
