@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.smoothness.trajectories import layered, records_of
 from warmgap.lab.cli import main
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
+from warmgap.lab.report import write_report
 from warmgap.lab.smoothness import (
     RECORDS_FILE,
     Measurement,
@@ -93,6 +95,15 @@ def test_the_page_holds_pictures_tables_and_verdicts(tmp_path: Path) -> None:
     assert "Skipped: still" in text
     fits = json.loads((page.parent / "fits.json").read_text())
     assert fits[1]["fits"][0]["constants"]["Krho"] == pytest.approx(24.0, rel=0.5)
+
+
+def test_the_report_on_a_measured_run_has_a_section_on_it(tmp_path: Path, write_run: Callable[..., Path]) -> None:
+    save(write_run(tmp_path / "rate-1"), records_of(curve))
+    report = write_report(tmp_path)
+    text = report.page.read_text()
+    assert "Curvature and the loss gap" in text
+    assert "The ratio rises with the gap" in text
+    assert "smoothness-0.png" in {path.name for path in report.pictures}
 
 
 def test_records_that_allow_no_fit_are_told_and_not_drawn(tmp_path: Path) -> None:

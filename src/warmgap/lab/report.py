@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from warmgap.lab import figures
 from warmgap.lab.errors import UserError
+from warmgap.lab.page import as_png, html_figure, html_page
+from warmgap.lab.smoothness import RECORDS_FILE, read_trajectories, sections
 from warmgap.lab.stats import CONFIDENCE
 from warmgap.lab.sweep import SWEEP_FILE, load_sweeps
 from warmgap.lab.table import HEADINGS, Method, Run, Workload, as_plain, as_rows, format_spread, load_runs, tabulate
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.console import Console
 
 _TERMINAL = ("warm-up", "steps", "final loss", "difference", "verdict")
@@ -31,35 +30,6 @@ CRITERION = (
     "rule that diverges on more seeds than the other loses. The best hand-tuned warm-up is picked by its mean on these "
     "same seeds, which flatters the hand-tuned side."
 )
-
-_PAGE_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2126; --soft: #5b6670; --paper: #ffffff; --line: #d9dee3; --mark: #fdf1ea; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ec; --soft: #9aa5af; --paper: #14181c; --line: #343c44; --mark: #33251c; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem 1rem 3rem; max-width: 60rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem; padding-top: .8rem; border-top: 1px solid var(--line); }
-p.note, figcaption, footer { color: var(--soft); font-size: .9rem; }
-figure { margin: 1.2rem 0; }
-figure img { display: block; width: 100%; max-width: 50rem; height: auto; background: #fff; border-radius: 6px; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; min-width: 100%; }
-th, td { padding: .35rem .7rem .35rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
-td:last-child { white-space: normal; }
-th { color: var(--soft); font-weight: 600; }
-tr.adaptive td { background: var(--mark); }
-.win, .loss, .tie { font-weight: 700; }
-pre { overflow-x: auto; padding: .7rem .9rem; border: 1px solid var(--line); border-radius: 6px; font-size: .82rem; }
-@media print {
-  body { max-width: none; font-size: 11pt; padding: 0; }
-  h2 { break-after: avoid; }
-  figure, table { break-inside: avoid; }
-  pre { white-space: pre-wrap; }
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -101,7 +71,12 @@ def write_report(
         for workload in workloads:
             pictures[f"curves-{workload.slug}.png"] = as_png(figures.curves_figure(workload))
             pictures[f"lengths-{workload.slug}.png"] = as_png(figures.lengths_figure(workload))
-    page = _page(title, explanation, folder, runs, workloads, pictures)
+    measured: list[str] = []
+    if any(folder.rglob(RECORDS_FILE)):
+        pieces, drawn, _ = sections(read_trajectories([folder]))
+        measured = ["<h2>Curvature and the loss gap</h2>", *pieces]
+        pictures |= drawn
+    page = _page(title, explanation, folder, runs, workloads, pictures, measured)
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, data in pictures.items():
@@ -178,13 +153,6 @@ def _sentence(method: Method, workload: Workload) -> str:
     return "; ".join([*parts, *method.notes]) + "."
 
 
-def as_png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
-    found = io.BytesIO()
-    figure.savefig(found, format="png", metadata={"Software": None})
-    return found.getvalue()
-
-
 def _markdown(workloads: Sequence[Workload]) -> str:
     parts = []
     for workload in workloads:
@@ -207,6 +175,7 @@ def _page(
     runs: Sequence[Run],
     workloads: Sequence[Workload],
     pictures: dict[str, bytes],
+    measured: Sequence[str],
 ) -> str:
     body = [f"<h1>{html.escape(title)}</h1>"]
     if explanation:
@@ -236,31 +205,15 @@ def _page(
         f'<p class="note">{html.escape(CRITERION)}</p>',
         "<h2>Every run</h2>",
         _runs_table(runs, folder),
+        *measured,
         "<h2>How this was made</h2>",
         *_provenance(folder, runs),
     ]
     return html_page(title, body)
 
 
-def html_page(title: str, body: Sequence[str]) -> str:
-    """A whole page in the house's style, of pieces of HTML."""
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_PAGE_STYLE}</style>"
-    )
-    text = "\n".join(body)
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{text}\n</body>\n</html>\n'
-
-
 def _with_title(workload: Workload) -> list[str]:
     return [f"{workload.title}. {sentence}" for sentence in sentences(workload)]
-
-
-def html_figure(png: bytes, alternative: str, caption: str) -> str:
-    """A picture with its caption, the picture inside the page."""
-    data = base64.b64encode(png).decode("ascii")
-    image = f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _html_table(workload: Workload) -> str:

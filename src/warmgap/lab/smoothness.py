@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from warmgap.lab import figures
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
-from warmgap.lab.report import as_png, html_figure, html_page
+from warmgap.lab.page import as_png, html_figure, html_page
 from warmgap.lab.smoothness_figures import blocks_figure, rates_figure, trajectory_figure
 from warmgap.smoothness import (
     Fit,
