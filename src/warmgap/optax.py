@@ -370,10 +370,12 @@ def _ramp(rule: RampRule, total_iters: int, state: Values, loss: Array) -> Value
         "held": 0,
         "done": False,
     }
-    first = rule.ramp * total_iters / math.log2(1.0 / rule.floor)
-    growth = jnp.where(state["retreats"] > 0, 2.0 ** (1.0 / hold), 2.0 ** (1.0 / max(1.0, first)))
+    doubling = max(1.0, rule.ramp * total_iters / math.log2(1.0 / rule.floor))
+    growth = jnp.where(state["retreats"] > 0, 2.0 ** (1.0 / hold), 2.0 ** (1.0 / doubling))
     held = jnp.where(state["applied"] == 1.0, state["held"] + 1, 0)
-    climbing = {**state, "applied": jnp.minimum(1.0, state["applied"] * growth), "held": held, "done": held >= hold}
+    first_loss = state["initial_loss"]
+    ceiling = jnp.where((first_loss > 0.0) & (clean > 0.0), jnp.minimum(1.0, rule.share * first_loss / clean), 1.0)
+    climbing = {**state, "applied": jnp.minimum(ceiling, state["applied"] * growth), "held": held, "done": held >= hold}
 
     rises = clean > best + rule.tolerance * noise  # never with NaN
     return {

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from warmgap import Schedule
+from warmgap import Schedule, Signal
 from warmgap.rules import RampRule
 
 TOTAL = 400
@@ -22,8 +22,27 @@ def run(losses: list[float], rule: RampRule | None = None) -> tuple[list[float],
 
 
 def noisy(losses: list[float], scale: float = 0.05, seed: int = 0) -> list[float]:
+    """The losses with noise, moved below 0: there the loss ratio means nothing, and the ramp stands alone."""
     rng = np.random.default_rng(seed)
-    return [loss + scale * float(rng.normal()) for loss in losses]
+    return [loss - 100.0 + scale * float(rng.normal()) for loss in losses]
+
+
+def test_it_stays_under_the_loss_ratio() -> None:
+    losses = [8.0 * 0.99**t for t in range(TOTAL)]
+    factors, handover = run(losses, RampRule(signal=Signal(averaging=0.0)))
+    ratios = [0.5 * losses[0] / loss for loss in losses]
+    assert factors[:6] == pytest.approx([0.01 * 2**t for t in range(6)])
+    for t in range(8, 60):
+        assert factors[t + 1] == pytest.approx(min(1.0, ratios[t]))
+    halved = next(t for t, ratio in enumerate(ratios) if ratio >= 1.0)
+    assert handover == halved + 1 + math.ceil(0.05 * TOTAL)
+
+
+def test_a_loss_that_never_halves_is_let_up_by_the_clock() -> None:
+    factors, handover = run([2.0 - 1e-4 * t for t in range(TOTAL)])
+    assert handover == math.ceil(0.4 * TOTAL)
+    assert factors[40] == pytest.approx(0.5, abs=0.01)
+    assert factors[120] == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -60,7 +79,7 @@ def test_every_rise_counts_while_the_peak_is_on_trial() -> None:
 
 
 def test_a_long_run_takes_its_share_for_the_way_up() -> None:
-    factors, handover = run([5.0 - 1e-4 * t for t in range(10_000)])
+    factors, handover = run([-5.0 - 1e-4 * t for t in range(10_000)])
     assert factors.index(1.0) in (100, 101)
     assert handover is not None
     assert handover == pytest.approx(600, abs=3)
@@ -77,12 +96,12 @@ def test_without_a_length_it_doubles_and_holds_for_one_step() -> None:
     state = rule.init()
     factors = [state.factor]
     while not state.done:
-        state, factor = rule.step(state, 1.0)
+        state, factor = rule.step(state, -1.0)
         factors.append(factor)
     assert factors == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("name", ["floor", "ramp", "hold", "tolerance"])
+@pytest.mark.parametrize("name", ["floor", "share", "ramp", "hold", "tolerance"])
 def test_bad_settings_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must"):
         RampRule(**{name: -0.1})  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
-"""This project's own rule: go up fast, hold the peak for a while before trusting it, back off where the loss rises.
+"""This project's own rule: up fast, but no further than the fallen loss allows, and back where the loss rises.
 
-Where warm-up does not help, every slow step of it costs; where it does, the loss rises soon after the rate got too
-high. So the rate is not tied to a target loss that nobody knows: it grows until it meets resistance. What the rule was
-tested against, with the runs it lost, is in LOG.md.
+Three observations make it. Every step at a low rate costs, the first ones most: so the way up is fast. The peak itself
+does harm while the loss is still high: so the rate stays under the loss ratio of the (H0, H1) theory until the loss has
+halved. And a rate that is far too high makes the loss rise: so a rise sends it back. What the rule was tested against,
+with the runs it lost, is in LOG.md.
 """
 
 from __future__ import annotations
@@ -44,16 +45,19 @@ class RampState(RuleState):
 
 @dataclass(frozen=True)
 class RampRule(Rule[RampState]):
-    """The factor grows geometrically from `floor` to 1, and halves when the clean loss rises by more than the noise.
+    """The factor grows geometrically, stays under the loss ratio, and halves when the loss rises.
 
-    The way up takes the share `ramp` of the run, but no factor more than doubles. Warm-up ends when the peak has been
-    held for the share `hold` of the run. Meanwhile the loss is watched: when its average lies more than `tolerance`
-    standard deviations of a single loss above its lowest since the last retreat, the factor is halved, stays put until
-    the average has caught up, and from then on takes `hold` of the run for each doubling. It needs no norm, and only
-    shows the gap to the target loss.
+    The loss ratio is `share * first loss / loss`, of the clean loss (where the first is positive; elsewhere it is 1):
+    the step size `1/(H0 + H1*gap)` of arXiv 2510.03164 with both constants put where a user can know them. The way up
+    takes the share `ramp` of the run, but no factor more than doubles. Warm-up ends when the peak has been held for the
+    share `hold` of the run. Meanwhile the loss is watched: when its average lies more than `tolerance` standard
+    deviations of a single loss above its lowest since the last retreat, the factor is halved, stays put until the
+    average has caught up, and from then on takes `hold` of the run for each doubling. It needs no norm, and only shows
+    the gap to the target loss.
 
     Attributes:
         floor: Factor of the first step, in (0, 1).
+        share: Share of the first loss at which the loss ratio is 1, in (0, 1).
         ramp: Share of the run that the way up takes where nothing resists, in (0, 1).
         hold: Share of the run for which the peak is held before warm-up ends, in (0, 1).
         tolerance: Rise that counts as resistance, in standard deviations of a single loss, > 0.
@@ -65,6 +69,7 @@ class RampRule(Rule[RampState]):
     """
 
     floor: float = 0.01
+    share: float = 0.5
     ramp: float = 0.01
     hold: float = 0.05
     tolerance: float = 2.0
@@ -75,6 +80,7 @@ class RampRule(Rule[RampState]):
 
     def __post_init__(self) -> None:
         check_fraction("floor", self.floor, "it is starting learning rate / peak learning rate")
+        check_fraction("share", self.share)
         check_fraction("ramp", self.ramp)
         check_fraction("hold", self.hold)
         check_positive("tolerance", self.tolerance)
@@ -106,9 +112,13 @@ class RampRule(Rule[RampState]):
             )
             return state, retreat
         doubling = hold if state.retreats else self.ramp * state.total_iters / math.log2(1.0 / self.floor)
-        factor = min(1.0, state.factor * 2.0 ** (1.0 / max(1.0, doubling)))
+        factor = min(self._ceiling(clean, descent), state.factor * 2.0 ** (1.0 / max(1.0, doubling)))
         held = state.held + 1 if state.factor == 1.0 else 0
         return replace(state, factor=factor, held=held, done=held >= hold), factor
+
+    def _ceiling(self, clean: float, descent: Descent) -> float:
+        first = descent.initial_loss
+        return 1.0 if first is None or first <= 0.0 or clean <= 0.0 else min(1.0, self.share * first / clean)
 
     def reading(self, state: RampState) -> tuple[float | None, float | None]:
         """Return the gap of the lowest clean loss, and the target loss."""
