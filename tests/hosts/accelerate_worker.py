@@ -68,6 +68,7 @@ def main(folder: Path, steps: int, save_at: int, resume: bool) -> dict[str, Any]
         "last_epoch": warmup.last_epoch,
         "wrapped": type(scheduler).__name__,
     }
+    accelerator.wait_for_everyone()  # a rank that leaves early can abort the other's threads
     accelerator.end_training()
     return answer
 
