@@ -38,6 +38,14 @@ def test_it_stays_under_the_loss_ratio() -> None:
     assert handover == halved + 1 + math.ceil(0.05 * TOTAL)
 
 
+def test_with_a_loss_measured_before_it_starts_at_the_loss_ratio() -> None:
+    schedule = Schedule(TOTAL, RampRule())
+    assert schedule.calibrate(schedule.init(), 8.0).factor == 0.5
+    assert schedule.calibrate(schedule.init(), -8.0).factor == 0.01
+    factor = schedule.step(schedule.calibrate(schedule.init(), 8.0), 5.0)[1]
+    assert factor == pytest.approx(0.8)
+
+
 def test_a_loss_that_never_halves_is_let_up_by_the_clock() -> None:
     factors, handover = run([2.0 - 1e-4 * t for t in range(TOTAL)])
     assert handover == math.ceil(0.4 * TOTAL)

@@ -349,6 +349,9 @@ def test_calibration_lets_a_rule_start_on_evidence() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
     optimizer.step()
     scheduler.step(1.0)
+    default = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100)
+    default.calibrate(lambda: 3.0)
+    assert default.factor == 0.5
     with pytest.raises(ValueError, match="calibrate looks before the first step, and 1 were made"):
         scheduler.calibrate(lambda: 1.0)
     with pytest.raises(ValueError, match="must be finite, got nan"):

@@ -91,6 +91,13 @@ class RampRule(Rule[RampState]):
         descent = Target(self.target_loss).init(total_iters)
         return RampState(factor=self.floor, descent=descent, total_iters=total_iters or 0)
 
+    def calibrate(self, state: RampState, loss: float) -> RampState:
+        """Return the state that starts where the loss ratio allows, given the loss measured before the first step."""
+        if loss <= 0.0:
+            return state
+        descent = replace(state.descent, initial_loss=loss, best_loss=loss)
+        return replace(state, descent=descent, factor=max(self.floor, self._ceiling(loss, descent)))
+
     def step(self, state: RampState, loss: float) -> tuple[RampState, float]:
         """Take in one loss; return the new state and the factor of the next step."""
         signal, clean = self.signal.step(state.signal, loss)

@@ -114,7 +114,7 @@ class AdaptiveWarmup(LRScheduler):
         return self.schedule.reading(self._state)[1]
 
     def calibrate(self, closure: Callable[[], float | Tensor]) -> None:
-        """Measure the loss before the first step, for rules that may start above their floor on it (the loss ratio).
+        """Measure the loss before the first step: on it the default and the loss ratio may start above the floor.
 
         Every rank must call it.
 
