@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -160,6 +161,21 @@ def test_promise_6_a_state_that_does_not_fit_is_refused() -> None:
         schedule.from_dict({key: value for key, value in data.items() if key != "factor"})
     with pytest.raises(ValueError, match="GapState"):
         schedule.from_dict({**data, "rule": {"factor": 0.5}})
+
+
+@pytest.mark.parametrize("rule", [GapRule(kappa=10.0, target_loss=3.0), LossRatioRule()])
+def test_no_loss_can_stop_a_run_that_is_past_its_warm_up(rule: Rule[Any]) -> None:
+    schedule = Schedule(TOTAL, rule)
+    _, state = factors(schedule, [None] * 30 + [-2.0] * 30)
+    assert state.phase == "decay"
+
+
+@pytest.mark.parametrize("name", decay.NAMES)
+def test_a_schedule_can_be_pickled(name: str) -> None:
+    schedule = Schedule(TOTAL, RULES["ramp"], name)
+    copied = pickle.loads(pickle.dumps(schedule))  # noqa: S301
+    assert copied == schedule
+    assert factors(copied, [3.0] * 80) == factors(schedule, [3.0] * 80)
 
 
 def test_a_callable_decay_is_held_to_its_contract() -> None:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
+
+
+def plain_fields(item: Any) -> None:
+    """Turn the NumPy scalars among a frozen dataclass's fields into Python numbers, so that its state is plain."""
+    for field in dataclasses.fields(item):
+        value: Any = getattr(item, field.name, None)  # None: set later
+        if type(value).__module__ == "numpy" and hasattr(value, "item"):
+            object.__setattr__(item, field.name, value.item())
 
 
 def check_positive(name: str, value: float, hint: str = "") -> float:

@@ -21,10 +21,9 @@ class Smoothness:
     """The constants of the curvature bound `K(gap) = K0 + K1*gap + K2*gap**2`.
 
     Source: arXiv 2602.05813, Assumption 2 with rho = 2. The assumption asks for constants >= 0, and a schedule's own
-        constants violate
-    that: K1 >= 0 needs a peak gap below about `floor/2` of the initial gap, which no calibration comes near. The
-        bound itself stays positive,
-    `K(gap) = gap/peak_lr + K2*(gap - peak_gap)**2`, and that is all the step size needs.
+    constants violate that: K1 >= 0 needs a peak gap below about `floor/2` of the initial gap, which no calibration
+    comes near. The bound itself stays positive, `K(gap) = gap/peak_lr + K2*(gap - peak_gap)**2`, and that is all the
+    step size needs.
 
     Attributes:
         K0: Constant term, in units of gap / learning rate.

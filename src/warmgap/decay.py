@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from warmgap._checks import check_finite, check_fraction
 
@@ -25,7 +26,7 @@ def cosine(minimum: float = 0.0) -> Decay:
         ValueError: If `minimum` lies outside [0, 1).
     """
     low = _minimum(minimum)
-    return lambda progress: low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return partial(_cosine, low)
 
 
 def linear(minimum: float = 0.0) -> Decay:
@@ -35,7 +36,7 @@ def linear(minimum: float = 0.0) -> Decay:
         ValueError: If `minimum` lies outside [0, 1).
     """
     low = _minimum(minimum)
-    return lambda progress: 1.0 - (1.0 - low) * progress
+    return partial(_wsd, 1.0, low)
 
 
 def wsd(share: float = 0.2, minimum: float = 0.0) -> Decay:
@@ -50,7 +51,7 @@ def wsd(share: float = 0.2, minimum: float = 0.0) -> Decay:
     """
     share = check_fraction("share", share)
     low = _minimum(minimum)
-    return lambda progress: 1.0 - (1.0 - low) * max(0.0, progress - (1.0 - share)) / share
+    return partial(_wsd, share, low)
 
 
 def inverse_sqrt(final: float = 0.1) -> Decay:
@@ -60,12 +61,12 @@ def inverse_sqrt(final: float = 0.1) -> Decay:
         ValueError: If `final` does not lie strictly between 0 and 1.
     """
     steepness = check_fraction("final", final) ** -2 - 1.0
-    return lambda progress: 1.0 / math.sqrt(1.0 + steepness * progress)
+    return partial(_inverse_sqrt, steepness)
 
 
 def constant() -> Decay:
     """No decay."""
-    return lambda _: 1.0
+    return partial(_wsd, 1.0, 1.0)
 
 
 _BUILDERS: dict[str, Callable[[], Decay]] = {
@@ -89,6 +90,21 @@ def by_name(name: str) -> Decay:
     if name not in _BUILDERS:
         raise ValueError(f"decay must be one of {', '.join(map(repr, NAMES))} or a callable, got {name!r}")
     return _BUILDERS[name]()
+
+
+# Module-level functions, so that a decay, and with it a schedule, can be pickled.
+
+
+def _cosine(low: float, progress: float) -> float:
+    return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _wsd(share: float, low: float, progress: float) -> float:
+    return 1.0 - (1.0 - low) * max(0.0, progress - (1.0 - share)) / share
+
+
+def _inverse_sqrt(steepness: float, progress: float) -> float:
+    return 1.0 / math.sqrt(1.0 + steepness * progress)
 
 
 def _minimum(value: float) -> float:

@@ -13,12 +13,17 @@ NormName = Literal["spectral", "max", "frobenius"]
 NORMS: tuple[str, ...] = get_args(NormName)
 
 
+def check_norm(norm: str) -> None:
+    """Raise ValueError unless `norm` is `"auto"` or one of `NORMS`."""
+    if norm != "auto" and norm not in NORMS:
+        raise ValueError(f"norm must be 'auto' or one of {', '.join(map(repr, NORMS))}, got {norm!r}")
+
+
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Return the (rows, columns) under which a block is treated as a matrix.
 
     The first dimension stays, all others are flattened: a convolution (out, in, k, k) is an out x (in*k*k) matrix, a
-        vector of length n is an
-    n x 1 matrix, and a scalar is 1 x 1.
+    vector of length n is an n x 1 matrix, and a scalar is 1 x 1.
     """
     rows = shape[0] if len(shape) else 1
     return int(rows), math.prod(int(side) for side in shape[1:])

@@ -366,7 +366,7 @@ def _ramp(rule: RampRule, total_iters: int, state: Values, loss: Array) -> Value
         "applied": jnp.maximum(rule.floor, 0.5 * state["applied"]),
         "best_loss": clean,
         "retreats": state["retreats"] + 1,
-        "rest": math.ceil(1.0 / (1.0 - rule.signal.averaging)),
+        "rest": round(1.0 / (1.0 - rule.signal.averaging)),
         "held": 0,
         "done": False,
     }

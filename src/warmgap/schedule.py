@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from warmgap import decay as decays
-from warmgap._checks import check_count, check_finite, check_fraction
+from warmgap._checks import check_count, check_finite, check_fraction, plain_fields
 from warmgap._state import State
 from warmgap.rules import Rule, RuleState
 
@@ -71,6 +71,7 @@ class Schedule:
     _decay: Callable[[float], float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_count(
             "total_iters", self.total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run"
         )
@@ -128,10 +129,10 @@ class Schedule:
         if state.handover is not None:
             factor = self._decayed(step - state.handover, state.handover)
             # the rule looks on, so that the gap can still be read
-            return replace(state, step=step, factor=factor, rule=replace(rule, factor=factor)), factor
+            return replace(state, step=step, factor=factor, rule=replace(rule, factor=factor, done=True)), factor
         factor = self._bound(step, state, rule) if self.rule.bounded else rule.factor
-        rule = replace(rule, factor=factor)
         handover = step if factor == 1.0 and (rule.done or self._ended(step)) else None
+        rule = replace(rule, factor=factor, done=rule.done or handover is not None)
         return replace(state, step=step, factor=factor, handover=handover, rule=rule), factor
 
     def reading(self, state: ScheduleState) -> tuple[float | None, float | None]:
@@ -163,7 +164,7 @@ class Schedule:
             )
         _refuse_other_config(data.get("config"), self.config())
         state = ScheduleState.from_dict({**data, "rule": None})
-        return replace(state, rule=type(self.rule.init(self.total_iters)).from_dict(data["rule"]))
+        return replace(state, rule=type(self.rule.init(self.total_iters)).from_dict(data.get("rule")))
 
     def _line(self) -> int:
         """Steps from the start to the latest hand-over."""

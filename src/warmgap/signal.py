@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from warmgap._checks import check_count, check_finite, check_positive
+from warmgap._checks import check_count, check_finite, check_positive, plain_fields
 from warmgap._state import State
 
 _MAD_TO_DEVIATION = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
@@ -54,8 +54,9 @@ class Signal:
 
     A loss further than `threshold` standard deviations from the median of the last `window` losses (itself included;
     the deviation is taken from the median absolute deviation) is replaced by that median: isolated spikes, and bursts
-    shorter than half the window, never get through, while a lasting change of level does. A loss that is NaN or
-    infinite changes nothing at all.
+    shorter than half the window, never get through, while a lasting change of level does. (A spike that comes first, or
+    with too few losses before it, can't be told from the level itself.) A loss that is NaN or infinite changes nothing
+    at all.
 
     Attributes:
         averaging: Share of the average that is kept at each step, in [0, 1): 0.9 averages over about ten steps, 0 not
@@ -72,6 +73,7 @@ class Signal:
     threshold: float = 4.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if not 0.0 <= check_finite("averaging", self.averaging) < 1.0:
             raise ValueError(f"averaging must lie in [0, 1), got {self.averaging!r}; 0.9 averages over about ten steps")
         check_count("window", self.window, minimum=3)

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from warmgap._checks import check_finite
+from warmgap._checks import check_finite, plain_fields
 from warmgap._state import State
 
 MEAN_DECAY = 0.5
@@ -63,6 +63,7 @@ class Target:
     loss: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.loss != "auto":
             check_finite("target_loss", self.loss, "give the loss taken as optimal, or 'auto'")
 

@@ -4,9 +4,11 @@ import copy
 import gc
 import io
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -318,6 +320,106 @@ def test_it_stands_in_sequential_and_chained_schedulers() -> None:
     assert warm.last_epoch == 5
 
 
+def amp_step(scaler: torch.amp.GradScaler, optimizer: Optimizer, loss: Tensor, model: nn.Module, *, bad: bool) -> None:
+    scaler.scale(loss).backward()
+    if bad:
+        next(model.parameters()).grad.fill_(math.inf)  # type: ignore[union-attr]
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+
+
+def test_a_skipped_first_step_does_not_count_after_zero_grad_either() -> None:
+    model, x, y = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 50)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for bad, expected in ((True, 0), (True, 0), (False, 1)):
+        loss = nn.functional.mse_loss(model(x), y)
+        amp_step(scaler, optimizer, loss, model, bad=bad)
+        scheduler.step(loss)
+        assert scheduler.last_epoch == expected
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])  # noqa: S301
+def test_a_copy_goes_on_with_its_own_optimizer(copy_of: Any) -> None:
+    model, x, y = problem()
+    optimizer = lion(model)
+    scheduler = AdaptiveWarmup(optimizer, 60, decay="wsd")
+    train(model, optimizer, scheduler, x, y, range(10))
+    other_model, other = copy_of((model, scheduler))
+    mine = train(model, optimizer, scheduler, x, y, range(10, 40))
+    theirs = train(other_model, other.optimizer, other, x, y, range(10, 40))
+    assert mine == theirs
+    assert scheduler.last_epoch == other.last_epoch == 40
+
+
+def test_an_optimizer_that_never_steps_is_told() -> None:
+    model, _, _ = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 50)
+    optimizer.step()
+    for _ in range(100):
+        scheduler.step(1.0)
+    with pytest.warns(UserWarning, match="stood still for 100 calls"):
+        scheduler.step(1.0)
+
+
+def test_a_group_added_later_is_told() -> None:
+    model, _, _ = problem()
+    optimizer = Lion(list(model.parameters())[:2], lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 50)
+    optimizer.add_param_group({"params": list(model.parameters())[2:]})
+    with pytest.raises(ValueError, match="has 2 parameter groups, and had 1 when this scheduler was made"):
+        scheduler.step(1.0)
+
+
+def test_a_wrapper_of_an_optimizer_is_told() -> None:
+    model, _, _ = problem()
+
+    class Wrapper(Optimizer):
+        def __init__(self, optimizer: Optimizer) -> None:
+            self.param_groups = optimizer.param_groups
+
+    with pytest.raises(ValueError, match="Wrapper only wraps an optimizer"):
+        AdaptiveWarmup(Wrapper(Lion(model.parameters(), lr=1.0)), 50)
+
+
+def test_numpy_arguments_leave_a_state_that_loads() -> None:
+    model, _, _ = problem()
+    settings: dict[str, Any] = {"floor": np.float64(0.01), "target_loss": np.float32(1.0), "total_iters": np.int64(100)}
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), rule="gap", **settings)
+    buffer = io.BytesIO()
+    torch.save(scheduler.state_dict(), buffer)
+    buffer.seek(0)
+    scheduler.load_state_dict(torch.load(buffer, weights_only=True))
+
+
+def test_a_damaged_state_changes_nothing() -> None:
+    model, _, _ = problem()
+    scheduler = AdaptiveWarmup(lion(model), 60)
+    state = scheduler.state_dict()
+    before = copy.deepcopy(state)
+    damaged = [
+        {**state, "last_epoch": 77, "base_lrs": ["x"] * 4},
+        {**state, "last_epoch": 77, "schedule": {key: v for key, v in state["schedule"].items() if key != "rule"}},
+    ]
+    for other in damaged:
+        with pytest.raises(ValueError, match=r"damaged or was edited|RampState"):
+            scheduler.load_state_dict(other)
+        assert scheduler.state_dict() == before
+
+
+def test_a_loss_pending_from_a_device_is_dropped_where_losses_come_at_once() -> None:
+    model, _, _ = problem()
+    optimizer = lion(model)
+    scheduler = AdaptiveWarmup(optimizer, 60)
+    scheduler.load_state_dict({**scheduler.state_dict(), "late_loss": 5.0})
+    optimizer.step()
+    scheduler.step(4.0)
+    assert scheduler.state_dict()["late_loss"] is None
+
+
 def test_get_lr_changes_nothing() -> None:
     model, _, _ = problem()
     scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 50)
@@ -379,6 +481,10 @@ def test_losses_that_never_come_are_told() -> None:
         ({"target_loss": math.nan}, "target_loss must be finite"),
         ({"decay": "step"}, "decay must be one of 'cosine'"),
         ({"norm": "l7"}, "norm must be 'auto' or one of"),
+        ({"norm": "l7", "rule": "linear"}, "norm must be 'auto' or one of"),
+        ({"floor": 5, "rule": "linear"}, "floor must lie strictly"),
+        ({"target_loss": "low", "rule": "loss-ratio"}, "target_loss must be a number"),
+        ({"total_iters": "100", "rule": "linear"}, "total_iters must be a whole number"),
         ({"last_epoch": 5}, "resume an adaptive schedule with load_state_dict"),
     ],
 )

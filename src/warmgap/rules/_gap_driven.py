@@ -11,7 +11,7 @@ import abc
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from warmgap._checks import check_fraction
+from warmgap._checks import check_fraction, plain_fields
 from warmgap.rules._rule import Rule, RuleState
 from warmgap.signal import Signal, SignalState
 from warmgap.target import Descent, Target
@@ -35,6 +35,7 @@ class GapDriven(Rule[GapState]):
     signal: Signal = field(default_factory=Signal)
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_fraction("floor", self.floor, "it is starting learning rate / peak learning rate")
         Target(self.target_loss)  # raises where it is neither a number nor "auto"
 
@@ -48,6 +49,8 @@ class GapDriven(Rule[GapState]):
         if clean is None:
             return state, state.factor
         descent, gap = Target(self.target_loss).step(state.descent, clean, state.factor)
+        if state.done:  # it only looks on
+            return replace(state, signal=signal, descent=descent), 1.0
         share = state.share
         if share is None:
             if gap.initial <= 0.0:

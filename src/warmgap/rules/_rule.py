@@ -34,7 +34,6 @@ class Rule(abc.ABC, Generic[S]):
             stated share of the run. A rule that keeps those promises by construction, or is here to show what happens
             without them, sets False.
         needs_loss: Whether a step without a finite loss is kept from the rule; a rule by the clock alone sets False.
-        target_loss: The target loss the rule was given, or `"auto"`, or None where it needs none.
     """
 
     name: ClassVar[str]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from warmgap._checks import check_count
+from warmgap._checks import check_count, plain_fields
 from warmgap.rules._rule import Rule, RuleState
 
 
@@ -40,6 +40,7 @@ class LinearRule(Rule[LinearState]):
     needs_loss: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_count("iters", self.iters, minimum=0, hint="it is the length of the warm-up in optimizer steps")
 
     def init(self, total_iters: int | None = None) -> LinearState:

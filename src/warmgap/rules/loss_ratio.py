@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from warmgap._checks import check_fraction, check_positive
+from warmgap._checks import check_fraction, check_positive, plain_fields
 from warmgap.rules._rule import Rule, RuleState
 from warmgap.signal import Signal, SignalState
 
@@ -46,6 +46,7 @@ class LossRatioRule(Rule[LossRatioState]):
     name: ClassVar[str] = "loss-ratio"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.level is not None:
             check_positive("level", self.level, "it is the loss at which the warm-up ends")
         check_fraction("floor", self.floor)
@@ -64,6 +65,8 @@ class LossRatioRule(Rule[LossRatioState]):
         signal, clean = self.signal.step(state.signal, loss)
         if clean is None:
             return state, state.factor
+        if state.done:  # it only looks on
+            return replace(state, signal=signal), 1.0
         level = state.level
         if level is None:
             level = 0.5 * check_positive(

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from warmgap._checks import check_fraction, check_positive
+from warmgap._checks import check_fraction, check_positive, plain_fields
 from warmgap.rules._rule import Rule, RuleState
 from warmgap.signal import Signal, SignalState
 from warmgap.target import Descent, Target
@@ -79,6 +79,7 @@ class RampRule(Rule[RampState]):
     name: ClassVar[str] = "ramp"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_fraction("floor", self.floor, "it is starting learning rate / peak learning rate")
         check_fraction("share", self.share)
         check_fraction("ramp", self.ramp)
@@ -113,7 +114,7 @@ class RampRule(Rule[RampState]):
         hold = max(1.0, self.hold * state.total_iters)
         if best is not None and signal.noise is not None and clean > best + self.tolerance * signal.noise:
             retreat = max(self.floor, 0.5 * state.factor)
-            rest = math.ceil(1.0 / (1.0 - self.signal.averaging))
+            rest = round(1.0 / (1.0 - self.signal.averaging))
             state = replace(
                 state, factor=retreat, best_loss=clean, retreats=state.retreats + 1, rest=rest, held=0, done=False
             )

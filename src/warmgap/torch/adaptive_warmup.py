@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from warmgap._checks import check_count, check_finite, check_fraction
+from warmgap.geometry import check_norm
 from warmgap.rules import GapRule, LinearRule, LossRatioRule, PowerRule, RampRule, Rule
 from warmgap.schedule import Schedule
+from warmgap.target import Target
 from warmgap.torch.loss_mean import LossMean, PendingLoss
 from warmgap.torch.recognition import optimizer_kappa
 
@@ -23,6 +26,7 @@ RULES = ("auto", "gap", "loss-ratio", "power", "linear")
 STATE_VERSION = 1
 
 _PATIENCE = 10  # steps without any loss before a warning
+_MANY_SKIPPED = 100  # calls without an optimizer step before a warning; a host may call once a process
 
 
 class AdaptiveWarmup(LRScheduler):
@@ -34,11 +38,12 @@ class AdaptiveWarmup(LRScheduler):
     other.
 
     A step that an AMP scaler skipped does not count, and its loss is dropped: `step` does nothing if the optimizer has
-    not stepped since the last call. Each group's rate is its own peak rate (its `lr` at construction) times one common
-    factor.
+    not stepped since the last call. (An optimizer with `fused=True` skips inside its kernel, where nobody can tell:
+    call `discard()` instead of `step()` there.) Each group's rate is its own peak rate times one common factor.
 
     Args:
-        optimizer: Any optimizer; the `lr` of each group is taken as its peak.
+        optimizer: Any optimizer; the `lr` of each group is taken as its peak (its `initial_lr`, where an earlier
+            scheduler left one, as in torch).
         total_iters: Optimizer steps in the whole run.
         rule: `"auto"` (the best there is here), `"gap"`, `"loss-ratio"`, `"power"`, `"linear"` (the usual tenth of the
             run), or a rule of `warmgap.rules`.
@@ -75,6 +80,15 @@ class AdaptiveWarmup(LRScheduler):
             raise ValueError(
                 f"last_epoch must be -1, got {last_epoch!r}: resume an adaptive schedule with load_state_dict"
             )
+        if not hasattr(optimizer, "_optimizer_step_post_hooks"):
+            raise ValueError(
+                f"{type(optimizer).__name__} only wraps an optimizer and runs no step hooks; make the scheduler on the "
+                "optimizer itself, before it is prepared"
+            )
+        check_count("total_iters", total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run")
+        check_fraction("floor", floor, "it is starting learning rate / peak learning rate")
+        check_norm(norm)
+        Target(target_loss)  # raises where it is neither a number nor "auto"
         if isinstance(rule, str):
             rule = _rule_by_name(rule, optimizer, total_iters, target_loss=target_loss, floor=floor, norm=norm)
         self.schedule = Schedule(total_iters, rule, decay)
@@ -82,6 +96,8 @@ class AdaptiveWarmup(LRScheduler):
         self._loss = LossMean(process_group)
         self._late: PendingLoss | float | None = None
         self._without_loss = 0
+        self._without_step = 0
+        self._trains = False
         self._optimizer_steps = 0
         self._seen_steps = 0
         _count_steps(optimizer, self)
@@ -139,9 +155,10 @@ class AdaptiveWarmup(LRScheduler):
             weight: Its share in the step's mean: its number of tokens, where micro-batches differ in it.
 
         Raises:
-            ValueError: If a tensor has more than one element, or the weight is negative.
+            ValueError: If a tensor has more than one element, or a weight that is a number is negative.
             TypeError: If the loss is neither a number nor a tensor.
         """
+        self._trains = self._trains or (isinstance(loss, Tensor) and loss.requires_grad)
         self._loss.add(loss, weight)
 
     def discard(self) -> None:
@@ -169,11 +186,25 @@ class AdaptiveWarmup(LRScheduler):
             self.last_epoch += 1
             self._set_lrs()
             return
+        if len(self.optimizer.param_groups) != len(self.base_lrs):
+            raise ValueError(
+                f"the optimizer has {len(self.optimizer.param_groups)} parameter groups, and had {len(self.base_lrs)} "
+                "when this scheduler was made: make it after adding the last group"
+            )
         if loss is not None:
             self.observe(loss)
         if self._skipped():
             self._loss.clear()
+            self._without_step += 1
+            if self._without_step == _MANY_SKIPPED:
+                warnings.warn(
+                    f"AdaptiveWarmup stood still for {_MANY_SKIPPED} calls: the optimizer's step() did not run, "
+                    "and it only moves with the optimizer it was made for",
+                    UserWarning,
+                    stacklevel=2,
+                )
             return
+        self._without_step = 0
         self._seen_steps = self._optimizer_steps
         self._step_count += 1
         self.last_epoch += 1
@@ -220,14 +251,25 @@ class AdaptiveWarmup(LRScheduler):
                 f"this state belongs to an optimizer with {len(state_dict['base_lrs'])} parameter groups, "
                 f"and this one has {len(self.optimizer.param_groups)}: build the optimizer as it was"
             )
+        hint = "this state is damaged or was edited"
+        base_lrs: list[float | Tensor] = [check_finite("base_lrs", lr, hint) for lr in state_dict["base_lrs"]]
         self._state = self.schedule.from_dict(state_dict["schedule"])
         self._late = state_dict["late_loss"]
-        self.base_lrs = list(state_dict["base_lrs"])
+        self.base_lrs = base_lrs
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["_step_count"]
         self._seen_steps = self._optimizer_steps
         self._loss.clear()
         self._set_lrs()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles; the losses on their way are read."""
+        self._late = _read(self._late)
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _count_steps(self.optimizer, self)  # a copied optimizer has lost its hooks
 
     def _update_lr(self, epoch: int | None = None) -> None:
         """Set the rates without a step: what `SequentialLR` asks for when it hands over to this scheduler."""
@@ -251,7 +293,7 @@ class AdaptiveWarmup(LRScheduler):
         """Return whether the optimizer missed a step since the last call; without gradients it need not step."""
         if self._optimizer_steps != self._seen_steps:
             return False
-        if self._optimizer_steps > 0:
+        if self._optimizer_steps > 0 or self._trains:
             return True
         return any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"])
 
@@ -260,6 +302,8 @@ class AdaptiveWarmup(LRScheduler):
         ready: PendingLoss | float | None = taken
         if taken.late:
             ready, self._late = self._late, taken
+        else:
+            self._late = None  # of a run on another device: its step is past
         value = _read(ready)
         self._without_loss = 0 if value is not None or taken.late else self._without_loss + 1
         if self._without_loss == _PATIENCE and self.phase == "warmup" and self.schedule.rule.bounded:

@@ -62,7 +62,9 @@ class LossMean:
             ValueError: If a tensor has more than one element, or a weight that is a number is negative or not finite.
             TypeError: If the loss is neither a number nor a tensor.
         """
-        device = next((x.device for x in (loss, weight) if isinstance(x, Tensor)), torch.device("cpu"))
+        # what is on an accelerator stays there: bringing it here would wait for it
+        held = [x.device for x in (self._totals, loss, weight) if isinstance(x, Tensor)]
+        device = next((found for found in held if found.type != "cpu"), torch.device("cpu"))
         # float64 holds a sum of token counts exactly; MPS has none
         dtype = torch.float32 if device.type == "mps" else torch.float64
         if not isinstance(weight, Tensor) and not (math.isfinite(weight) and weight >= 0.0):
@@ -71,7 +73,7 @@ class LossMean:
             )
         value, share = _scalar("loss", loss, device, dtype), _scalar("weight", weight, device, dtype)
         totals = torch.stack([torch.where(share > 0, value * share, 0.0), share])
-        self._totals = totals if self._totals is None else self._totals.to(device, non_blocking=True) + totals
+        self._totals = totals if self._totals is None else self._totals.to(device) + totals
 
     def clear(self) -> None:
         """Forget what was added since the last `take`: its optimizer step did not happen."""
@@ -113,6 +115,6 @@ def _scalar(name: str, value: float | Tensor, device: torch.device, dtype: torch
             )
         return value.detach().reshape(()).to(device=device, dtype=dtype)
     try:
-        return torch.tensor(float(value), dtype=dtype).to(device, non_blocking=True)
+        return torch.full((), float(value), dtype=dtype, device=device)
     except (TypeError, ValueError):
         raise TypeError(f"a {name} must be a number or a tensor with one element, got {value!r}") from None
