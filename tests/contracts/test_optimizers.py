@@ -345,6 +345,8 @@ BAD_SETTINGS: list[tuple[Callable[..., torch.optim.Optimizer], str, Any]] = [
     (Muon, "scale", "rows"),
     (Muon, "ns_steps", 0),
     (Muon, "ns_steps", 2.5),
+    (Muon, "exact", "no"),
+    (Muon, "nesterov", 1),
     (Muon, "second", "sgd"),
     (Muon, "second_lr", -1.0),
     (Muon, "second_betas", (0.9, 2.0)),
@@ -353,8 +355,11 @@ BAD_SETTINGS: list[tuple[Callable[..., torch.optim.Optimizer], str, Any]] = [
     (Scion, "radius", 0.0),
     (Scion, "embedding_radius", -1.0),
     (Scion, "embedding_rule", "column"),
+    (Scion, "exact", "no"),
+    (Scion, "constrained", "no"),
     (Gluon, "momentum", 1.0),
     (Gluon, "radius", float("nan")),
+    (Gluon, "exact", "no"),
     (Gluon, "L0", 1.0),
     (Gluon, "L1", 1.0),
 ]
@@ -365,3 +370,50 @@ def test_a_bad_setting_is_refused_by_name(cls: Callable[..., torch.optim.Optimiz
     name = setting.removeprefix("second_") if setting != "second" else setting
     with pytest.raises(ValueError, match=name):
         cls(Quadratic().groups(), **{setting: value})
+
+
+@every_optimizer
+def test_an_unknown_kind_is_refused(case: Case) -> None:
+    with pytest.raises(ValueError, match=r"kind must be one of 'matrix', .*, got 'matrx'; leave it out"):
+        case.make([{"params": [nn.Parameter(torch.ones(3, 2))], "kind": "matrx"}])
+
+
+BAD_LAYOUTS: list[tuple[dict[str, Any], tuple[int, ...], str]] = [
+    ({"blocks": (1, 1)}, (3, 2), r"blocks=\(1, 1\) are 2 rows together.*\(3, 2\) with 3 outputs.*sum to 3"),
+    ({"blocks": (1, 2), "transposed": True}, (3, 2), "with 2 outputs"),
+    ({"blocks": (1, 2)}, (2, 4, 3), "with 4 outputs"),
+    ({"blocks": (1, 2), "kind": "conv"}, (3, 2, 2), "leave blocks out"),
+    ({"blocks": (3, 0)}, (3, 2), r"blocks\[1\] must be at least 1, got 0"),
+    ({"blocks": 3}, (3, 2), "blocks must be the sizes"),
+    ({"blocks": ()}, (3, 2), "leave it out"),
+    ({"transposed": "no"}, (3, 2), "transposed must be True or False, got 'no'"),
+]
+
+
+@pytest.mark.parametrize("cls", [Muon, Scion, Gluon])
+@pytest.mark.parametrize(("group", "shape", "message"), BAD_LAYOUTS)
+def test_a_layout_that_does_not_fit_is_refused_at_once(
+    cls: Callable[..., torch.optim.Optimizer], group: dict[str, Any], shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        cls([{"params": [nn.Parameter(torch.ones(shape))], "kind": "matrix", **group}])
+
+
+@pytest.mark.parametrize("cls", [Scion, Gluon])
+def test_a_vector_is_not_stored_with_inputs_first(cls: Callable[..., torch.optim.Optimizer]) -> None:
+    with pytest.raises(ValueError, match="leave transposed out"):
+        cls([{"params": [nn.Parameter(torch.ones(3))], "kind": "head", "transposed": True}])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": "x", "second": "lion"}, "lr must be a number, got 'x'"),
+        ({"second_lr": "x", "second": "lion"}, "second_lr must be a number, got 'x'"),
+        ({"scale": "foo"}, "scale must be one of .*, got 'foo'"),
+        ({"exact": "no"}, "exact must be True or False, got 'no'"),
+    ],
+)
+def test_muon_refuses_bad_settings_without_spectral_groups_too(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Muon([{"params": [nn.Parameter(torch.ones(3))], "kind": "bias"}], **settings)

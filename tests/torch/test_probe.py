@@ -279,10 +279,18 @@ def test_the_numbers_are_what_they_are_called(name: str, norm: str) -> None:
     assert record.ratio == pytest.approx(total(changes) / size(lengths))
 
 
-def test_the_scaled_norm_is_the_one_whose_unit_ball_gluon_steps_in() -> None:
+@pytest.mark.parametrize(("convolution", "width"), [(nn.Conv2d, 20), (nn.ConvTranspose2d, 80)])
+@pytest.mark.parametrize("rules", [{}, {"conv": "sign"}, {"conv": "row"}])
+def test_the_scaled_norm_is_the_one_whose_unit_ball_gluon_steps_in(
+    convolution: Callable[[int, int, int], nn.Module], width: int, rules: dict[str, str]
+) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 5, 2), nn.Flatten(), nn.Linear(20, 4))
-    groups = [{**group, "exact": True} for group in split_parameters(model)]
+    model = nn.Sequential(convolution(3, 5, 2), nn.Flatten(), nn.Linear(width, 4))
+    split = split_parameters(model)
+    groups = [
+        {**group, "exact": True, **({"rule": rules[group["kind"]]} if group["kind"] in rules else {})}
+        for group in split
+    ]
     optimizer = Gluon(groups, lr=1.0, radius=0.5, embedding_radius=0.5, weight_decay=0.0)
     probe = SmoothnessProbe(optimizer, norm="gluon", model=model)
     images, labels = torch.randn(6, 3, 3, 3), torch.arange(6) % 4

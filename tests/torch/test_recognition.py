@@ -62,6 +62,30 @@ def test_vectors_count_where_there_is_nothing_else() -> None:
     assert optimizer_kappa(Lion([nn.Parameter(torch.zeros(7))], lr=1e-3)) == 7
 
 
+def test_a_parameter_of_several_matrices_counts_as_these() -> None:
+    net = nn.Sequential(nn.Linear(8, 24, bias=False), nn.Linear(24, 3, bias=False))
+    split = split_parameters(net, fused={"0": 3})
+    assert optimizer_kappa(Muon(split, lr=1e-3)) == 3 * 8
+    thin = nn.Sequential(nn.Linear(16, 12, bias=False), nn.Linear(12, 3, bias=False))
+    assert optimizer_kappa(Muon(split_parameters(thin, fused={"0": (10, 1, 1)}), lr=1e-3)) == 10 + 1 + 1
+    stack: dict[str, Any] = {"params": [nn.Parameter(torch.zeros(4, 16, 16))], "kind": "matrix"}
+    assert optimizer_kappa(Muon([stack], lr=1e-3)) == 4 * 16
+    # Outputs 2, inputs 3 * 2 * 2.
+    upward: dict[str, Any] = {"params": [nn.Parameter(torch.zeros(3, 2, 2, 2))], "kind": "conv", "transposed": True}
+    assert optimizer_kappa(Muon([upward], lr=1e-3)) == 2
+    # The class tells the norm, and steps what is fused as one matrix.
+    assert optimizer_kappa(torch.optim.Muon(split[:1], lr=1e-3)) == 8
+    assert optimizer_kappa(torch.optim.AdamW(split, lr=1e-3), "spectral") == 3 * 8 + 3
+
+
+def test_without_a_constrained_parameter_there_is_no_kappa() -> None:
+    table: dict[str, Any] = {"params": [nn.Parameter(torch.zeros(5, 3))], "kind": "embedding"}
+    optimizer = Muon([table], lr=1e-3)
+    with pytest.raises(ValueError, match=r"none of the 1 parameter groups of Muon .* give norm='spectral'"):
+        optimizer_kappa(optimizer)
+    assert optimizer_kappa(optimizer, "max") == 15
+
+
 def test_a_given_norm_is_used_for_every_block() -> None:
     optimizer = torch.optim.AdamW(model().parameters(), lr=1e-3)
     assert optimizer_kappa(optimizer, "spectral") == 12

@@ -244,6 +244,21 @@ def test_a_transposed_weight_is_told_by_its_bias_too() -> None:
     assert split_parameters(InOut())[0]["transposed"] is True
 
 
+def test_transposed_convolutions_are_stored_with_inputs_first() -> None:
+    split = split_parameters(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 3), nn.ConvTranspose1d(4, 4, 3, groups=2))
+    )
+    assert [(group["kind"], group.get("transposed", False)) for group in split if group["kind"] != "bias"] == [
+        ("conv", False),
+        ("conv", True),
+        ("other", False),
+    ]
+    reasons = {row.name: row.reason for row in split.rows}
+    assert reasons["2.weight"] == "transposed convolution of 2 groups"
+    head = split_parameters(nn.ModuleList([nn.Conv1d(3, 4, 1), nn.ConvTranspose1d(4, 2, 1)]), head="1")
+    assert [(group["kind"], group.get("transposed", False)) for group in head][:2] == [("conv", False), ("head", True)]
+
+
 def test_experts_are_stacks_of_matrices() -> None:
     split = split_parameters(MODELS["mixtral"]())
     experts = {row.name: row.shape for row in split.rows if "experts" in row.name}

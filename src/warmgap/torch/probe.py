@@ -24,8 +24,7 @@ from torch.optim import Optimizer
 from warmgap._checks import check_count, check_finite
 from warmgap.smoothness import Block, Record, append_record
 from warmgap.torch.norms import Frobenius, Max
-from warmgap.torch.optimizers._base import _blocks as matrices_of
-from warmgap.torch.optimizers._base import is_stack
+from warmgap.torch.optimizers._base import matrices_of
 from warmgap.torch.orthogonalize import as_matrix
 from warmgap.torch.recognition import norm_blocks
 from warmgap.torch.singular import gram_singular_values
@@ -412,8 +411,7 @@ class _MeasuredBlock:
         if not self.split:
             yield x
             return
-        for matrices in matrices_of(x, self.group):
-            yield from matrices if is_stack(matrices, self.group) else (matrices,)
+        yield from matrices_of(x, self.group)
 
 
 @dataclass(frozen=True)
@@ -466,7 +464,7 @@ def _read_norms(
     if norm == "gluon":
         found = [(_layer_rule(group, p), p, group) for p, group in everything]
         blocks = [
-            _MeasuredBlock(names[p], f"gluon {rule}", p, group, _scaled(rule), split=rule == "spectral")
+            _MeasuredBlock(names[p], f"gluon {rule}", p, group, _scaled(rule), split=rule != "rms")
             for rule, p, group in found
         ]
         return False, _usable(blocks)

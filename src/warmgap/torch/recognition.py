@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from warmgap.geometry import NORMS, kappa
+from warmgap.torch.optimizers._base import matrices_of
 
 CLASSES: dict[str, str] = {
     "Muon": "spectral",
@@ -31,7 +34,8 @@ def optimizer_kappa(optimizer: Optimizer, norm: str = "auto") -> float:
 
     Matrices and convolutions count, as in the published code; vectors only where there is nothing else. A group says
     its norm by the key `"norm"` (this library's optimizers write it; None: not norm-constrained, left out) or by
-    `use_muon=False`; otherwise the optimizer's class does.
+    `use_muon=False`; otherwise the optimizer's class does, which steps every parameter whole. In the spectral norm, a
+    parameter that consists of several matrices, fused projections or a stack of experts, counts as these.
 
     Args:
         optimizer: Any optimizer.
@@ -41,13 +45,31 @@ def optimizer_kappa(optimizer: Optimizer, norm: str = "auto") -> float:
         kappa, above 0.
 
     Raises:
-        ValueError: If the norm is unknown, or `"auto"` and the optimizer is not recognised.
+        ValueError: If the norm is unknown, or `"auto"` and the optimizer is not recognised, or no parameter is
+            norm-constrained.
     """
-    return sum(kappa(name, [parameter.shape]) for name, parameter, _ in norm_blocks(optimizer, norm))
+    total = math.fsum(
+        kappa(name, _shapes(parameter, group) if name == "spectral" else [parameter.shape])
+        for name, parameter, group in norm_blocks(optimizer, norm)
+    )
+    if total == 0.0:
+        raise ValueError(
+            f"none of the {len(optimizer.param_groups)} parameter groups of {type(optimizer).__name__} has a parameter "
+            "whose step is constrained in a norm, so there is no kappa; give norm='spectral', 'max' or 'frobenius' to "
+            "count every parameter in that one, or take a rule that needs no kappa, such as 'loss-ratio'"
+        )
+    return total
+
+
+def _shapes(parameter: Tensor, group: dict[str, Any]) -> list[torch.Size]:
+    # Of a stand-in without entries: a sharded parameter need not be one that views can be taken of.
+    return [matrix.shape for matrix in matrices_of(torch.empty(parameter.shape, device="meta"), group)]
 
 
 def norm_blocks(optimizer: Optimizer, norm: str = "auto") -> list[tuple[str, Tensor, dict[str, Any]]]:
-    """Return the blocks that `optimizer_kappa` counts: for each the norm's name, the parameter, and its group.
+    """Return what `optimizer_kappa` counts: the norm's name, the parameter, the group that says its layout.
+
+    Where the class tells the norm the group is empty: other libraries' optimizers do not read `blocks` and the like.
 
     Raises:
         ValueError: If the norm is unknown, or `"auto"` and the optimizer is not recognised.
@@ -62,6 +84,7 @@ def _blocks(optimizer: Optimizer, norm: str) -> Iterator[tuple[str, Tensor, dict
     of_class = next((CLASSES[cls.__name__] for cls in type(optimizer).__mro__ if cls.__name__ in CLASSES), None)
     known = False
     for group in optimizer.param_groups:
+        layout = group
         if norm != "auto":
             own: str | None = norm
         elif "norm" in group:
@@ -69,12 +92,12 @@ def _blocks(optimizer: Optimizer, norm: str) -> Iterator[tuple[str, Tensor, dict
         elif group.get("use_muon") is False:
             own = None
         else:
-            own = of_class
+            own, layout = of_class, {}
             if own is None:
                 break
         known = True
         if own is not None:
-            yield from ((own, parameter, group) for parameter in group["params"] if parameter.numel())
+            yield from ((own, parameter, layout) for parameter in group["params"] if parameter.numel())
     if not known:
         raise ValueError(
             f"the norm that bounds a step of {type(optimizer).__name__} is not known here: give norm='spectral' "

@@ -127,12 +127,14 @@ def split_parameters(
       the RMS norms that model libraries write for themselves. No weight decay.
     - `bias`: a vector in a module that also holds a tensor of two or more dimensions, or that is its module's `bias`.
       No weight decay.
-    - `conv`: the weight of torch's convolutions, of any number of dimensions, transposed or not.
+    - `conv`: the weight of torch's convolutions, of any number of dimensions; also of transposed ones, unless they have
+      several groups.
     - `matrix`: the weight of an `nn.Linear`, of a module whose `weight` has two dimensions (`Conv1D` of transformers),
       the projections of `nn.MultiheadAttention`, the matrices of recurrent layers, and stacks of expert matrices, of
       shape (experts, rows, columns), in a module with an integer `num_experts`.
     - `other`: everything else: class tokens, position tables that are bare parameters, scalars, the parts of a
-      weight-normalised matrix. Without weight decay where at most one dimension is larger than one.
+      weight-normalised matrix, transposed convolutions of several groups, whose weight has no dimension for all output
+      channels. Without weight decay where at most one dimension is larger than one.
 
     The head is what `model.get_output_embeddings()` returns, where the model has that method and it returns a module.
     Otherwise it is the last `nn.Linear` in definition order, unless that one is plainly a hidden layer: it belongs to a
@@ -157,8 +159,9 @@ def split_parameters(
     Returns:
         The groups, in the order of `KINDS`, to be given to any optimizer. Each is a dict with `params`, `param_names`
         (as torch itself calls them), `kind`, `weight_decay` of 0.0 where it is habit not to decay and absent otherwise,
-        and for some matrices `blocks`, the sizes into which the output dimension is to be split, and `transposed`, True
-        where the weight is stored as (in, out). `print` shows a table.
+        for some matrices `blocks`, the sizes into which the output dimension is to be split, and `transposed`, True
+        where the weight is stored as (in, out) or, of a transposed convolution, as (in, out, *kernel). `print` shows a
+        table.
 
     Raises:
         TypeError: `model` is not an `nn.Module`, or a key of an argument is neither a name nor a module.
@@ -277,10 +280,14 @@ def _classify_one(place: _Owner, parameter: nn.Parameter, heads: frozenset[int],
         return _Verdict("matrix", "recurrent layer")
     if parameter.ndim < 2:
         return _classify_vector(attribute, parameter, module)
+    if attribute == "weight" and isinstance(module, _ConvNd) and module.transposed and module.groups > 1:
+        return _Verdict("other", f"transposed convolution of {module.groups} groups")
     if id(module) in heads and attribute == "weight":
-        return _Verdict("head", head_reason)
+        return _Verdict("head", head_reason, transposed=_stored_transposed(parameter, module))
     if isinstance(module, _ConvNd) and attribute == "weight":
-        return _Verdict("conv", "convolution")
+        transposed = _stored_transposed(parameter, module)
+        reason = "transposed convolution, stored as (in, out, *kernel)" if transposed else "convolution"
+        return _Verdict("conv", reason, transposed=transposed)
     if attribute == "weight" and parameter.ndim == 2 and (isinstance(module, nn.Linear) or min(parameter.shape) > 1):
         return _classify_linear(parameter, module, place.parent)
     if parameter.ndim == 3 and _integer(module, "num_experts") == parameter.shape[0]:
@@ -312,11 +319,7 @@ def _classify_vector(attribute: str, parameter: nn.Parameter, module: nn.Module)
 
 def _classify_linear(parameter: nn.Parameter, module: nn.Module, parent: nn.Module | None) -> _Verdict:
     rows, columns = parameter.shape
-    bias = getattr(module, "bias", None)
-    transposed = not isinstance(module, nn.Linear) and (
-        (getattr(module, "nx", None), getattr(module, "nf", None)) == (rows, columns)
-        or (isinstance(bias, nn.Parameter) and rows != columns and tuple(bias.shape) == (columns,))
-    )
+    transposed = _stored_transposed(parameter, module)
     reason = "linear layer" if isinstance(module, nn.Linear) else "module with a two-dimensional weight"
     if transposed:
         rows, columns = columns, rows
@@ -324,6 +327,19 @@ def _classify_linear(parameter: nn.Parameter, module: nn.Module, parent: nn.Modu
     if rows == 3 * columns and any(_integer(parent, name) for name in _HEAD_COUNTS):
         reason += "; perhaps queries, keys and values in one: if so, say fused="
     return _Verdict("matrix", reason, transposed=transposed)
+
+
+def _stored_transposed(parameter: nn.Parameter, module: nn.Module) -> bool:
+    """Whether a layer's weight has its inputs as first dimension and its outputs as second."""
+    if isinstance(module, _ConvNd):
+        return module.transposed
+    if isinstance(module, nn.Linear) or parameter.ndim != 2:
+        return False
+    rows, columns = parameter.shape
+    bias = getattr(module, "bias", None)
+    return (getattr(module, "nx", None), getattr(module, "nf", None)) == (rows, columns) or (
+        isinstance(bias, nn.Parameter) and rows != columns and tuple(bias.shape) == (columns,)
+    )
 
 
 def _overridden(verdict: _Verdict, kind: ParameterKind, parameter: nn.Parameter, name: str) -> _Verdict:

@@ -9,7 +9,8 @@ from tests.torch.optimizers.problem import assert_close, copies, drive, drive_re
 from torch import nn
 
 from warmgap.torch.norms import Frobenius, Max, Norm, Spectral
-from warmgap.torch.optimizers import Scion
+from warmgap.torch.optimizers import Gluon, Scion
+from warmgap.torch.split import split_parameters
 
 SHAPES = [(6, 4), (3, 2, 2, 2), (7, 3), (5, 4), (5,)]
 KINDS = ["matrix", "conv", "embedding", "head", "bias"]
@@ -65,6 +66,63 @@ def test_the_constrained_form_stays_in_the_ball() -> None:
         optimizer.step()
         assert all(norm.norm(p.detach()) <= radius * (1 + 1e-9) for norm, p, radius in norms)
     assert [norm.norm(p.detach()).item() for norm, p, _ in norms] == pytest.approx([2.0, 4.0, 2.0])
+
+
+def test_the_constrained_form_holds_norms_and_biases_of_a_split_too() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+
+    def decays(optimizer: torch.optim.Optimizer) -> list[float]:
+        return [group["weight_decay"] for group in optimizer.param_groups]
+
+    split = split_parameters(net, head="2")
+    assert [group["kind"] for group in split] == ["matrix", "head", "norm", "bias"]
+    assert decays(Scion(split)) == [1.0] * 4
+    assert decays(Scion(split, weight_decay=0.5)) == [0.5] * 4
+    assert decays(Scion(split, constrained=False)) == [0.0] * 4
+    assert decays(Scion(split, constrained=False, weight_decay=0.5)) == [0.5, 0.5, 0.0, 0.0]
+    own = [{**group, "constrained": group["kind"] != "norm"} for group in split]
+    assert decays(Scion(own)) == [1.0, 1.0, 0.0, 1.0]
+    assert decays(Scion([{**group, "weight_decay": 0.25} for group in split])) == [0.25] * 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ((3, 2, 2, 2), {"kind": "conv"}),
+        ((5, 3), {"kind": "matrix"}),
+        ((5, 3), {"kind": "matrix", "blocks": (4, 1)}),
+        ((5, 3), {"kind": "head"}),
+        ((5, 3), {"kind": "head", "rule": "row"}),
+        ((3, 2, 2), {"kind": "conv", "rule": "row"}),
+    ],
+)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_weights_stored_with_inputs_first_step_as_those_with_outputs_first(
+    shape: tuple[int, ...], settings: dict[str, Any], adaptive: bool
+) -> None:
+    (plain,) = parameters([shape])
+    stored = nn.Parameter(plain.detach().transpose(0, 1).contiguous())
+    groups: list[dict[str, Any]] = [
+        {"params": [plain], **settings},
+        {"params": [stored], "transposed": True, **settings},
+    ]
+    optimizer = Gluon(groups, lr=0.1, L0=1.0, L1=2.0, exact=True) if adaptive else Scion(groups, lr=0.01, exact=True)
+    for _ in range(3):
+        for p in (plain, stored):
+            p.grad = p.detach().sin()
+        optimizer.step()
+    assert_close([stored.detach().transpose(0, 1)], [plain.detach()], 1e-12)
+
+
+def test_a_row_of_a_stack_is_a_row_of_one_matrix() -> None:
+    experts = parameters([(4, 6), (4, 6)])
+    stack = nn.Parameter(torch.stack(copies(experts)))
+    settings = {"kind": "matrix", "rule": "row"}
+    optimizer = Scion([{"params": experts, **settings}, {"params": [stack], **settings}], lr=0.01)
+    for p in (*experts, stack):
+        p.grad = p.detach().sin()
+    optimizer.step()
+    assert_close([stack.detach()], [torch.stack(copies(experts))], 1e-12)
 
 
 def test_bare_parameters_must_be_matrices_and_rules_known() -> None:

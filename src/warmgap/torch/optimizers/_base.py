@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from warmgap._checks import check_count, check_finite, check_positive
 from warmgap.torch.orthogonalize import TINY, as_matrix, newton_schulz, polar
+from warmgap.torch.split import KINDS
 
 Group = dict[str, Any]
 
@@ -58,8 +59,9 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         group = self.param_groups[-1]
         try:
             _check_params(group["params"])
-            self._complete_group(group, given)
+            _check_kind(group)
             check_rate(group["lr"])
+            self._complete_group(group, given)
             check_at_least_zero("weight_decay", group["weight_decay"])
         except (TypeError, ValueError):
             self.param_groups.pop()
@@ -202,10 +204,6 @@ def orthogonal_directions(
 ) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
     """Orthogonalise the estimates of equally shaped parameters of a spectral group, block by block.
 
-    A group from `split_parameters` may say that its matrices are stored as (in, out) (`transposed`) and that their
-    output dimension holds several matrices (`blocks`, their sizes), such as queries, keys and values: each is a block
-    with a spectral norm of its own.
-
     Yields:
         For each block: its part of all parameters, as views to be stepped; of all estimates; and U V^T of the latter,
         as fresh tensors.
@@ -213,8 +211,8 @@ def orthogonal_directions(
     if not (group.get("transposed") or group.get("blocks")):
         yield params, estimates, _orthogonalized(estimates, group)
         return
-    targets = zip(*(_blocks(p, group) for p in params), strict=True)
-    sources = zip(*(_blocks(estimate, group) for estimate in estimates), strict=True)
+    targets = zip(*(matrix_blocks(p, group) for p in params), strict=True)
+    sources = zip(*(matrix_blocks(estimate, group) for estimate in estimates), strict=True)
     for target, source in zip(targets, sources, strict=True):
         yield list(target), list(source), _orthogonalized(source, group)
 
@@ -238,10 +236,23 @@ def matrix_sides(block: Tensor, group: Group) -> tuple[int, int]:
     return rows, columns
 
 
-def _blocks(x: Tensor, group: Group) -> tuple[Tensor, ...]:
-    """The blocks of one parameter, as views whose second to last dimension is the output."""
-    x = x.detach().mT if group.get("transposed") else x.detach()
+def matrix_blocks(x: Tensor, group: Group) -> tuple[Tensor, ...]:
+    """The blocks of one parameter, as views of shape (out, in), (out, in, *kernel) or (experts, out, in).
+
+    A group from `split_parameters` may say that its weights are stored with inputs first (`transposed`) and that the
+    output dimension of its matrices holds several (`blocks`, their sizes), such as queries, keys and values: each is a
+    block with a spectral norm of its own.
+    """
+    x = x.detach()
+    if group.get("transposed"):
+        x = x.mT if is_stack(x, group) else x.transpose(0, 1)
     return torch.split(x, group["blocks"], dim=-2) if group.get("blocks") else (x,)
+
+
+def matrices_of(x: Tensor, group: Group) -> Iterator[Tensor]:
+    """The matrices of one parameter, each with a norm of its own: its blocks, and of a stack of experts each one's."""
+    for block in matrix_blocks(x, group):
+        yield from block if is_stack(block, group) else (block,)
 
 
 def is_stack(block: Tensor, group: Group) -> bool:
@@ -257,15 +268,21 @@ def set_norm(group: Group, norm: str | None) -> None:
         )
 
 
-def check_rate(lr: object) -> None:
+def check_rate(lr: object, name: str = "lr") -> None:
     """Raise ValueError unless lr is a number of at least 0 or a tensor of one element; a device tensor is not read."""
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
-            raise ValueError(f"a tensor lr must have one element, got shape {tuple(lr.shape)}")
+            raise ValueError(f"a tensor {name} must have one element, got shape {tuple(lr.shape)}")
         if lr.device.type != "cpu":
             return
         lr = float(lr)
-    check_at_least_zero("lr", lr)
+    check_at_least_zero(name, lr)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ValueError unless the value is a bool: any other has a truth too, but perhaps not the one meant."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def check_at_least_zero(name: str, value: Any) -> None:
@@ -291,17 +308,60 @@ def check_betas(betas: Any) -> None:
 def check_spectral(group: Group) -> None:
     """Raise ValueError unless a group can be stepped by orthogonalisation."""
     check_count("ns_steps", group["ns_steps"], minimum=1)
+    check_flag("exact", group["exact"])
     for p in group["params"]:
         if p.ndim < 2:
             raise ValueError(
                 f"a parameter of shape {tuple(p.shape)} is not a matrix and can't be orthogonalised; pass "
                 "split_parameters(model), which gives every parameter the rule that fits it"
             )
+    check_layout(group)
+
+
+def check_layout(group: Group) -> None:
+    """Raise ValueError unless a group's `transposed` is a bool and its `blocks` fill the output of each parameter."""
+    check_flag("transposed", group.get("transposed", False))
+    for p in group["params"]:
+        if p.ndim < 2 and group.get("transposed"):
+            raise ValueError(
+                f"transposed=True speaks of weights stored with inputs first, got a parameter of shape "
+                f"{tuple(p.shape)}; leave transposed out of its group"
+            )
+    sizes = group.get("blocks")
+    if sizes is None:
+        return
+    if not isinstance(sizes, (tuple, list)) or not sizes:
+        raise ValueError(
+            f"blocks must be the sizes into which the output dimension is to be split, got {sizes!r}; leave it out "
+            "where there is one block"
+        )
+    for index, size in enumerate(sizes):
+        check_count(f"blocks[{index}]", size, minimum=1)
+    for p in group["params"]:
+        if p.ndim != 2 and not is_stack(p, group):
+            raise ValueError(
+                f"blocks={sizes!r} split the output dimension of a matrix, or of a stack of them where kind='matrix', "
+                f"got a parameter of shape {tuple(p.shape)}; leave blocks out of its group"
+            )
+        rows = p.shape[-1 if group.get("transposed") else -2]
+        if sum(sizes) != rows:
+            raise ValueError(
+                f"blocks={sizes!r} are {sum(sizes)} rows together, got a parameter of shape {tuple(p.shape)} with "
+                f"{rows} outputs; give sizes that sum to {rows}, or say with split_parameters(fused=...) what is fused"
+            )
 
 
 def check_eps(value: Any) -> None:
     """Raise ValueError unless eps is above 0."""
     check_positive("eps", value)
+
+
+def _check_kind(group: Group) -> None:
+    if "kind" in group and group["kind"] not in KINDS:
+        raise ValueError(
+            f"kind must be one of {', '.join(map(repr, KINDS))}, got {group['kind']!r}; leave it out where all "
+            "parameters of the group are matrices"
+        )
 
 
 def _check_params(params: list[Tensor]) -> None:

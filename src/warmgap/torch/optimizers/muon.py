@@ -15,7 +15,9 @@ from warmgap.torch.optimizers._base import (
     average_,
     check_betas,
     check_eps,
+    check_flag,
     check_momentum,
+    check_rate,
     check_spectral,
     descend_,
     matrix_sides,
@@ -130,10 +132,15 @@ class Muon(NormConstrainedOptimizer):
         if rule not in ("spectral", *SECOND_RULES):
             raise ValueError(f"rule must be 'spectral' or one of {', '.join(map(repr, SECOND_RULES))}, got {rule!r}")
         set_norm(group, RULE_NORMS[rule])
+        # Of every group: the rate of the others depends on the scale.
+        if group["scale"] not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(map(repr, SCALES))}, got {group['scale']!r}")
+        check_flag("nesterov", group["nesterov"])
+        check_flag("exact", group["exact"])
+        if second["lr"] is not None:
+            check_rate(second["lr"], "second_lr")
         if rule == "spectral":
             check_momentum("momentum", group["momentum"])
-            if group["scale"] not in SCALES:
-                raise ValueError(f"scale must be one of {', '.join(map(repr, SCALES))}, got {group['scale']!r}")
             check_spectral(group)
             return
         if "lr" not in given:

@@ -14,10 +14,14 @@ from warmgap.torch.optimizers._base import (
     Group,
     NormConstrainedOptimizer,
     average_,
+    check_flag,
+    check_layout,
     check_momentum,
     check_spectral,
     descend_,
     is_stack,
+    matrix_blocks,
+    matrix_sides,
     orthogonal_directions,
     rate,
     set_norm,
@@ -37,8 +41,10 @@ class Scion(NormConstrainedOptimizer):
         x <- (1 - lr * weight_decay) * x + lr * radius * lmo(m)
 
     with weight decay 1 in the constrained form, which keeps every layer in the ball of its radius, and 0 in the
-    unconstrained one. A group's `rule` follows from its `kind` (see `split_parameters`) unless it names one. For a
-    layer of `rows` outputs and `columns` inputs:
+    unconstrained one. That decay is part of the constrained step, of norms and biases too: a group whose own
+    `weight_decay` is 0, as `split_parameters` writes it where it is habit not to decay, takes the optimizer's all the
+    same, unless the group says `constrained=False`. A group's `rule` follows from its `kind` (see `split_parameters`)
+    unless it names one. For a layer of `rows` outputs and `columns` inputs:
 
         kind                  rule         -lmo(m)                                norm in the group
         matrix, conv          "spectral"   sqrt(rows / columns) U V^T             "spectral"
@@ -47,7 +53,8 @@ class Scion(NormConstrainedOptimizer):
         norm, bias, other     "rms"        sqrt(entries) m / ||m||_F              "frobenius"
 
     where the spectral rule takes the channels as rows and columns of a convolution, and divides by the number of the
-    kernel's entries. A parameter without a kind must be a matrix and takes the spectral rule.
+    kernel's entries. Weights stored with inputs first, such as those of transposed convolutions, are told by the
+    group's `transposed`. A parameter without a kind must be a matrix and takes the spectral rule.
 
     Args:
         params: Parameters, dicts of them, or the groups from `split_parameters`.
@@ -56,8 +63,9 @@ class Scion(NormConstrainedOptimizer):
         radius: Radius of all groups but embeddings and heads, above 0.
         embedding_radius: Radius of embeddings and heads, above 0. A group may name its own `radius`.
         embedding_rule: `"sign"` or `"row"`.
-        constrained: Whether weight decay is 1 by default; else it is 0.
-        weight_decay: Another decoupled weight decay, at least 0; the ball's radius is then radius / weight_decay.
+        constrained: Whether weight decay is 1 by default, in every group; else it is 0. A group may say its own.
+        weight_decay: Another decoupled weight decay, at least 0; the ball's radius is then radius / weight_decay. A
+            group may name its own.
         ns_steps: Newton-Schulz iterations (bfloat16).
         exact: Take U V^T from a singular value decomposition instead: for small problems and checks; on CUDA it waits
             for the host.
@@ -90,13 +98,19 @@ class Scion(NormConstrainedOptimizer):
             "radius": radius,
             "embedding_radius": embedding_radius,
             "embedding_rule": embedding_rule,
-            "weight_decay": float(constrained) if weight_decay is None else weight_decay,
+            "constrained": constrained,
+            "weight_decay": weight_decay,
             "ns_steps": ns_steps,
             "exact": exact,
         }
         super().__init__(params, defaults)
 
     def _complete_group(self, group: Group, given: frozenset[str]) -> None:
+        constrained = group.pop("constrained")
+        check_flag("constrained", constrained)
+        own, of_all = group["weight_decay"], self.defaults["weight_decay"]
+        if own is None or (constrained and own == 0.0):
+            group["weight_decay"] = float(constrained) if of_all is None else of_all
         complete_layer_group(group, given)
 
     def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
@@ -125,8 +139,11 @@ def complete_layer_group(group: Group, given: frozenset[str]) -> None:
     set_norm(group, RULE_NORMS[rule])
     check_positive("radius", group["radius"])
     check_momentum("momentum", group["momentum"])
+    check_flag("exact", group["exact"])
     if rule == "spectral":
         check_spectral(group)
+    elif rule != "rms":
+        check_layout(group)
 
 
 def layer_directions(
@@ -143,17 +160,19 @@ def layer_directions(
             yield blocks, sources, directions, _spectral_factor(blocks[0], group)
         return
     for p, estimate in zip(params, estimates, strict=True):
-        columns = as_matrix(p).shape[1]
-        if group["rule"] == "sign":
-            direction, factor = estimate.sign(), 1 / columns
-        elif group["rule"] == "row":
-            matrix = as_matrix(estimate)
-            wide = torch.promote_types(matrix.dtype, torch.float32)
-            lengths = torch.linalg.vector_norm(matrix, dim=1, keepdim=True, dtype=wide).clamp_min(TINY)
-            direction, factor = (matrix / lengths).to(p.dtype).reshape(p.shape), 1 / math.sqrt(columns)
-        else:
-            direction, factor = unit_directions([estimate])[0], math.sqrt(p.numel())
-        yield [p], [estimate], [direction], factor
+        if group["rule"] == "rms":
+            yield [p], [estimate], unit_directions([estimate]), math.sqrt(p.numel())
+            continue
+        for block, source in zip(matrix_blocks(p, group), matrix_blocks(estimate, group), strict=True):
+            _, columns = matrix_sides(block, group)
+            if group["rule"] == "sign":
+                direction, factor = source.sign(), 1 / columns
+            else:
+                matrix = source if is_stack(source, group) else as_matrix(source)
+                wide = torch.promote_types(matrix.dtype, torch.float32)
+                lengths = torch.linalg.vector_norm(matrix, dim=-1, keepdim=True, dtype=wide).clamp_min(TINY)
+                direction, factor = (matrix / lengths).to(p.dtype).reshape(block.shape), 1 / math.sqrt(columns)
+            yield [block], [source], [direction], factor
 
 
 def _spectral_factor(block: Tensor, group: Group) -> float:
