@@ -97,6 +97,14 @@ def check_command(words: list[str]) -> None:
         assert program in ("cd", "git", "python", "torchrun"), f"{program}: no example may use what is not checked here"
 
 
+def test_the_source_distribution_holds_what_the_readme_and_its_pages_name() -> None:
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]
+    pages = "".join((ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md"))
+    named = {link.split("/")[0] for link in re.findall(r"\]\((?!\w+:)([^)#]+)", pages)}
+    assert "docs" in named
+    assert named | {"CONTRIBUTING.md", "Makefile", "constraints.txt"} <= set(included["include"])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

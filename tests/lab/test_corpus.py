@@ -282,6 +282,9 @@ def test_a_dataset_is_read_to_the_size_asked_for_and_kept(monkeypatch: pytest.Mo
     fake_datasets(monkeypatch, ({"text": f"{number:06d} " * 1000} for number in range(10_000)))
     first = load_tokens("hf:owner/name:part", BYTES, megabytes=0.5)
     assert 0.45e6 < len(first.train) + len(first.validation) < 0.55e6
+    (kept,) = (cache_folder() / "texts").iterdir()
+    (cache_folder() / "usual").touch()  # a cache may be shared: what is kept has the rights of any other file
+    assert kept.stat().st_mode == (cache_folder() / "usual").stat().st_mode
     monkeypatch.setitem(sys.modules, "datasets", None)
     np.testing.assert_array_equal(load_tokens("hf:owner/name:part", BYTES, megabytes=0.5).train, first.train)
 

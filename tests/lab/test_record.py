@@ -62,6 +62,25 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_two_writers_at_once_leave_one_whole_file_with_the_usual_rights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    replace = Path.replace
+
+    def while_another_writes(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", replace)
+        write_atomically(path, "the other's")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", while_another_writes)
+    write_atomically(path, "mine")
+    assert path.read_text() == "mine"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "usual").touch()
+    assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_metrics_of_a_killed_run_are_cut_to_its_checkpoint(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, 0)
     for step in range(1, 6):

@@ -10,12 +10,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from warmgap.lab.cli import main
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
 from warmgap.lab.record import RunRecord
-from warmgap.lab.sweep import SWEEP_FILE, Grid, Outcome, finished, in_folder, load_sweeps, run_sweep
+from warmgap.lab.sweep import (
+    SWEEP_FILE,
+    Grid,
+    Outcome,
+    _cores,
+    _ending,
+    _usual_jobs,
+    finished,
+    in_folder,
+    load_sweeps,
+    run_sweep,
+)
 
 WriteRun = Callable[..., Path]
 MAIN = "import sys; from warmgap.lab.cli import main; sys.exit(main())"
@@ -123,6 +135,25 @@ def test_finished_runs_are_skipped(tmp_path: Path, write_run: WriteRun) -> None:
     (record,) = load_sweeps(tmp_path)
     assert [run["status"] for run in record["runs"]] == ["done", "diverged"]
     assert record["command"] == "warmgap sweep"
+
+
+def test_how_a_run_ended_is_told_with_and_without_a_final_loss(tmp_path: Path, write_run: WriteRun) -> None:
+    config = TrainConfig(steps=40, output=tmp_path / "a").resolve()
+    write_run(tmp_path / "a", loss=2.5, warmup=7)
+    assert _ending(Outcome(config, "done")) == "final loss 2.5000, warm-up 7 steps, 12 s"
+    write_run(tmp_path / "b", loss=None, warmup=None)
+    told = _ending(Outcome(replace(config, output=tmp_path / "b"), "done"))
+    assert told == "final loss unknown, warm-up never ended, 12 s"
+    assert _ending(Outcome(config, "failed", "no room")) == "failed: no room"
+
+
+def test_runs_share_the_cores_but_not_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert _usual_jobs() == _cores()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # another kind than CUDA
+    assert _usual_jobs() == 1
+    assert _cores() >= 1
 
 
 def test_an_unfinished_run_is_not_taken_for_finished(tmp_path: Path, write_run: WriteRun) -> None:

@@ -8,13 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from warmgap.lab import train as module
 from warmgap.lab.errors import UserError
 from warmgap.lab.record import last_checkpoint
+from warmgap.lab.sampler import cut
 from warmgap.lab.train import RunRecord, TrainConfig, train
 
 SENTENCES = [
@@ -231,6 +235,43 @@ def test_accumulation_changes_neither_rates_nor_weights(small: TrainConfig, tmp_
         torch.testing.assert_close(weights(split.output)[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_a_loss_that_is_not_finite_before_the_first_step_is_one_sentence(
+    small: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module._Run, "loss", lambda *_: torch.tensor(math.nan))
+    with pytest.raises(UserError, match=r"^The warm-up rule cannot start: the loss to calibrate on must be finite"):
+        train(dataclasses.replace(small, rule="loss-ratio"), progress=False)
+
+
+class Dtypes(TorchDispatchMode):
+    """Remembers the types of all tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)}
+        return result
+
+
+def test_an_evaluation_needs_no_float64_on_the_device_and_is_the_mean_over_tokens(
+    small: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_EVAL_BATCH", 1000)  # 301 sequences of 12 tokens: one part of 76 and three of 75
+    run = module._Run(dataclasses.replace(small, output=None, eval_tokens=301 * 12).resolve(), "")
+    with Dtypes() as dtypes:
+        loss = run.evaluate()
+    assert torch.float32 in dtypes.seen
+    assert torch.float64 not in dtypes.seen
+    with torch.no_grad():
+        whole = run.loss(run.network, cut(run.tokens.validation, np.arange(301) * 12, 12))
+    assert loss == pytest.approx(float(whole), rel=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------------- stop and go on
 
 
@@ -283,6 +324,26 @@ def test_ctrl_c_leaves_a_run_that_goes_on(
 def test_ctrl_c_at_the_last_step_finds_the_run_done(small: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_at(monkeypatch, 14)
     assert train(small, progress=False).status == "done"
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_record_knows_its_final_loss(
+    small: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = RunRecord.save
+
+    def dying(self: RunRecord, folder: Path) -> None:
+        if self.step == 14:
+            raise KilledError
+        save(self, folder)
+
+    config = dataclasses.replace(small, save_every=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecord, "save", dying)
+        with pytest.raises(KilledError):
+            train(config, progress=False)
+    record = train(dataclasses.replace(config, resume=True), progress=False)
+    assert (record.status, record.step) == ("done", 14)
+    assert record.final_val_loss == rows(small.output)[-1]["val_loss"]
 
 
 def test_a_finished_run_is_not_run_again(small: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warmgap.lab.errors import UserError
+from warmgap.lab.record import write_atomically
 
 BYTES = 257
 """The smallest vocabulary: the 256 bytes without merges, and the mark between documents."""
@@ -230,7 +231,8 @@ def _hugging_face(name: str, megabytes: float) -> Sequence[str]:
             f"Reading {name!r} broke off after {size / 1e6:.1f} MB, and nothing of it was kept: {reason}"
         ) from error
     with _cache_errors(kept):
-        _write_atomically(kept, json.dumps(texts).encode())
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps(texts))
     return texts
 
 
@@ -371,18 +373,6 @@ def _read(name: str, folder: Path) -> Tokens | None:
 def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

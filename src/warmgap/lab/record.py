@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -149,8 +150,8 @@ def _step_of(line: str) -> float:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path`: whole, or the old file stays."""
-    scratch = path.with_name(f".{path.name}.new")
+    """Write `text` to `path`: whole, or the old file stays. Of several writers at once the last one's file stays."""
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(path)

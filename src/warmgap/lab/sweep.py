@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.corpus import load_tokens
 from warmgap.lab.errors import UserError
+from warmgap.lab.interruption import Interruption
 from warmgap.lab.record import RunRecord, commit, versions, write_atomically
 
 if TYPE_CHECKING:
@@ -342,8 +343,7 @@ def _train_all(configs: Sequence[TrainConfig], jobs: int, display: _Display) -> 
         display.end(outcome)
         return outcome
 
-    stop = _Stop()
-    with stop:
+    with Interruption(twice=True) as stop:
         try:
             for _ in range(jobs):
                 hire()
@@ -444,28 +444,6 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-class _Stop:
-    """Ctrl-C and SIGTERM as a request; a second one as impatience."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.impatient = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _request(self, *_: object) -> None:
-        self.impatient = self.requested
-        self.requested = True
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -473,7 +451,7 @@ def _cores() -> int:
 def _usual_jobs() -> int:
     import torch
 
-    return 1 if torch.cuda.is_available() else _cores()
+    return 1 if torch.accelerator.is_available() else _cores()
 
 
 # ------------------------------------------------------------------------------------------------------- what is shown
@@ -569,7 +547,8 @@ def _ending(outcome: Outcome) -> str:
     if outcome.status == "done" and outcome.config.output is not None:
         record = RunRecord.load(outcome.config.output)
         warmup = "never ended" if record.warmup_iters is None else f"{record.warmup_iters} steps"
-        return f"final loss {record.final_val_loss:.4f}, warm-up {warmup}, {record.seconds:.0f} s"
+        loss = "unknown" if record.final_val_loss is None else f"{record.final_val_loss:.4f}"
+        return f"final loss {loss}, warm-up {warmup}, {record.seconds:.0f} s"
     return outcome.status + (f": {outcome.message}" if outcome.message else "")
 
 

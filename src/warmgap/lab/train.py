@@ -4,15 +4,12 @@ import contextlib
 import io
 import math
 import pickle
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -26,6 +23,7 @@ from torch import Tensor, nn
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.corpus import Tokens, load_tokens
 from warmgap.lab.errors import UserError
+from warmgap.lab.interruption import Interruption
 from warmgap.lab.model import build_model
 from warmgap.lab.optimizers import OPTIMIZERS
 from warmgap.lab.published import PublishedRule
@@ -81,7 +79,7 @@ def train(config: TrainConfig, *, progress: bool = True, probe: MakeProbe | None
     run = _Run(full, config.command(), probe)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(_display(full, shown=progress and run.accelerator.is_main_process))
-        stop = stack.enter_context(_Interruption())
+        stop = stack.enter_context(Interruption())
         return run.go(stop, display)
 
 
@@ -151,13 +149,17 @@ class _Run:
         self.pending: list[_Seen] = []
         if config.output is not None and config.resume and (checkpoint := last_checkpoint(config.output)):
             self.load(checkpoint)
-        elif config.rule == "loss-ratio":  # the one rule that starts above its floor where it knows the loss there
-            self.scheduler.calibrate(lambda: self.loss(self.network, self.windows()[0]))
+        elif config.rule == "loss-ratio":
+            # `auto` could be calibrated too, and is not: what the lab compares is its plain use.
+            try:
+                self.scheduler.calibrate(lambda: self.loss(self.network, self.windows()[0]))
+            except ValueError as error:
+                raise UserError(f"The warm-up rule cannot start: {error}.") from error
         self.accelerator.wait_for_everyone()
 
     # --------------------------------------------------------------------------------------------------------- the loop
 
-    def go(self, stop: "_Interruption", display: "_Display") -> RunRecord:
+    def go(self, stop: Interruption, display: "_Display") -> RunRecord:
         config, folder = self.config, self.config.output
         writes = folder is not None and self.accelerator.is_main_process
         metrics: Metrics | None = None
@@ -285,13 +287,13 @@ class _Run:
         validation, length = self.tokens.validation, self.length
         windows = max(1, min(self.config.eval_tokens, len(validation) - 1) // length)
         parts = np.array_split(np.arange(windows) * length, min(windows, math.ceil(windows * length / _EVAL_BATCH)))
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for part in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
+        losses = torch.zeros(len(parts), device=self.device)
+        for index in range(self.accelerator.process_index, len(parts), self.accelerator.num_processes):
             # The bare model: its wrapper talks to the other processes, which may have fewer parts.
-            loss = self.loss(self.network, cut(validation, part, length))
-            total += torch.stack([loss.double() * len(part), torch.full_like(loss, len(part), dtype=torch.float64)])
-        total = self.mean(total)
-        return float(total[0] / total[1])
+            losses[index] = self.loss(self.network, cut(validation, parts[index], length))
+        # Summed by the host in float64, which not every device has. A loss plus the other processes' zeros is itself.
+        on_host: list[float] = self.accelerator.reduce(losses, reduction="sum").tolist()
+        return sum(loss * len(part) for loss, part in zip(on_host, parts, strict=True)) / windows
 
     # ----------------------------------------------------------------------------------------- what is left on the disk
 
@@ -342,6 +344,7 @@ class _Run:
             "corpus_fingerprint": self.tokens.fingerprint,
             "step": self.step,
             "best_val_loss": self.best_val_loss,
+            "final_val_loss": self.final_val_loss,
             "seconds": self.seconds_before + time.monotonic() - self.started,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -379,6 +382,7 @@ class _Run:
         torch.set_rng_state(state["random"].cpu())
         self.step = int(state["step"])
         self.best_val_loss = state["best_val_loss"]
+        self.final_val_loss = state["final_val_loss"]
         self.seconds_before = float(state["seconds"])
 
 
@@ -428,35 +432,6 @@ def _check_long_enough(tokens: Tokens, sampler: Sampler) -> None:
             f"of {sampler.length}: "
             "give a longer text, or a smaller --sequence-length."
         )
-
-
-class _Interruption:
-    """Ctrl-C and SIGTERM as a request to stop after the step at hand; the second one acts as if this were not here."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._before:
-            number, handler = self._before.popitem()
-            signal.signal(number, handler)
 
 
 # -------------------------------------------------------------------------------------------------------- what is shown
