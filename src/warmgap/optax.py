@@ -349,7 +349,8 @@ def _loss_ratio(rule: LossRatioRule, state: Values, loss: Array) -> Values:
     level = jnp.where(jnp.isnan(state["level"]), half, state["level"])
     factor = jnp.where(clean > 0.0, jnp.minimum(1.0, level / clean), 1.0)
     factor = jnp.where(jnp.isnan(level), rule.floor, factor)
-    return {**state, "level": level, "applied": factor, "done": factor == 1.0}
+    done = state["done"] | (factor == 1.0)
+    return {**state, "level": level, "applied": jnp.where(done, 1.0, factor), "done": done}
 
 
 def _ramp(rule: RampRule, total_iters: int, state: Values, loss: Array) -> Values:
@@ -394,9 +395,9 @@ def _gap_driven(rule: GapDriven, total_iters: int, state: Values, loss: Array) -
     share = jax.lax.cond(
         jnp.isnan(state["share"]) & (initial > 0.0), lambda: _share(rule, initial), lambda: state["share"]
     )
-    done = gap <= share * initial
+    done = state["done"] | (gap <= share * initial)
     factor = jnp.where(done, 1.0, _factor(rule, initial, gap, share))
-    return {**state, "share": share, "applied": jnp.where(jnp.isnan(share), rule.floor, factor), "done": done}
+    return {**state, "share": share, "applied": jnp.where(jnp.isnan(share) & ~done, rule.floor, factor), "done": done}
 
 
 def _share(rule: GapDriven, initial: Array) -> Array:
