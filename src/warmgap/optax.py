@@ -20,7 +20,7 @@ from jax import Array
 
 from warmgap._checks import check_positive
 from warmgap.matching import best_share
-from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PowerRule, RampRule, Rule
+from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PowerRule, RampRule, Rule, by_name
 from warmgap.rules._gap_driven import GapDriven
 from warmgap.rules.ramp import _MATURE
 from warmgap.schedule import Schedule
@@ -28,8 +28,6 @@ from warmgap.signal import _CHANGE_TO_DEVIATION, _MAD_TO_DEVIATION, Signal
 from warmgap.target import LOWEST_SHARE, MARGIN, MEAN_DECAY
 
 __all__ = ["WarmupSchedule", "WarmupState", "scale_by_warmup"]
-
-RULES = ("auto", "loss-ratio", "power", "linear")
 
 Values = dict[str, Any]
 
@@ -95,7 +93,7 @@ class WarmupSchedule:
         decay: str | Callable[[Any], Any] = "cosine",
     ) -> None:
         if isinstance(rule, str):
-            rule = _rule_by_name(rule, total_iters, target_loss=target_loss, floor=floor)
+            rule = by_name(rule, total_iters, target_loss=target_loss, floor=floor)
         self.peak = check_positive("peak", peak)
         self.schedule = Schedule(total_iters, rule, decay)
         self._decay = _DECAYS[decay] if isinstance(decay, str) else decay
@@ -206,21 +204,6 @@ def scale_by_warmup(
         return scaled, schedule.update(state, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _rule_by_name(name: str, total_iters: int, *, target_loss: float | Literal["auto"], floor: float) -> Rule[Any]:
-    if name == "auto":
-        return RampRule(floor=floor, target_loss=target_loss)
-    if name == "loss-ratio":
-        return LossRatioRule(floor=floor)
-    if name == "power":
-        return PowerRule(floor=floor, target_loss=target_loss)
-    if name == "linear":
-        return LinearRule(total_iters // 10)
-    raise ValueError(
-        f"rule must be one of {', '.join(map(repr, RULES))} or a rule of warmgap.rules, got {name!r}; the gap rule "
-        "needs the constant of a norm: GapRule(kappa=warmgap.kappa(norm, shapes))"
-    )
 
 
 def _packed(values: Mapping[str, Array]) -> dict[str, Array]:

@@ -6,6 +6,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,13 +17,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from warmgap._checks import check_count, check_finite, check_fraction
 from warmgap.geometry import check_norm
-from warmgap.rules import GapRule, LinearRule, LossRatioRule, PowerRule, RampRule, Rule
+from warmgap.rules import Rule, by_name
 from warmgap.schedule import Schedule
 from warmgap.target import Target
 from warmgap.torch.loss_mean import LossMean, PendingLoss
 from warmgap.torch.recognition import optimizer_kappa
 
-RULES = ("auto", "gap", "loss-ratio", "power", "linear")
 STATE_VERSION = 1
 
 _PATIENCE = 10  # steps without any loss before a warning
@@ -90,7 +90,8 @@ class AdaptiveWarmup(LRScheduler):
         check_norm(norm)
         Target(target_loss)  # raises where it is neither a number nor "auto"
         if isinstance(rule, str):
-            rule = _rule_by_name(rule, optimizer, total_iters, target_loss=target_loss, floor=floor, norm=norm)
+            constant = partial(optimizer_kappa, optimizer, norm)
+            rule = by_name(rule, total_iters, floor=floor, target_loss=target_loss, kappa=constant)
         self.schedule = Schedule(total_iters, rule, decay)
         self._state = self.schedule.init()
         self._loss = LossMean(process_group)
@@ -328,25 +329,3 @@ def _count_steps(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
             alive._optimizer_steps += 1
 
     optimizer.register_step_post_hook(hook)
-
-
-def _rule_by_name(
-    name: str,
-    optimizer: Optimizer,
-    total_iters: int,
-    *,
-    target_loss: float | Literal["auto"],
-    floor: float,
-    norm: str,
-) -> Rule[Any]:
-    if name == "auto":
-        return RampRule(floor=floor, target_loss=target_loss)
-    if name == "gap":
-        return GapRule(kappa=optimizer_kappa(optimizer, norm), floor=floor, target_loss=target_loss)
-    if name == "loss-ratio":
-        return LossRatioRule(floor=floor)
-    if name == "power":
-        return PowerRule(floor=floor, target_loss=target_loss)
-    if name == "linear":
-        return LinearRule(total_iters // 10)
-    raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))} or a rule of warmgap.rules, got {name!r}")
