@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,6 +17,14 @@ def test_a_signal_is_a_request_and_the_handlers_come_back(number: signal.Signals
         assert [*asked, stop.requested, stop.impatient] == [False, True, False]
         assert signal.getsignal(number) is before  # a second one acts as if this were not here
     assert signal.getsignal(number) is before
+
+
+@pytest.fixture(autouse=True)
+def _python_s_own_handler() -> Iterator[None]:
+    """A test run started in the background ignores ctrl-C; here it shall not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_ctrl_c_raises() -> None:
