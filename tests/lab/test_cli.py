@@ -54,6 +54,16 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         assert all(re.search(rf"^ +{name}\s", text, re.MULTILINE) for name in COMMANDS)
 
 
+@pytest.mark.parametrize(("command", "missing"), [("train", "safetensors"), ("theory", "rich"), ("demo", "rich")])
+def test_a_missing_extra_is_one_sentence(command: str, missing: str) -> None:
+    code = (
+        f"import sys; sys.modules['{missing}'] = None; from warmgap.lab.cli import main; sys.exit(main(['{command}']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"warmgap: This command needs the package {missing}: pip install 'warmgap[lab]'.\n"
+
+
 def test_train_help_tells_models_and_corpora(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])

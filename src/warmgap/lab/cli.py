@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(parsed)
     except UserError as error:
         return _fail(str(error), debug=debug)
+    except ModuleNotFoundError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        return _fail(f"This command needs the package {package}: pip install 'warmgap[lab]'.", debug=debug)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
