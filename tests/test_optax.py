@@ -195,6 +195,7 @@ def test_a_warm_up_by_the_clock_needs_no_value() -> None:
     [
         ({"rule": "gap"}, r"the gap rule needs the constant of a norm: GapRule\(kappa="),
         ({"rule": "cosine"}, "rule must be one of 'auto'"),
+        ({"total_iters": "100", "rule": "linear"}, "total_iters must be a whole number"),
         ({"rule": 3}, "rule must be a rule of warmgap.rules"),
         ({"total_iters": 0}, "total_iters must be at least 1"),
         ({"peak": -1.0}, "peak must be above 0"),

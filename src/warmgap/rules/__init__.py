@@ -6,6 +6,7 @@ One published rule a file.
 from collections.abc import Callable
 from typing import Any, Literal
 
+from warmgap._checks import check_count
 from warmgap.rules._rule import Rule, RuleState
 from warmgap.rules.gap import GapRule
 from warmgap.rules.linear import LinearRule
@@ -50,8 +51,10 @@ def by_name(
         kappa: Gives the constant of the optimizer's norm; asked for the gap rule only.
 
     Raises:
-        ValueError: If the name is unknown, or the gap rule is asked for and `kappa` is not given.
+        ValueError: If the name is unknown, `total_iters` is no whole number >= 1, or the gap rule is asked for and
+            `kappa` is not given.
     """
+    check_count("total_iters", total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run")
     if name == "auto":
         return RampRule(floor=floor, target_loss=target_loss)
     if name == "gap":

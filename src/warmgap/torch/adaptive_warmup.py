@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from warmgap._checks import check_count, check_finite, check_fraction
+from warmgap._checks import check_finite, check_fraction
 from warmgap.geometry import check_norm
 from warmgap.rules import Rule, by_name
 from warmgap.schedule import Schedule
@@ -85,7 +85,6 @@ class AdaptiveWarmup(LRScheduler):
                 f"{type(optimizer).__name__} only wraps an optimizer and runs no step hooks; make the scheduler on the "
                 "optimizer itself, before it is prepared"
             )
-        check_count("total_iters", total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run")
         check_fraction("floor", floor, "it is starting learning rate / peak learning rate")
         check_norm(norm)
         Target(target_loss)  # raises where it is neither a number nor "auto"

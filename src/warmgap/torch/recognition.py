@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from warmgap.geometry import NORMS, kappa
+from warmgap.geometry import check_norm, kappa
 from warmgap.torch.optimizers._base import matrices_of
 
 CLASSES: dict[str, str] = {
@@ -74,8 +74,7 @@ def norm_blocks(optimizer: Optimizer, norm: str = "auto") -> list[tuple[str, Ten
     Raises:
         ValueError: If the norm is unknown, or `"auto"` and the optimizer is not recognised.
     """
-    if norm != "auto" and norm not in NORMS:
-        raise ValueError(f"norm must be 'auto' or one of {', '.join(map(repr, NORMS))}, got {norm!r}")
+    check_norm(norm)
     blocks = list(_blocks(optimizer, norm))
     return [block for block in blocks if block[1].ndim >= 2] or blocks
 
