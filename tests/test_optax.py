@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warmgap import Schedule, decay
-from warmgap.optax import WarmupSchedule, WarmupState, scale_by_warmup
+from warmgap.optax import WarmupSchedule, WarmupState, check_restored, scale_by_warmup
 from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PowerRule, RampRule, Rule
 
 TOTAL = 60
@@ -168,6 +168,109 @@ def test_promise_4_a_state_of_arrays_goes_on_bit_for_bit() -> None:
         for t in range(stop, TOTAL):
             state = update(state, losses[t])
             assert float(state.factor) == whole[t]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_initial_loss_is_the_core_s_calibration_and_compiles_nothing_anew(rule: str) -> None:
+    losses = falling(TOTAL)
+    plain_schedule, core = WarmupSchedule(1.0, TOTAL, rule=RULES[rule]), Schedule(TOTAL, RULES[rule])
+
+    def body(state: WarmupState, loss: Any) -> tuple[WarmupState, Any]:
+        return plain_schedule.update(state, value=loss), (state.factor, state.handover)
+
+    run = jax.jit(lambda state, losses: jax.lax.scan(body, state, losses))
+    run(plain_schedule.init(), jnp.asarray(losses))
+    for initial_loss in (0.3, 7.3, 1e4):
+        state = core.calibrate(core.init(), initial_loss)
+        schedule = WarmupSchedule(1.0, TOTAL, rule=RULES[rule], initial_loss=initial_loss)
+        _, (factors, handovers) = run(schedule.init(), jnp.asarray(losses))
+        for factor, handover, loss in zip(factors.tolist(), handovers.tolist(), losses, strict=True):
+            assert factor == pytest.approx(state.factor, rel=1e-6)
+            assert handover == (-1 if state.handover is None else state.handover)
+            state, _ = core.step(state, loss)
+    assert run._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_a_calibrated_start_lies_above_the_floor() -> None:
+    for name, rule in (("auto", RampRule()), ("loss-ratio", LossRatioRule())):
+        schedule = WarmupSchedule(1.0, TOTAL, rule=name, initial_loss=7.3)
+        core = Schedule(TOTAL, rule)
+        expected = core.calibrate(core.init(), 7.3).factor
+        assert expected > 0.1
+        assert float(schedule.init().factor) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"initial_loss": math.nan}, "the loss to calibrate on"),
+        ({"initial_loss": -1.0, "rule": "loss-ratio"}, "needs positive losses"),
+    ],
+)
+def test_an_initial_loss_that_can_not_be_used_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scale_by_warmup(TOTAL, **settings)
+
+
+CHAINED: dict[str, Any] = {"total_iters": TOTAL, "rule": RampRule(), "decay": "cosine"}
+
+
+def optimizer_state(**settings: Any) -> Any:
+    optimizer = optax.chain(optax.lion(1e-2), scale_by_warmup(**{**CHAINED, **settings}))
+    return optimizer.init({"w": jnp.ones(3)})
+
+
+def test_a_restored_state_of_the_same_settings_is_taken() -> None:
+    check_restored(jax.tree.map(np.asarray, optimizer_state(initial_loss=3.0)), optimizer_state())
+    own = optax.inject_hyperparams(optax.lion)(learning_rate=WarmupSchedule(1e-3, TOTAL, decay=lambda p: 1.0 - p))
+    again = optax.inject_hyperparams(optax.lion)(learning_rate=WarmupSchedule(2e-3, TOTAL, decay=lambda p: 1.0 - p))
+    check_restored(own.init(jnp.ones(3)), again.init(jnp.ones(3)))
+
+
+def test_the_settings_go_through_a_compiled_run() -> None:
+    schedule = WarmupSchedule(1.0, TOTAL)
+    last, _ = compiled(schedule)(jnp.asarray(falling(TOTAL)))
+    check_restored(last, schedule.init())
+    with pytest.raises(ValueError, match="other settings: decay differ"):
+        check_restored(last, WarmupSchedule(1.0, TOTAL, decay="linear").init())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"total_iters": 80}, r"total_iters differ \(saved for 60 steps, here 80\)"),
+        ({"decay": "wsd"}, "settings: decay differ"),
+        ({"decay": lambda progress: 1.0 - progress}, "settings: decay differ"),
+        ({"rule": RampRule(floor=0.02)}, "settings: settings of the rule differ"),
+        ({"rule": PowerRule()}, "settings: rule, settings of the rule differ"),
+    ],
+)
+def test_a_restored_state_of_other_settings_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_restored(optimizer_state(), optimizer_state(**settings))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state._replace(config=state.config.at[0].set(7)), r"version \[7\], this warmgap reads \[1\]"),
+        (lambda state: state._replace(config=jnp.zeros((2, 3), jnp.int32)), "version .* this warmgap reads"),
+        (lambda state: state._replace(factor=jnp.float32(math.nan)), "damaged or was edited: .* its factor nan"),
+        (lambda state: state._replace(step=jnp.int32(-1)), "damaged or was edited: .* step -1"),
+        (lambda state: state._replace(rule={}), "damaged or was edited: its arrays are not those of this schedule"),
+        (lambda state: jnp.ones(3), "holds 0 WarmupState and the optimizer's own 1: restore into the tree"),
+    ],
+)
+def test_a_damaged_state_is_refused(change: Any, message: str) -> None:
+    own = WarmupSchedule(1.0, TOTAL).init()
+    with pytest.raises(ValueError, match=message):
+        check_restored(change(own), own)
+
+
+def test_there_must_be_a_warm_up_to_check() -> None:
+    plain_state = optax.sgd(1.0).init(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"holds 0 WarmupState .* with scale_by_warmup or WarmupSchedule in"):
+        check_restored(plain_state, plain_state)
 
 
 @pytest.mark.parametrize("rule", [PowerRule(target_loss=5.0), GapRule(kappa=9.0, target_loss=5.0), LossRatioRule()])

@@ -8,6 +8,8 @@ the gap rule matches its peak gap there, at the first loss.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -20,14 +22,26 @@ from jax import Array
 
 from warmgap._checks import check_positive
 from warmgap.matching import best_share
-from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PowerRule, RampRule, Rule, by_name
+from warmgap.rules import (
+    GapRule,
+    LinearRule,
+    LossRatioRule,
+    MeasuredRule,
+    PowerRule,
+    RampRule,
+    Rule,
+    RuleState,
+    by_name,
+)
 from warmgap.rules._gap_driven import GapDriven
 from warmgap.rules.ramp import _MATURE
 from warmgap.schedule import Schedule
 from warmgap.signal import _CHANGE_TO_DEVIATION, _MAD_TO_DEVIATION, Signal
 from warmgap.target import LOWEST_SHARE, MARGIN, MEAN_DECAY
 
-__all__ = ["WarmupSchedule", "WarmupState", "scale_by_warmup"]
+__all__ = ["WarmupSchedule", "WarmupState", "check_restored", "scale_by_warmup"]
+
+STATE_VERSION = 1
 
 Values = dict[str, Any]
 
@@ -50,6 +64,7 @@ class WarmupState(NamedTuple):
         gap: Loss minus target loss as the rule sees it, float32; NaN before the first loss or where the rule has none.
         target_loss: The target loss in use, float32; NaN like `gap`.
         rule: The rule's own state; each real number is the sum of three float32.
+        config: Version of this form and a digest of each setting, int32 of shape (6,), for `check_restored`.
     """
 
     step: Array
@@ -58,6 +73,7 @@ class WarmupState(NamedTuple):
     gap: Array
     target_loss: Array
     rule: dict[str, Array]
+    config: Array
 
 
 class WarmupSchedule:
@@ -77,9 +93,11 @@ class WarmupSchedule:
         floor: Starting learning rate / peak learning rate, in (0, 1). For rules given by name that use one.
         decay: A name of `warmgap.decay.NAMES`, or a callable from progress in [0, 1] to a factor in (0, 1], written
             with `jax.numpy`.
+        initial_loss: The mean loss of a batch before the first step: on it the default and the loss ratio may start
+            above the floor, as after `AdaptiveWarmup.calibrate`. None to start at it. A restored state needs none.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument lies outside its range, or the rule can't use `initial_loss`.
     """
 
     def __init__(
@@ -91,6 +109,7 @@ class WarmupSchedule:
         target_loss: float | Literal["auto"] = "auto",
         floor: float = 0.01,
         decay: str | Callable[[Any], Any] = "cosine",
+        initial_loss: float | None = None,
     ) -> None:
         if isinstance(rule, str):
             rule = by_name(rule, total_iters, target_loss=target_loss, floor=floor)
@@ -98,19 +117,25 @@ class WarmupSchedule:
         self.schedule = Schedule(total_iters, rule, decay)
         self._decay = _DECAYS[decay] if isinstance(decay, str) else decay
         self._start, self._step = _compiled(rule, total_iters)
+        self._first = self.schedule.init()
+        if initial_loss is not None:
+            self._first = self.schedule.calibrate(self._first, float(initial_loss))
+            self._start = _known(self._start, self._first.rule)
+        self._config = _digests(self.schedule)
 
     def init(self) -> WarmupState:
         """Return the state before the first step."""
-        start = self.schedule.rule.init(self.schedule.total_iters)
+        first = self._first
         with jax.enable_x64(True):
-            rule = {"applied": start.factor, "done": start.done, **self._start}
+            rule = {"applied": first.factor, "done": first.handover is not None, **self._start}
             return WarmupState(
                 step=jnp.zeros((), jnp.int32),
-                factor=jnp.float32(start.factor),
-                handover=jnp.int32(0 if start.done else -1),
+                factor=jnp.float32(first.factor),
+                handover=jnp.int32(-1 if first.handover is None else first.handover),
                 gap=jnp.float32(math.nan),
                 target_loss=jnp.float32(math.nan),
                 rule=_packed({name: jnp.asarray(value) for name, value in rule.items()}),
+                config=jnp.asarray(self._config, jnp.int32),
             )
 
     def update(self, state: WarmupState, *, value: jax.typing.ArrayLike | None = None, **extra: Any) -> WarmupState:
@@ -158,6 +183,7 @@ class WarmupSchedule:
             gap=gap.astype(jnp.float32),
             target_loss=target.astype(jnp.float32),
             rule=_packed({**seen, "applied": factor}),
+            config=state.config,
         )
 
     def _decayed(self, step: Array, handover: Array) -> Array:
@@ -173,6 +199,7 @@ def scale_by_warmup(
     target_loss: float | Literal["auto"] = "auto",
     floor: float = 0.01,
     decay: str | Callable[[Any], Any] = "cosine",
+    initial_loss: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Return a transformation that scales updates by the factor of a `WarmupSchedule`.
 
@@ -186,11 +213,14 @@ def scale_by_warmup(
         target_loss: As for `WarmupSchedule`.
         floor: As for `WarmupSchedule`.
         decay: As for `WarmupSchedule`.
+        initial_loss: As for `WarmupSchedule`.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument lies outside its range, or the rule can't use `initial_loss`.
     """
-    schedule = WarmupSchedule(1.0, total_iters, rule=rule, target_loss=target_loss, floor=floor, decay=decay)
+    schedule = WarmupSchedule(
+        1.0, total_iters, rule=rule, target_loss=target_loss, floor=floor, decay=decay, initial_loss=initial_loss
+    )
 
     def init(params: optax.Params) -> WarmupState:
         del params
@@ -204,6 +234,77 @@ def scale_by_warmup(
         return scaled, schedule.update(state, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check_restored(restored: Any, fresh: Any) -> None:
+    """Refuse an optimizer state whose warm-up belongs to other settings: call it after restoring a checkpoint.
+
+    A jitted update can't raise, and a checkpoint of arrays fits any schedule with the same rule. Reads the states on
+    the host. The peak learning rate is not part of it.
+
+    Args:
+        restored: The restored state: any tree with `WarmupState` in it, as the optimizer's `init` makes it.
+        fresh: What the run's own `optimizer.init(params)` returns.
+
+    Raises:
+        ValueError: If the two don't hold the same number of `WarmupState`, or one of them is of another version, of a
+            schedule with other settings, or damaged.
+    """
+    pair = [_warmup_states(tree) for tree in (restored, fresh)]
+    if not pair[1] or len(pair[0]) != len(pair[1]):
+        raise ValueError(
+            f"the restored state holds {len(pair[0])} WarmupState and the optimizer's own {len(pair[1])}: restore into "
+            "the tree that optimizer.init(params) returns, with scale_by_warmup or WarmupSchedule in the optimizer"
+        )
+    for saved, own in zip(*pair, strict=True):
+        _refuse_other(saved, own)
+
+
+def _warmup_states(tree: Any) -> list[WarmupState]:
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, WarmupState))
+    return [leaf for leaf in leaves if isinstance(leaf, WarmupState)]
+
+
+_CONFIG = ("version", "total_iters", "decay", "max_warmup", "rule", "settings of the rule")
+
+
+def _digests(schedule: Schedule) -> list[int]:
+    """Return a number for each of `_CONFIG`: version and length as they are, digests of the others."""
+
+    def digest(value: Any) -> int:
+        text = json.dumps(value, sort_keys=True).encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:4], "big", signed=True)
+
+    config = schedule.config()
+    name = config["rule"].pop("name")
+    return [
+        STATE_VERSION,
+        schedule.total_iters,
+        *map(digest, (config["decay"], config["max_warmup"], name)),
+        digest(config["rule"]),
+    ]
+
+
+def _refuse_other(saved: WarmupState, own: WarmupState) -> None:
+    found, wanted = np.asarray(saved.config), np.asarray(own.config)
+    if found.shape != wanted.shape or found[0] != wanted[0]:
+        raise ValueError(
+            f"this WarmupState has version {found.ravel()[:1].tolist()}, this warmgap reads {wanted[:1].tolist()}: "
+            "restore it with the warmgap that saved it"
+        )
+    if differing := [name for name, a, b in zip(_CONFIG, found, wanted, strict=True) if a != b]:
+        lengths = f" (saved for {found[1]} steps, here {wanted[1]})" if "total_iters" in differing else ""
+        raise ValueError(
+            f"this WarmupState belongs to a schedule with other settings: {', '.join(differing)} differ{lengths}; give "
+            "the same ones, or start afresh"
+        )
+    like = [jax.tree.map(lambda leaf: (np.shape(leaf), str(np.asarray(leaf).dtype)), state) for state in (saved, own)]
+    factor, step = float(saved.factor), int(saved.step)
+    if like[0] != like[1] or not 0.0 < factor <= 1.0 or step < 0:
+        raise ValueError(
+            f"this WarmupState is damaged or was edited: its arrays are not those of this schedule, or its factor "
+            f"{factor!r} or step {step!r} can't be"
+        )
 
 
 def _packed(values: Mapping[str, Array]) -> dict[str, Array]:
@@ -244,6 +345,18 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
         start = {**_signal_start(rule.signal), **descent, "share": math.nan}
         return start, lambda state, loss: _gap_driven(rule, total_iters, state, loss)
     raise ValueError(f"warmgap.optax knows the rules of warmgap.rules, got {type(rule).__name__}")
+
+
+def _known(start: Values, state: RuleState) -> Values:
+    """Return `start` with what the core's state of the same rule knows; the names are the core's, but for one."""
+    own = state.to_dict()
+    signal, descent = own.pop("signal", {}), own.pop("descent", {})
+    window, lowest = signal.pop("window", []), descent.pop("best_loss", None)
+    values = {"lowest_loss": lowest, **descent, **signal, **own}
+    known = {name: values[name] for name in start.keys() & values.keys() if values[name] is not None}
+    if window:
+        known["window"] = np.pad(np.asarray(window), (len(start["window"]) - len(window), 0), constant_values=math.nan)
+    return {**start, **known}
 
 
 def _signal_start(signal: Signal) -> Values:
