@@ -1,6 +1,6 @@
-"""What holds in every host, one table over all of them: the same losses give the same learning rates.
+"""What holds in every host and for every optimizer, ours and others', one table over all of them.
 
-Each host trains, with its real library, a model whose losses are prescribed, and records the rates its steps ran at.
+Each host trains with its real library on prescribed losses and real gradients, and records the rates its steps ran at.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,34 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from lightning.pytorch.plugins import MixedPrecision
+from tests.contracts.training import (
+    LOSSES,
+    OPTIMIZERS,
+    PEAKS,
+    ROWS,
+    SEVERAL,
+    STOP,
+    TOTAL,
+    Network,
+    Rates,
+    Trained,
+    Work,
+    pytorch,
+    watched,
+)
+from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler, Subset
 from transformers import TrainingArguments
 
-from warmgap import Schedule
 from warmgap.lightning import WarmupCallback, configure_warmup
 from warmgap.optax import scale_by_warmup
 from warmgap.rules import GapRule, LinearRule, LossRatioRule, PowerRule, RampRule, Rule
-from warmgap.torch import AdaptiveWarmup, Lion
+from warmgap.torch import AdaptiveWarmup
 from warmgap.transformers import WarmgapTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
 
-TOTAL = 24
-STOP = 8
-PEAKS = (1e-3, 4e-3)
-Rates = list[list[float]]
-
-rng = np.random.default_rng(0)
-LOSSES = {
-    "falling": [float(np.float32(2.0 + 5.0 * math.exp(-t / 6) + 0.02 * rng.normal())) for t in range(TOTAL)],
-    "flat": [4.0] * TOTAL,
-    "bad": [math.nan if t % 3 == 1 else 1e30 if t == 6 else 6.0 - 0.125 * t for t in range(TOTAL)],
-    "never": [math.nan] * TOTAL,
-}
 RULES: dict[str, Rule[Any]] = {
     "ramp": RampRule(),
     "gap": GapRule(kappa=300.0, target_loss=0.0),
@@ -55,79 +59,20 @@ RULES: dict[str, Rule[Any]] = {
 }
 
 
-class Losses(Dataset[dict[str, Tensor]]):
-    """The losses of the micro-batches: `parts` to a step, with the step's loss as their mean."""
-
-    def __init__(self, losses: list[float], parts: int) -> None:
-        offsets = [k - (parts - 1) / 2 for k in range(parts)]
-        self.values = [loss + offset for loss in losses for offset in offsets]
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"x": torch.tensor(self.values[index])}
-
-
-class Prescribed(nn.Module):
-    """A model whose loss is its input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"loss": x.mean() + 0.0 * (self.a.sum() + self.b.sum())}
-
-
-def watched(model: Prescribed) -> tuple[Lion, Rates]:
-    """An optimizer with two groups, and the list to which it adds the rates of each of its steps."""
-    optimizer = Lion([{"params": [p], "lr": lr} for p, lr in zip((model.a, model.b), PEAKS, strict=True)])
-    rates: Rates = []
-    optimizer.register_step_pre_hook(lambda *_: rates.append([group["lr"] for group in optimizer.param_groups]))
-    return optimizer, rates
-
-
-def pytorch(losses: list[float], rule: Rule[Any], folder: Path, parts: int = 1, resume: bool = False) -> Rates:
-    model = Prescribed()
-    optimizer, rates = watched(model)
-    scheduler = AdaptiveWarmup(optimizer, TOTAL, rule=rule)
-    start = 0
-    if resume:
-        saved = torch.load(folder / "checkpoint.pt", weights_only=True)
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-        start = STOP
-    for index, batch in enumerate(DataLoader(Losses(losses, parts))):
-        step, part = divmod(index, parts)
-        if step < start:
-            continue
-        if step == STOP and part == 0 and not resume:
-            saved = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-            torch.save(saved, folder / "checkpoint.pt")
-        loss = model(**batch)["loss"]
-        (loss / parts).backward()
-        scheduler.observe(loss)
-        if part == parts - 1:
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-    return rates
-
-
 class InOrder(WarmgapTrainer):
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
 
 
-def transformers(losses: list[float], rule: Rule[Any], folder: Path, parts: int = 1, resume: bool = False) -> Rates:
-    model = Prescribed()
-    optimizer, rates = watched(model)
+def transformers(work: Work, folder: Path, resume: bool = False) -> Trained:
+    model = Network()
+    (optimizer,), rates = watched(model, work)
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=TOTAL,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=parts,
+        per_device_train_batch_size=work.rows,
+        gradient_accumulation_steps=work.parts,
+        max_grad_norm=0.0,
         save_strategy="steps",
         save_steps=STOP,
         logging_strategy="no",
@@ -136,85 +81,113 @@ def transformers(losses: list[float], rule: Rule[Any], folder: Path, parts: int 
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    run = InOrder(model, args, train_dataset=Losses(losses, parts), optimizers=(optimizer, None), warmup={"rule": rule})
+    run = InOrder(model, args, train_dataset=work.data(), optimizers=(optimizer, None), warmup={"rule": work.rule})
+    run.accelerator.scaler = work.scaler()
     run.train(resume_from_checkpoint=str(folder / f"checkpoint-{STOP}") if resume else None)
-    return rates
+    return Trained(rates, model)
 
 
 class Module(LightningModule):
-    def __init__(self, rule: Rule[Any]) -> None:
+    def __init__(self, work: Work) -> None:
         super().__init__()
-        self.model = Prescribed()
+        self.model = Network()
         self.rates: Rates = []
-        self.rule = rule
+        self.work = work
 
-    def training_step(self, batch: dict[str, Tensor]) -> Any:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
         return self.model(**batch)["loss"]
 
     def configure_optimizers(self) -> Any:
-        optimizer, self.rates = watched(self.model)
-        return configure_warmup(optimizer, TOTAL, rule=self.rule)
+        optimizers, self.rates = watched(self.model, self.work)
+        return tuple(configure_warmup(optimizer, TOTAL, rule=self.work.rule) for optimizer in optimizers)
 
 
-def lightning(losses: list[float], rule: Rule[Any], folder: Path, parts: int = 1, resume: bool = False) -> Rates:
-    module = Module(rule)
-    saves = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=STOP, save_top_k=-1)
+class ManualModule(Module):
+    """Lightning's way to several optimizers."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        loss = self.model(**batch)["loss"]
+        schedulers: Any = self.lr_schedulers()
+        for scheduler in schedulers:
+            scheduler.observe(loss)
+        self.manual_backward(loss / self.work.parts)
+        if batch_idx % self.work.parts == self.work.parts - 1:
+            for optimizer, scheduler in zip(self.optimizers(), schedulers, strict=True):
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+
+
+def lightning(work: Work, folder: Path, resume: bool = False) -> Trained:
+    several = work.optimizer in SEVERAL
+    module = ManualModule(work) if several else Module(work)
+    scaler = work.scaler()
     run = Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=TOTAL // STOP,
-        limit_train_batches=STOP * parts,
+        limit_train_batches=STOP * work.parts,
         reload_dataloaders_every_n_epochs=1,
-        accumulate_grad_batches=parts,
+        accumulate_grad_batches=1 if several else work.parts,
+        plugins=None if scaler is None else [MixedPrecision("16-mixed", "cpu", scaler)],
+        default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[WarmupCallback(), saves],
+        callbacks=[
+            ModelCheckpoint(folder, filename="{epoch}", every_n_epochs=1, save_top_k=-1),
+            *([] if several else [WarmupCallback()]),
+        ],
     )
-    data = Losses(losses, parts)
-    size = STOP * parts
+    data = work.data()
 
     def of_epoch() -> DataLoader[dict[str, Tensor]]:
-        first = run.current_epoch * size
-        return DataLoader(torch.utils.data.Subset(data, range(first, first + size)))
+        first = run.current_epoch * STOP * ROWS
+        return DataLoader(Subset(data, range(first, first + STOP * ROWS)), work.rows)
 
     module.train_dataloader = of_epoch  # type: ignore[method-assign]
-    run.fit(module, ckpt_path=str(folder / f"step={STOP}.ckpt") if resume else None, weights_only=True)
-    return module.rates
+    run.fit(module, ckpt_path=str(folder / "epoch=0.ckpt") if resume else None, weights_only=True)
+    return Trained(module.rates, module.model)
 
 
-def accelerate(losses: list[float], rule: Rule[Any], folder: Path, parts: int = 1, resume: bool = False) -> Rates:
+def accelerate(work: Work, folder: Path, resume: bool = False) -> Trained:
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
-    model: Any = Prescribed()
-    optimizer: Any
-    optimizer, rates = watched(model)
-    warmup = AdaptiveWarmup(optimizer, TOTAL, rule=rule)
-    loader = DataLoader(Losses(losses, parts))
-    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, warmup)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=work.parts)
+    accelerator.scaler = work.scaler()
+    network = Network()
+    watched_ones, rates = watched(network, work)
+    warmups = [AdaptiveWarmup(optimizer, TOTAL, rule=work.rule) for optimizer in watched_ones]
+    model, loader, *prepared = accelerator.prepare(network, DataLoader(work.data(), work.rows), *watched_ones, *warmups)
+    optimizers, schedulers = prepared[: len(warmups)], prepared[len(warmups) :]
     start = 0
     if resume:
         accelerator.load_state(str(folder / "state"))
         start = STOP
-        loader = accelerator.skip_first_batches(loader, STOP * parts)
-    for index, batch in enumerate(loader, start * parts):
-        if index == STOP * parts and not resume:
+        loader = accelerator.skip_first_batches(loader, STOP * work.parts)
+    for index, batch in enumerate(loader, start * work.parts):
+        if index == STOP * work.parts and not resume:
             accelerator.save_state(str(folder / "state"))
         with accelerator.accumulate(model):
             loss = model(**batch)["loss"]
-            warmup.observe(loss)
+            for warmup in warmups:
+                warmup.observe(loss)
             accelerator.backward(loss)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-    return rates
+            for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            if accelerator.sync_gradients and accelerator.optimizer_step_was_skipped:
+                for warmup in warmups:
+                    warmup.discard()
+    return Trained(rates, network)
 
 
-def jax_optax(losses: list[float], rule: Rule[Any], folder: Path, parts: int = 1, resume: bool = False) -> Rates:
-    assert parts == 1, "optax is given the mean of the step"
+def jax_optax(work: Work, folder: Path, resume: bool = False) -> Rates:
     params = {"a": jnp.ones(()), "b": jnp.ones(())}
     groups = optax.partition({"a": optax.sgd(PEAKS[0]), "b": optax.sgd(PEAKS[1])}, {"a": "a", "b": "b"})
-    optimizer = optax.chain(groups, scale_by_warmup(TOTAL, rule=rule))
+    optimizer = optax.chain(groups, scale_by_warmup(TOTAL, rule=work.rule))
     update = jax.jit(lambda state, loss: optimizer.update({"a": -1.0, "b": -1.0}, state, params, value=loss))
     state = optimizer.init(params)
     if resume:
@@ -224,29 +197,29 @@ def jax_optax(losses: list[float], rule: Rule[Any], folder: Path, parts: int = 1
     for step in range(STOP if resume else 0, TOTAL):
         if step == STOP and not resume:
             np.savez(folder / "state.npz", *jax.tree.leaves(state))
-        updates, state = update(state, losses[step])
+        updates, state = update(state, LOSSES[work.losses][step])
         rates.append([float(updates["a"]), float(updates["b"])])
     return rates
 
 
-HOSTS: dict[str, Callable[..., Rates]] = {
+TORCH_HOSTS: dict[str, Callable[..., Trained]] = {
     "pytorch": pytorch,
     "transformers": transformers,
     "lightning": lightning,
     "accelerate": accelerate,
-    "optax": jax_optax,
 }
+HOSTS = (*TORCH_HOSTS, "optax")
 every_host = pytest.mark.parametrize("host", HOSTS)
+# Trainer holds one optimizer
+ONE_ONLY = ("transformers",)
+every_pair = pytest.mark.parametrize(
+    ("host", "optimizer"),
+    [(host, name) for host in TORCH_HOSTS for name in OPTIMIZERS if not (host in ONE_ONLY and name in SEVERAL)],
+)
 
 
-def expected(losses: list[float], rule: Rule[Any]) -> Rates:
-    schedule = Schedule(TOTAL, rule)
-    state = schedule.init()
-    rates = []
-    for loss in losses:
-        rates.append([peak * state.factor for peak in PEAKS])
-        state, _ = schedule.step(state, loss)
-    return rates
+def rates_of(host: str, work: Work, folder: Path, resume: bool = False) -> Rates:
+    return jax_optax(work, folder, resume) if host == "optax" else TORCH_HOSTS[host](work, folder, resume).rates
 
 
 def assert_same(rates: Rates, wanted: Rates, exact: bool) -> None:
@@ -258,32 +231,93 @@ def assert_same(rates: Rates, wanted: Rates, exact: bool) -> None:
 @every_host
 @pytest.mark.parametrize("rule", RULES)
 def test_the_rates_are_the_schedules(host: str, rule: str, tmp_path: Path) -> None:
-    rates = HOSTS[host](LOSSES["falling"], RULES[rule], tmp_path)
+    work = Work(rule=RULES[rule])
+    rates = rates_of(host, work, tmp_path)
     assert len({a for a, _ in rates}) > TOTAL // 2
-    assert_same(rates, expected(LOSSES["falling"], RULES[rule]), exact=host != "optax")
+    assert_same(rates, work.expected(), exact=host != "optax")
+
+
+def assert_promises_1_2_and_5(rates: Rates, exact: bool = True) -> None:
+    peak = PEAKS[0] if exact else float(np.float32(PEAKS[0]))
+    factors = [a / peak for a, _ in rates]
+    assert factors[0] == pytest.approx(0.01)
+    assert all(0.0 < factor <= 1.0 for factor in factors)
+    assert all(after <= 2.0 * before * (1.0 + 1e-6) for before, after in itertools.pairwise(factors))
+    assert factors.index(1.0) <= math.ceil(0.4 * TOTAL)
+    assert [b / a for a, b in rates] == pytest.approx([PEAKS[1] / PEAKS[0]] * len(rates))
 
 
 @every_host
 @pytest.mark.parametrize("losses", ["flat", "bad", "never"])
 @pytest.mark.filterwarnings("ignore:AdaptiveWarmup has seen no finite loss:UserWarning")
 def test_promises_1_2_and_5_hold_with_losses_of_every_kind(host: str, losses: str, tmp_path: Path) -> None:
-    rates = HOSTS[host](LOSSES[losses], RULES["gap"], tmp_path)
-    assert_same(rates, expected(LOSSES[losses], RULES["gap"]), exact=host != "optax")
-    peak = float(np.float32(PEAKS[0])) if host == "optax" else PEAKS[0]
-    factors = [a / peak for a, _ in rates]
-    assert all(0.0 < factor <= 1.0 for factor in factors)
-    assert all(after <= 2.0 * before * (1.0 + 1e-6) for before, after in itertools.pairwise(factors))
-    assert factors.index(1.0) <= math.ceil(0.4 * TOTAL)
-    assert [b / a for a, b in rates] == pytest.approx([PEAKS[1] / PEAKS[0]] * TOTAL)
+    work = Work(losses)
+    rates = rates_of(host, work, tmp_path)
+    assert_same(rates, work.expected(), exact=host != "optax")
+    assert_promises_1_2_and_5(rates, exact=host != "optax")
 
 
-@every_host
-def test_promise_4_a_run_resumed_from_the_hosts_own_checkpoint_has_the_same_rates(host: str, tmp_path: Path) -> None:
-    whole = HOSTS[host](LOSSES["falling"], RULES["gap"], tmp_path)
-    assert HOSTS[host](LOSSES["falling"], RULES["gap"], tmp_path, resume=True) == whole[STOP:]
+def test_promise_4_in_optax(tmp_path: Path) -> None:
+    whole = jax_optax(Work(), tmp_path)
+    assert jax_optax(Work(), tmp_path, resume=True) == whole[STOP:]
 
 
-@pytest.mark.parametrize("host", [host for host in HOSTS if host != "optax"])
+Runs = Callable[[str, str], tuple[Trained, Path]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The run of a host and an optimizer on losses with a NaN and a spike, and its folder; made once."""
+    made: dict[tuple[str, str], tuple[Trained, Path]] = {}
+
+    def run(host: str, optimizer: str) -> tuple[Trained, Path]:
+        if (host, optimizer) not in made:
+            folder = tmp_path_factory.mktemp("run")
+            made[host, optimizer] = TORCH_HOSTS[host](Work("troubled", optimizer), folder), folder
+        return made[host, optimizer]
+
+    return run
+
+
+@every_pair
+def test_the_same_losses_give_the_same_rates_and_weights(host: str, optimizer: str, runs: Runs) -> None:
+    trained, _ = runs(host, optimizer)
+    assert trained.rates == Work("troubled", optimizer).expected()
+    assert_promises_1_2_and_5(trained.rates)
+    assert trained.weights == runs("pytorch", optimizer)[0].weights
+    before = Network().parameters()
+    assert not any(torch.equal(a, b) for a, b in zip(trained.model.parameters(), before, strict=True))
+
+
+@every_pair
+def test_promise_4_a_run_resumed_from_the_hosts_own_checkpoint_is_the_same(
+    host: str, optimizer: str, runs: Runs
+) -> None:
+    whole, folder = runs(host, optimizer)
+    resumed = TORCH_HOSTS[host](Work("troubled", optimizer), folder, resume=True)
+    assert resumed.rates == whole.rates[STOP:]
+    assert resumed.weights == whole.weights
+
+
+@pytest.mark.parametrize("host", TORCH_HOSTS)
+def test_promise_6_a_checkpoint_of_other_settings_is_refused(host: str, runs: Runs) -> None:
+    _, folder = runs(host, "Lion")
+    with pytest.raises(ValueError, match="this state belongs to a schedule with other settings"):
+        TORCH_HOSTS[host](replace(Work("troubled"), rule=PowerRule()), folder, resume=True)
+
+
+@pytest.mark.parametrize("host", TORCH_HOSTS)
 def test_accumulated_micro_batches_give_the_rates_of_the_large_batch(host: str, tmp_path: Path) -> None:
-    rates = HOSTS[host](LOSSES["falling"], RULES["gap"], tmp_path, parts=4)
-    assert_same(rates, expected(LOSSES["falling"], RULES["gap"]), exact=False)
+    work = Work("troubled", parts=4)
+    assert TORCH_HOSTS[host](work, tmp_path).rates == work.expected()
+
+
+@every_pair
+def test_a_step_that_a_gradient_scaler_skips_does_not_count_nor_do_its_micro_batches(
+    host: str, optimizer: str, tmp_path: Path
+) -> None:
+    work = Work("troubled", optimizer, parts=2, overflow=4)
+    trained = TORCH_HOSTS[host](work, tmp_path)
+    assert len(trained.rates) == TOTAL - 1
+    assert trained.rates == work.expected()
+    assert all(p.isfinite().all() for p in trained.model.parameters())
