@@ -12,7 +12,7 @@ from warmgap import __version__
 from warmgap.lab.errors import UserError
 from warmgap.lab.options import Parser
 
-COMMANDS = ("train", "sweep", "report", "smoothness", "theory", "demo")
+COMMANDS = ("train", "sweep", "bench", "report", "smoothness", "theory", "demo")
 """The subcommands, each a module of `warmgap.lab.commands` that is a `Command`."""
 
 USER_ERROR = 2

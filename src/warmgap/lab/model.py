@@ -1,9 +1,11 @@
-"""LLaMA models by name, with random weights from a seed; nothing is downloaded."""
+"""LLaMA models by name, and an MLP, with random weights from a seed; nothing is downloaded."""
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import LlamaForCausalLM
 
 
@@ -90,3 +92,23 @@ def build_model(name: str, *, vocab_size: int, sequence_length: int, tied: bool,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
+
+
+def build_mlp(inputs: int, outputs: int, *, seed: int) -> "nn.Module":
+    """Three hidden layers of 128 with ReLU between, a function of the arguments alone.
+
+    The global random state is left as it was.
+
+    Args:
+        inputs: Numbers that an example consists of.
+        outputs: Classes.
+        seed: Seed of the weights.
+    """
+    import torch
+    from torch import nn
+
+    widths = (inputs, 128, 128, 128, outputs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
+    return nn.Sequential(*(module for layer in layers[:-1] for module in (layer, nn.ReLU())), layers[-1])

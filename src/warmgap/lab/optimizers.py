@@ -1,11 +1,16 @@
 """The lab's optimizers by name, each with the peak learning rate tuned for it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+# Everything heavy is imported inside functions: the names alone are wanted without loading PyTorch.
+
+Build = Callable[["nn.Module", float, float], "list[Optimizer]"]
 
 
 @dataclass(frozen=True)
@@ -14,28 +19,59 @@ class Choice:
 
     Attributes:
         lr: Peak learning rate, the best of a grid of factors 2 to 3 in runs of 200 to 400 steps of `tiny` on `wiki`.
-        kind: Name of its class in `warmgap.torch`.
-        split: Whether it treats parameters by their part in the model, and so takes `split_parameters`.
+        build: Makes it for a whole model, of the model, the peak learning rate and the weight decay: one optimizer, or
+            several that share the parameters out among them, the one whose norm counts first.
     """
 
     lr: float
-    kind: str
-    split: bool = False
+    build: Build
 
-    def build(self, model: "nn.Module", lr: float, weight_decay: float) -> "Optimizer":
-        """The optimizer of a whole model, at a peak learning rate."""
-        from warmgap import torch  # here: the names alone are wanted without loading PyTorch
 
-        kind: type[Optimizer] = getattr(torch, self.kind)
-        parameters = torch.split_parameters(model) if self.split else model.parameters()
-        return kind(parameters, lr=lr, weight_decay=weight_decay)  # type: ignore[call-arg]
+def _own(kind: str, *, split: bool = False) -> Build:
+    """One of `warmgap.torch`; `split` where it treats parameters by their part in the model."""
+
+    def build(model: "nn.Module", lr: float, weight_decay: float) -> "list[Optimizer]":
+        from warmgap import torch
+
+        parameters = torch.split_parameters(model) if split else model.parameters()
+        return [getattr(torch, kind)(parameters, lr=lr, weight_decay=weight_decay)]
+
+    return build
+
+
+def _torch_muon(model: "nn.Module", lr: float, weight_decay: float) -> "list[Optimizer]":
+    """PyTorch's Muon for the hidden matrices and its AdamW for the rest, both at one rate.
+
+    `match_rms_adamw` scales Muon's steps to the size of AdamW's for this very purpose: arXiv 2502.16982, section 2.2.
+    """
+    import torch
+
+    from warmgap.torch import split_parameters
+
+    matrices: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for group in split_parameters(model):
+        (matrices if group["kind"] == "matrix" else others).append(group)
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay),
+    ]
+
+
+def _lion_pytorch(model: "nn.Module", lr: float, weight_decay: float) -> "list[Optimizer]":
+    """The Lion of the package lion-pytorch."""
+    from lion_pytorch import Lion
+
+    return [Lion(model.parameters(), lr=lr, weight_decay=weight_decay)]
 
 
 OPTIMIZERS = {
-    "muon": Choice(2e-2, "Muon", split=True),
-    "lion": Choice(1e-3, "Lion"),
-    "signum": Choice(3e-3, "Signum"),
-    "normalized-sgd": Choice(1e-1, "NormalizedSGD"),
-    "scion": Choice(1e-3, "Scion", split=True),
-    "gluon": Choice(1e-3, "Gluon", split=True),
+    "muon": Choice(2e-2, _own("Muon", split=True)),
+    "lion": Choice(1e-3, _own("Lion")),
+    "signum": Choice(3e-3, _own("Signum")),
+    "normalized-sgd": Choice(1e-1, _own("NormalizedSGD")),
+    "scion": Choice(1e-3, _own("Scion", split=True)),
+    "gluon": Choice(1e-3, _own("Gluon", split=True)),
+    "torch-muon": Choice(1e-2, _torch_muon),
+    "lion-pytorch": Choice(1e-3, _lion_pytorch),
 }

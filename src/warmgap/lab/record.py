@@ -166,6 +166,21 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max((folder / "checkpoint").glob("step-*"), default=None)
 
 
+def final_weights(folder: Path) -> Path:
+    """The file of the weights that a finished run left in its folder.
+
+    Raises:
+        UserError: There is no run, it is not finished, or it kept no checkpoint.
+    """
+    record = RunRecord.load(folder)
+    checkpoint = last_checkpoint(folder)
+    if record.status != "done":
+        raise UserError(f"The run in {folder} is not finished ({record.status}): finish it before starting from it.")
+    if checkpoint is None or not (checkpoint / "model.safetensors").exists():
+        raise UserError(f"The run in {folder} kept no weights: train it again with --save-every above 0.")
+    return checkpoint / "model.safetensors"
+
+
 @contextlib.contextmanager
 def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
     """A scratch folder that becomes the checkpoint of `step` if the block ends without an error; older ones then go."""

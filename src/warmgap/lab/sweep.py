@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.corpus import load_tokens
+from warmgap.lab.digits import NAME as DIGITS
 from warmgap.lab.errors import UserError
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.record import RunRecord, commit, versions, write_atomically
@@ -86,10 +87,10 @@ class Grid:
             UserError: an empty grid, or a setting that is not allowed, before anything runs.
         """
         methods = [
-            _linear(rule.removeprefix("linear:"), self.base.steps) if rule.startswith("linear:") else rule
+            linear_rule(rule.removeprefix("linear:"), self.base.steps) if rule.startswith("linear:") else rule
             for rule in self.rules
         ]
-        methods = list(dict.fromkeys(methods + [_linear(length, self.base.steps) for length in self.warmups]))
+        methods = list(dict.fromkeys(methods + [linear_rule(length, self.base.steps) for length in self.warmups]))
         for what, given in (("optimizer", self.optimizers), ("rule or warm-up length", methods), ("seed", self.seeds)):
             if not given:
                 raise UserError(f"The sweep has no {what}: give at least one.")
@@ -187,7 +188,9 @@ def run_sweep(
     if waiting:
         # Once, here: the workers find the tokens in the cache, and a mistake in the corpus is told once.
         for corpus in dict.fromkeys(
-            (config.corpus, config.vocab_size or 0, config.corpus_megabytes) for config in waiting
+            (config.corpus, config.vocab_size or 0, config.corpus_megabytes)
+            for config in waiting
+            if config.corpus != DIGITS
         ):
             load_tokens(corpus[0], corpus[1], megabytes=corpus[2])
         jobs = min(len(waiting), jobs or _usual_jobs())
@@ -566,7 +569,7 @@ def _optimizer(name: str, base_lr: float | None) -> tuple[str, float | None]:
         raise UserError(f"The peak rate in {name!r} is no number: write optimizer:rate, such as muon:0.01.") from None
 
 
-def _linear(length: str, steps: int) -> str:
+def linear_rule(length: str, steps: int) -> str:
     """A warm-up length in steps or as a share of the run, as a rule."""
     try:
         if length.endswith("%"):

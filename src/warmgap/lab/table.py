@@ -19,7 +19,7 @@ from warmgap.lab.errors import UserError
 from warmgap.lab.record import RunRecord
 from warmgap.lab.stats import Comparison, Spread, compare, spread
 
-METHOD_FIELDS = ("rule", "floor", "target_loss")
+METHOD_FIELDS = ("rule", "floor", "target_loss", "averaging")
 """Settings that make the method; every other setting but those of `PLACE_FIELDS` makes the workload."""
 
 PLACE_FIELDS = ("seed", "output", "resume", "threads", "save_every")

@@ -1,6 +1,7 @@
-"""One training run: a LLaMA on a text, a learning rate that finds its own warm-up, and a record of what happened."""
+"""One training run: a task, a learning rate that finds its own warm-up, and a record of what happened."""
 
 import contextlib
+import dataclasses
 import io
 import math
 import pickle
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -21,15 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.corpus import Tokens, load_tokens
 from warmgap.lab.errors import UserError
 from warmgap.lab.interruption import Interruption
-from warmgap.lab.model import build_model
 from warmgap.lab.optimizers import OPTIMIZERS
 from warmgap.lab.published import PublishedRule
-from warmgap.lab.record import Metrics, RunRecord, commit, last_checkpoint, new_checkpoint, versions
-from warmgap.lab.sampler import Sampler, cut
-from warmgap.rules import LinearRule, Rule
+from warmgap.lab.record import Metrics, RunRecord, commit, final_weights, last_checkpoint, new_checkpoint, versions
+from warmgap.lab.tasks import make_task
+from warmgap.rules import LinearRule, Rule, by_name
 from warmgap.torch import AdaptiveWarmup, SmoothnessProbe
 from warmgap.torch.recognition import optimizer_kappa
 
@@ -39,8 +39,8 @@ T = TypeVar("T")
 
 MakeProbe = Callable[[torch.optim.Optimizer, nn.Module], SmoothnessProbe]
 
-CHECKPOINT_VERSION = 1
-_EVAL_BATCH = 4096  # tokens evaluated at once
+CHECKPOINT_VERSION = 2
+_EVAL_BATCH = 4096  # predictions evaluated at once
 _READ_EVERY = 10  # steps between two looks of the host at the device's numbers
 
 
@@ -115,31 +115,25 @@ class _Run:
         # Every process has looked at the folder before the first one writes to it.
         self.accelerator.wait_for_everyone()
         with self.accelerator.main_process_first():
-            self.tokens = load_tokens(config.corpus, _known(config.vocab_size), megabytes=config.corpus_megabytes)
-        self.length = _known(config.sequence_length)
-        self.sampler = Sampler(len(self.tokens.train), self.length, config.batch_size, config.seed)
-        _check_long_enough(self.tokens, self.sampler)
-        self.network: nn.Module = build_model(
-            config.model,
-            vocab_size=self.tokens.vocab_size,
-            sequence_length=self.length,
-            tied=bool(config.tied),
-            seed=config.seed,
-        ).to(self.device)
+            self.task = make_task(config)
+        self.network = self.task.model().to(self.device)
+        if config.start_from is not None:
+            self.start_from(config.start_from)
         self.parallel: nn.Module = self.accelerator.prepare_model(self.network)
         try:
-            self.optimizer = OPTIMIZERS[config.optimizer].build(self.network, _known(config.lr), config.weight_decay)
-            self.scheduler = AdaptiveWarmup(
-                self.optimizer,
-                config.steps,
-                rule=_rule(config, self.optimizer),
-                target_loss="auto" if config.target_loss is None else config.target_loss,
-                floor=config.floor,
-                decay=config.decay,
-            )
+            self.optimizers = OPTIMIZERS[config.optimizer].build(self.network, _known(config.lr), config.weight_decay)
+            rule = _rule(config, self.optimizers[0])
+            # They see the same losses, and so have the same factor.
+            self.schedulers = [
+                AdaptiveWarmup(optimizer, config.steps, rule=rule, decay=config.decay) for optimizer in self.optimizers
+            ]
         except ValueError as error:
             raise UserError(f"These settings do not go together: {error}") from error
-        self.probe = None if probe is None else probe(self.optimizer, self.network)
+        if probe is not None and len(self.optimizers) > 1:
+            raise UserError(
+                f"{config.optimizer} is two optimizers, and a probe measures the steps of one: take another."
+            )
+        self.probe = None if probe is None else probe(self.optimizers[0], self.network)
         self.step = 0
         self.status = "running"
         self.best_val_loss: float | None = None
@@ -152,7 +146,8 @@ class _Run:
         elif config.rule == "loss-ratio":
             # `auto` could be calibrated too, and is not: what the lab compares is its plain use.
             try:
-                self.scheduler.calibrate(lambda: self.loss(self.network, self.windows()[0]))
+                for scheduler in self.schedulers:
+                    scheduler.calibrate(lambda: self.loss(self.network, self.micro_batches()[0]))
             except ValueError as error:
                 raise UserError(f"The warm-up rule cannot start: {error}.") from error
         self.accelerator.wait_for_everyone()
@@ -191,53 +186,59 @@ class _Run:
     def one_step(self) -> _Seen:
         """Make one optimizer step; nothing here waits for the device."""
         config, accelerator = self.config, self.accelerator
-        factor, lr = self.scheduler.factor, max(float(rate) for rate in self.scheduler.get_last_lr())
-        phase = self.scheduler.phase
+        scheduler = self.schedulers[0]
+        factor, lr = scheduler.factor, max(float(rate) for rate in scheduler.get_last_lr())
+        phase = scheduler.phase
         total = torch.zeros((), device=self.device)
-        micro_batches = self.windows()
-        for index, windows in enumerate(micro_batches):
+        micro_batches = self.micro_batches()
+        for index, examples in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.parallel):
-                loss = self.loss(self.parallel, windows)
+                loss = self.loss(self.parallel, examples)
                 (loss / config.accumulation).backward()
             loss = loss.detach()
-            self.scheduler.observe(loss, weight=self.micro_batch * self.length)
+            for each in self.schedulers:
+                each.observe(loss, weight=self.micro_batch * self.task.predictions)
             total += loss / config.accumulation
         if config.clip:
             accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
         with self.probed(micro_batches):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         try:
-            self.scheduler.step()
+            for each in self.schedulers:
+                each.step()
         except ValueError as error:
             raise UserError(f"The warm-up rule cannot go on: {error}") from error
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         self.step += 1
-        return _Seen(self.step, self.mean(total), lr, factor, phase, self.scheduler.gap)
+        return _Seen(self.step, self.mean(total), lr, factor, phase, scheduler.gap)
 
-    def windows(self) -> list[NDArray[np.int64]]:
-        """This process's micro-batches of the next step, each of shape `(micro_batch, length + 1)`."""
-        shape = (self.config.accumulation, self.accelerator.num_processes, self.micro_batch)
-        starts = self.sampler.starts(self.step).reshape(shape)[:, self.accelerator.process_index]
-        return [cut(self.tokens.train, micro_batch, self.length) for micro_batch in starts]
+    def micro_batches(self) -> list[NDArray[np.int64]]:
+        """This process's micro-batches of the next step, each of shape `(micro_batch, width)`."""
+        batch = self.task.batch(self.step)
+        shape = (self.config.accumulation, self.accelerator.num_processes, self.micro_batch, batch.shape[1])
+        return list(batch.reshape(shape)[:, self.accelerator.process_index])
 
     def probed(self, micro_batches: list[NDArray[np.int64]]) -> contextlib.AbstractContextManager[None]:
         """The probe's measurement of a step on these micro-batches, where there is a probe."""
         if self.probe is None:
             return contextlib.nullcontext()
         return self.probe.measure(
-            lambda: (self.loss(self.network, windows) / len(micro_batches) for windows in micro_batches), step=self.step
+            lambda: (self.loss(self.network, examples) / len(micro_batches) for examples in micro_batches),
+            step=self.step,
         )
 
-    def loss(self, model: nn.Module, windows: NDArray[np.int64]) -> Tensor:
-        """Mean cross-entropy of `model` in nats a token, on windows of shape `(sequences, length + 1)`."""
-        tokens = torch.from_numpy(windows)
+    def loss(self, model: nn.Module, examples: NDArray[np.int64]) -> Tensor:
+        """Mean cross-entropy of `model` in nats a prediction, on examples of shape `(count, width)`."""
+        rows = torch.from_numpy(examples)
         if self.device.type == "cuda":
-            tokens = tokens.pin_memory()
-        tokens = tokens.to(self.device, non_blocking=True)
+            rows = rows.pin_memory()
+        rows = rows.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = model(input_ids=tokens[:, :-1]).logits
-        return nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+            logits, classes = self.task.predict(model, rows)
+        return nn.functional.cross_entropy(logits.float(), classes)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over processes."""
@@ -283,17 +284,16 @@ class _Run:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean loss in nats a token over the first `eval_tokens` validation tokens, the same for every process."""
-        validation, length = self.tokens.validation, self.length
-        windows = max(1, min(self.config.eval_tokens, len(validation) - 1) // length)
-        parts = np.array_split(np.arange(windows) * length, min(windows, math.ceil(windows * length / _EVAL_BATCH)))
+        """Mean loss in nats over the first `eval_tokens` predictions of the validation, the same for every process."""
+        count = max(1, min(self.config.eval_tokens // self.task.predictions, self.task.held_out))
+        parts = np.array_split(np.arange(count), min(count, math.ceil(count * self.task.predictions / _EVAL_BATCH)))
         losses = torch.zeros(len(parts), device=self.device)
         for index in range(self.accelerator.process_index, len(parts), self.accelerator.num_processes):
             # The bare model: its wrapper talks to the other processes, which may have fewer parts.
-            losses[index] = self.loss(self.network, cut(validation, parts[index], length))
+            losses[index] = self.loss(self.network, self.task.validation(parts[index]))
         # Summed by the host in float64, which not every device has. A loss plus the other processes' zeros is itself.
         on_host: list[float] = self.accelerator.reduce(losses, reduction="sum").tolist()
-        return sum(loss * len(part) for loss, part in zip(on_host, parts, strict=True)) / windows
+        return sum(loss * len(part) for loss, part in zip(on_host, parts, strict=True)) / count
 
     # ----------------------------------------------------------------------------------------- what is left on the disk
 
@@ -305,13 +305,13 @@ class _Run:
             command=self.command,
             step=self.step,
             parameters=sum(parameter.numel() for parameter in self.network.parameters()),
-            corpus_fingerprint=self.tokens.fingerprint,
+            corpus_fingerprint=self.task.fingerprint,
             final_val_loss=self.final_val_loss,
             best_val_loss=self.best_val_loss,
-            warmup_iters=self.scheduler.warmup_iters,
-            target_loss=self.scheduler.target_loss,
+            warmup_iters=self.schedulers[0].warmup_iters,
+            target_loss=self.schedulers[0].target_loss,
             seconds=round(seconds, 3),
-            tokens_per_second=round(self.step * self.config.batch_size * self.length / max(seconds, 1e-9), 1),
+            tokens_per_second=round(self.step * self.config.batch_size * self.task.predictions / max(seconds, 1e-9), 1),
             device=self.device.type,
             processes=self.accelerator.num_processes,
             versions=versions(),
@@ -341,15 +341,32 @@ class _Run:
         return {
             "version": CHECKPOINT_VERSION,
             "config": self.config.numbers(),
-            "corpus_fingerprint": self.tokens.fingerprint,
+            "corpus_fingerprint": self.task.fingerprint,
             "step": self.step,
             "best_val_loss": self.best_val_loss,
             "final_val_loss": self.final_val_loss,
             "seconds": self.seconds_before + time.monotonic() - self.started,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "random": torch.get_rng_state(),
         }
+
+    def start_from(self, folder: Path) -> None:
+        """Take over the weights that another run ended with."""
+        path = final_weights(folder)
+        try:
+            saved = safetensors.torch.load_file(path, device=str(self.device))
+        except Exception as error:  # safetensors raises its own kinds
+            raise UserError(f"The weights {path} cannot be read ({error}): train that run again.") from error
+        own = dict(self.network.named_parameters())
+        for name in sorted(own.keys() | saved.keys()):
+            if name not in own or name not in saved or own[name].shape != saved[name].shape:
+                raise UserError(
+                    f"The weights of {folder} are of another model than this run's (they differ in {name}): give the "
+                    "same --model, --vocab-size and --tied as there."
+                )
+        for name, parameter in own.items():
+            parameter.data.copy_(saved[name])
 
     def load(self, checkpoint: Path) -> None:
         try:
@@ -364,7 +381,7 @@ class _Run:
                 f"{CHECKPOINT_VERSION}): use that version, or another --output."
             )
         _check_same(self.config, state["config"], checkpoint)
-        if state["corpus_fingerprint"] != self.tokens.fingerprint:
+        if state["corpus_fingerprint"] != self.task.fingerprint:
             raise UserError(
                 f"The text of corpus {self.config.corpus!r} is not the one that {checkpoint} was trained on: take "
                 "another --output."
@@ -373,8 +390,10 @@ class _Run:
             saved = safetensors.torch.load_file(checkpoint / "model.safetensors", device=str(self.device))
             for name, parameter in self.network.named_parameters():
                 parameter.data.copy_(saved[name])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
+            for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved_state)
+            for scheduler, saved_state in zip(self.schedulers, state["schedulers"], strict=True):
+                scheduler.load_state_dict(saved_state)
         except Exception as error:  # safetensors raises its own kinds
             raise UserError(
                 f"The checkpoint {checkpoint} cannot be read ({error}): delete that folder and resume again."
@@ -386,7 +405,8 @@ class _Run:
         self.seconds_before = float(state["seconds"])
 
 
-def _rule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> str | Rule[Any]:
+def _rule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> Rule[Any]:
+    """The warm-up rule; `optimizer` is the one whose norm counts."""
     steps = config.linear_steps()
     if steps is not None:
         return LinearRule(steps)
@@ -397,7 +417,17 @@ def _rule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> str | Rule[A
             peak_lr=_known(config.lr),
             floor=config.floor,
         )
-    return config.rule
+    rule: Any = by_name(
+        config.rule,
+        config.steps,
+        floor=config.floor,
+        target_loss="auto" if config.target_loss is None else config.target_loss,
+        kappa=partial(optimizer_kappa, optimizer),
+    )
+    if config.averaging is not None:
+        rule = dataclasses.replace(rule, signal=dataclasses.replace(rule.signal, averaging=config.averaging))
+    found: Rule[Any] = rule
+    return found
 
 
 def _known(value: T | None) -> T:
@@ -408,29 +438,13 @@ def _known(value: T | None) -> T:
 
 def _check_same(config: TrainConfig, saved: dict[str, Any], where: Path) -> None:
     own = config.numbers()
-    different = [name for name in own if saved.get(name) != own[name]]
+    different = [name for name in {**own, **saved} if saved.get(name) != own.get(name)]
     if different:
         name = different[0]
         raise UserError(
-            f"{where} belongs to another run ({name} was {saved.get(name)!r}, here {own[name]!r}"
+            f"{where} belongs to another run ({name} was {saved.get(name)!r}, here {own.get(name)!r}"
             f"{f', and {len(different) - 1} more' if len(different) > 1 else ''}): give the same settings, or "
             "another --output."
-        )
-
-
-def _check_long_enough(tokens: Tokens, sampler: Sampler) -> None:
-    if sampler.windows < sampler.batch_size:
-        raise UserError(
-            f"Corpus {tokens.name!r} is shorter than a batch: it gives {sampler.windows} training sequences of "
-            f"{sampler.length} tokens, "
-            f"and a batch takes {sampler.batch_size}; give a longer text, or a smaller --batch-size or "
-            "--sequence-length."
-        )
-    if len(tokens.validation) <= sampler.length:
-        raise UserError(
-            f"Corpus {tokens.name!r} leaves {len(tokens.validation)} tokens for validation, fewer than a sequence "
-            f"of {sampler.length}: "
-            "give a longer text, or a smaller --sequence-length."
         )
 
 

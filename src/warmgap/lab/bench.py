@@ -1,0 +1,390 @@
+"""The bench: a fixed suite of workloads, on each of them every rule beside a grid of hand-tuned lengths, with seeds.
+
+Rules are named as everywhere, and lengths by their share of the run (`linear:10%`, `none`), so that a method has one
+name on every workload. What comes out is one file, `results.json`, from which table and pictures are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from warmgap.lab.config import TrainConfig
+from warmgap.lab.errors import UserError
+from warmgap.lab.record import RunRecord, commit, versions, write_atomically
+from warmgap.lab.sweep import Outcome, in_folder, linear_rule, run_sweep, tell
+from warmgap.lab.table import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RESULTS_FILE = "results.json"
+RESULTS_VERSION = 1
+
+LENGTHS = ("none", "linear:1%", "linear:2%", "linear:5%", "linear:10%", "linear:20%", "linear:40%", "linear:60%")
+"""The hand-tuned warm-ups: shares of the run."""
+
+RULES = ("loss-ratio", "power", "published", "gap", "auto")
+"""The rules that find the length themselves."""
+
+METHODS = LENGTHS + RULES
+
+SEEDS = (0, 1, 2)
+
+_CURVE_POINTS = 120
+
+Split = Literal["development", "test"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Something to train, on which the warm-ups are compared.
+
+    Attributes:
+        name: Its name.
+        split: `development`, where rules may be made to fit, or `test`, which is only looked at afterwards.
+        config: Its settings; rule and seed are the bench's.
+        target_loss: The loss that a person would call optimal; for the published rule, which needs to be told.
+        start_from: The run whose weights it starts from, None for random ones.
+        setting: What was changed of the workload of this name to see whether it matters; empty for the workload itself.
+    """
+
+    name: str
+    split: Split
+    config: TrainConfig
+    target_loss: float
+    start_from: TrainConfig | None = None
+    setting: str = ""
+
+    @property
+    def slug(self) -> str:
+        """Its name for folders."""
+        words = f"{self.name} {self.setting}".strip()
+        return "".join(sign if sign.isalnum() or sign in "._" else "-" for sign in words)
+
+    def run(self, method: str, seed: int) -> TrainConfig:
+        """The settings of one run: a rule, or a length in percent of the steps."""
+        config = replace(self.config, rule=method, seed=seed)
+        if method.startswith("linear:"):
+            config = replace(config, rule=linear_rule(method.removeprefix("linear:"), config.steps))
+        if method in LENGTHS:  # they look at no loss
+            return replace(config, target_loss=None, averaging=None)
+        return replace(config, target_loss=self.target_loss) if method == "published" else config
+
+
+_TINY = TrainConfig(model="tiny", steps=300, batch_size=16, eval_every=0, save_every=0)
+_IMAGES = replace(_TINY, model="mlp", corpus="digits")
+
+_WIKI, _STDLIB, _DIGITS = 1.8, 1.3, 0.05
+"""Losses that a person would call optimal for runs of these lengths: somewhat below those reached."""
+
+
+def _text(
+    name: str, split: Split, optimizer: str, lr: float, corpus: str = "wiki", target_loss: float = _WIKI, **more: Any
+) -> Workload:
+    return Workload(name, split, replace(_TINY, corpus=corpus, optimizer=optimizer, lr=lr, **more), target_loss)
+
+
+def _finetune(name: str, optimizer: str, lr: float) -> Workload:
+    base = replace(_TINY, corpus="wiki", optimizer=optimizer, lr=lr, steps=1200, rule="linear:60")
+    return Workload(name, "test", replace(_TINY, corpus="stdlib", optimizer=optimizer, lr=lr), _STDLIB, base)
+
+
+SUITE = (
+    _text("muon-wiki", "development", "muon", 2e-2),
+    _text("muon-wiki-x3", "development", "muon", 6e-2),
+    _text("lion-wiki", "development", "lion", 1e-3),
+    _text("lion-wiki-x1/3", "development", "lion", 1e-3 / 3),
+    _text("signum-wiki", "development", "signum", 1e-3),
+    _text("nsgd-wiki", "development", "normalized-sgd", 1e-1),
+    _text("nsgd-wiki-x3", "development", "normalized-sgd", 3e-1),
+    Workload("digits-lion", "development", replace(_IMAGES, optimizer="lion", lr=1e-3), _DIGITS),
+    _text("muon-wiki-x1/3", "test", "muon", 2e-2 / 3),
+    _text("lion-wiki-x3", "test", "lion", 3e-3),
+    _text("signum-wiki-x3", "test", "signum", 3e-3),
+    _text("signum-wiki-x1/3", "test", "signum", 1e-3 / 3),
+    _text("nsgd-wiki-x1/3", "test", "normalized-sgd", 1e-1 / 3),
+    _text("muon-wiki-long", "test", "muon", 2e-2, steps=1200),
+    _text("nsgd-wiki-long", "test", "normalized-sgd", 1e-1, steps=1200),
+    _text("lion-wiki-batch-x4", "test", "lion", 1e-3, batch_size=64),
+    _text("muon-stdlib", "test", "muon", 2e-2, "stdlib", _STDLIB),
+    _text("lion-stdlib", "test", "lion", 1e-3, "stdlib", _STDLIB),
+    _finetune("muon-finetune", "muon", 2e-2),
+    _finetune("lion-finetune", "lion", 1e-3),
+    Workload("digits-muon", "test", replace(_IMAGES, optimizer="muon", lr=2e-2), _DIGITS),
+    _text("torch-muon-wiki", "test", "torch-muon", 1e-2),
+    _text("lion-pytorch-stdlib", "test", "lion-pytorch", 1e-3, "stdlib", _STDLIB),
+    _text("scion-wiki", "test", "scion", 1e-3),
+)
+"""The suite: twenty-four workloads, eight of them for development. A peak rate is the optimizer's tuned one, or three
+times or a third of it."""
+
+MINI = (
+    Workload("digits-lion", "development", replace(_IMAGES, optimizer="lion", lr=1e-3, steps=30), _DIGITS),
+    Workload(
+        "muon-stdlib",
+        "test",
+        replace(_TINY, corpus="stdlib", optimizer="muon", steps=12, batch_size=4, eval_tokens=4096),
+        _STDLIB,
+    ),
+)
+"""A suite of seconds, to see that everything works."""
+
+MINI_METHODS = ("none", "linear:10%", "linear:40%", "loss-ratio", "auto")
+
+SUITES: Mapping[str, tuple[tuple[Workload, ...], tuple[str, ...], tuple[int, ...]]] = {
+    "full": (SUITE, METHODS, SEEDS),
+    "mini": (MINI, MINI_METHODS, (0, 1)),
+}
+"""By name: the workloads, and the methods and seeds unless others are asked for."""
+
+
+def choose(
+    workloads: Sequence[Workload], split: str = "all", names: Sequence[str] | None = None
+) -> tuple[Workload, ...]:
+    """The workloads of a split, or those of these names.
+
+    Raises:
+        UserError: No such workload.
+    """
+    known = [workload.name for workload in workloads]
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"Unknown workload {name!r}: choose from {', '.join(known)}.")
+    return tuple(
+        workload for workload in workloads if (workload.name in names if names else split in ("all", workload.split))
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def train_bench(
+    workloads: Sequence[Workload],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    command: str,
+    jobs: int | None = None,
+    console: Console,
+) -> int:
+    """Train what is not trained yet, and write the results so far to `results.json`.
+
+    Finished runs are skipped and interrupted ones resumed, as in a sweep. The runs that others start from come first.
+
+    Args:
+        workloads: What to train.
+        methods: Rules and lengths.
+        seeds: The seeds.
+        folder: Where runs and results go.
+        command: The command line that makes this bench.
+        jobs: Runs at a time (see `run_sweep`).
+        console: Where to show progress.
+
+    Returns:
+        Exit code: 0, 1 where a run failed, 130 where it was interrupted.
+
+    Raises:
+        UserError: A setting that is not allowed, nothing asked for, or a folder that cannot be written to.
+    """
+    for what, given in (("workload", workloads), ("method", methods), ("seed", seeds)):
+        if not given:
+            raise UserError(f"The bench has no {what}: give at least one.")
+    asked = {
+        "workloads": [workload.slug for workload in workloads],
+        "methods": list(methods),
+        "seeds": list(seeds),
+    }
+    bases = {
+        workload.start_from: _base_run(workload.start_from, folder) for workload in workloads if workload.start_from
+    }
+    if bases:
+        outcomes = run_sweep(
+            list(bases.values()), folder / "base", command=command, asked=asked, jobs=jobs, console=console
+        )
+        if code := int(any(outcome.status != "done" for outcome in outcomes)):
+            return tell(outcomes, folder / "base", console) or code  # 0 where one diverged
+    runs: dict[TrainConfig, tuple[Workload, str]] = {}
+    # A seed at a time, so that a bench that is interrupted has seen every workload.
+    for seed in dict.fromkeys(seeds):
+        for workload in workloads:
+            start = bases[workload.start_from].output if workload.start_from else None
+            for method in dict.fromkeys(methods):
+                config = replace(workload.run(method, seed), start_from=start).resolve()
+                runs[in_folder(config, folder / workload.slug)] = workload, method
+    outcomes = run_sweep(list(runs), folder, command=command, asked=asked, jobs=jobs, console=console)
+    rows = [
+        _row(*runs[outcome.config], outcome) for outcome in outcomes if outcome.status in ("done", "diverged", "failed")
+    ]
+    results = Results(
+        command=command,
+        commit=commit(),
+        versions=versions(),
+        workloads=[_plain(workload) for workload in workloads],
+        rows=rows,
+        curves=[
+            _curve(*runs[outcome.config], outcome.config)
+            for outcome in outcomes
+            if outcome.status == "done" and outcome.config.seed == seeds[0] and outcome.config.rule == "auto"
+        ],
+    )
+    results.save(folder / RESULTS_FILE)
+    return tell(outcomes, folder, console)
+
+
+def _base_run(config: TrainConfig, folder: Path) -> TrainConfig:
+    """A run to start from, with its folder; it leaves its weights."""
+    return in_folder(replace(config, save_every=config.steps).resolve(), folder / "base")
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of the bench.
+
+    Attributes:
+        workload: Name of its workload.
+        setting: What was changed of that workload; empty for the workload itself.
+        method: Rule, or length in percent of the steps.
+        seed: Seed.
+        status: `done`, `diverged`, or `failed` (the rule could not go on).
+        final_val_loss: Final validation loss, None unless done.
+        first_loss: Loss of the first training step, None where not even that was finite.
+        warmup_iters: Steps of warm-up, None where it never ended.
+        seconds: Wall time.
+        fingerprint: Of its settings.
+    """
+
+    workload: str
+    setting: str
+    method: str
+    seed: int
+    status: str
+    final_val_loss: float | None
+    first_loss: float | None
+    warmup_iters: int | None
+    seconds: float
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `results.json` holds.
+
+    Attributes:
+        command: The command line that made it.
+        commit: The commit of warmgap's checkout, None where it is not one.
+        versions: Of Python and the packages that matter.
+        workloads: Name, split, setting and the telling settings of each workload.
+        rows: One a run.
+        curves: The factor against steps of the runs of `auto` with the first seed: workload, setting, method, seed,
+            steps, factors. (Those of a hand-tuned length follow from the length.)
+    """
+
+    command: str
+    commit: str | None
+    versions: Mapping[str, str]
+    workloads: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
+    curves: Sequence[Mapping[str, Any]]
+
+    def save(self, path: Path) -> None:
+        """Write it to `path`, a line a run."""
+        parts = [f'"version": {RESULTS_VERSION}']
+        parts += [f'"{name}": {json.dumps(getattr(self, name))}' for name in ("command", "commit", "versions")]
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        for name, items in (("workloads", self.workloads), ("runs", rows), ("curves", self.curves)):
+            lines = ",\n".join(json.dumps(item) for item in items)
+            parts.append(f'"{name}": [\n{lines}\n]')
+        write_atomically(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: It is not there, not one of ours, or of another version.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["version"] != RESULTS_VERSION:
+                raise UserError(
+                    f"{path} was written by another version of warmgap (form {data['version']}, this one reads form "
+                    f"{RESULTS_VERSION}): use that version, or run the bench again."
+                )
+            return cls(
+                data["command"],
+                data["commit"],
+                data["versions"],
+                data["workloads"],
+                [Row(**row) for row in data["runs"]],
+                data["curves"],
+            )
+        except FileNotFoundError as error:
+            raise UserError(f"There is no {path}: give the results.json of a bench.") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} holds no results of a bench: give the results.json of one.") from error
+
+
+def _row(workload: Workload, method: str, outcome: Outcome) -> Row:
+    config = outcome.config
+    assert config.output is not None  # noqa: S101 - every run of a sweep has one
+    record, first = None, None
+    if (config.output / "run.json").exists():
+        record = RunRecord.load(config.output)
+        steps, losses = Run(config.output, record).metrics().get("loss", ([], []))
+        first = losses[0] if steps and steps[0] == 1 else None
+    return Row(
+        workload=workload.name,
+        setting=workload.setting,
+        method=method,
+        seed=config.seed,
+        status=outcome.status,
+        final_val_loss=record.final_val_loss if record and outcome.status == "done" else None,
+        first_loss=first,
+        warmup_iters=record.warmup_iters if record else None,
+        seconds=record.seconds if record else 0.0,
+        fingerprint=config.fingerprint(),
+    )
+
+
+def _plain(workload: Workload) -> dict[str, Any]:
+    config = workload.config.resolve()
+    telling = ("corpus", "model", "optimizer", "lr", "steps", "batch_size", "decay")
+    return {
+        "name": workload.name,
+        "split": workload.split,
+        "setting": workload.setting,
+        **{name: getattr(config, name) for name in telling},
+        "target_loss": workload.target_loss,
+        "start_from": workload.start_from.command() if workload.start_from else None,
+    }
+
+
+def _curve(workload: Workload, method: str, config: TrainConfig) -> dict[str, Any]:
+    """The factor against steps of a run that is done, at few steps and with few digits."""
+    assert config.output is not None  # noqa: S101 - every run of a sweep has one
+    steps, factors = Run(config.output, RunRecord.load(config.output)).metrics()["factor"]
+    kept = _thinned(len(steps))
+    return {
+        "workload": workload.name,
+        "setting": workload.setting,
+        "method": method,
+        "seed": config.seed,
+        "steps": [steps[index] for index in kept],
+        "factors": [round(factors[index], 4) for index in kept],
+    }
+
+
+def _thinned(count: int) -> list[int]:
+    """Indices of at most `_CURVE_POINTS` of `count` steps, the denser the earlier: what differs differs early."""
+    last = math.sqrt(max(0, count - 1))
+    return sorted({round((index / (_CURVE_POINTS - 1) * last) ** 2) for index in range(_CURVE_POINTS)})

@@ -1,0 +1,70 @@
+"""`warmgap bench`: the regret of every warm-up rule on a suite of workloads."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+HELP = "train a suite of workloads with every rule and a grid of hand-tuned lengths; finished runs are skipped"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what to train of the suite, and where."""
+    parser.add_argument("--suite", default="full", metavar="NAME", help="full or mini (default: full)")
+    parser.add_argument(
+        "--split", default="all", metavar="NAME", help="development, test or all of the workloads (default: all)"
+    )
+    parser.add_argument("--workloads", nargs="+", default=None, metavar="NAME", help="these workloads only")
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        default=None,
+        metavar="RULE",
+        help="these rules and lengths only, such as auto linear:10%% none (default: the suite's)",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=None, metavar="SEED", help="seeds (default: 0 1 2)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=None,
+        metavar="N",
+        help="runs at a time (default: one a core, or one where there is a GPU)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/bench"),
+        metavar="FOLDER",
+        help="folder of the runs, the results and the pictures (default: runs/bench)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train; exit code 0, 1 where a run failed, 130 where it was interrupted."""
+    from rich.console import Console
+
+    from warmgap.lab.bench import SUITES, choose, train_bench
+    from warmgap.lab.errors import UserError
+
+    if arguments.suite not in SUITES:
+        raise UserError(f"Unknown suite {arguments.suite!r}: choose one of {', '.join(SUITES)}.")
+    workloads, methods, seeds = SUITES[arguments.suite]
+    folder, console = arguments.output, Console()
+    return train_bench(
+        choose(workloads, arguments.split, arguments.workloads),
+        arguments.rules or methods,
+        arguments.seeds or seeds,
+        folder,
+        command=_command(arguments),
+        jobs=arguments.jobs,
+        console=console,
+    )
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command line that makes this bench; how many jobs it had changes nothing."""
+    words = ["warmgap", "bench"]
+    for name in ("suite", "split", "workloads", "rules", "seeds", "output"):
+        value = getattr(arguments, name)
+        if value is not None:
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return shlex.join(words)
