@@ -103,7 +103,7 @@ SUITE = (
     _text("signum-wiki", "development", "signum", 1e-3),
     _text("nsgd-wiki", "development", "normalized-sgd", 1e-1),
     _text("nsgd-wiki-x3", "development", "normalized-sgd", 3e-1),
-    Workload("digits-lion", "development", replace(_IMAGES, optimizer="lion", lr=1e-3), _DIGITS),
+    Workload("digits-lion", "development", replace(_IMAGES, optimizer="lion", lr=5e-4), _DIGITS),
     _text("muon-wiki-x1/3", "test", "muon", 2e-2 / 3),
     _text("lion-wiki-x3", "test", "lion", 3e-3),
     _text("signum-wiki-x3", "test", "signum", 3e-3),
@@ -116,7 +116,7 @@ SUITE = (
     _text("lion-stdlib", "test", "lion", 1e-3, "stdlib", _STDLIB),
     _finetune("muon-finetune", "muon", 2e-2),
     _finetune("lion-finetune", "lion", 1e-3),
-    Workload("digits-muon", "test", replace(_IMAGES, optimizer="muon", lr=2e-2), _DIGITS),
+    Workload("digits-muon", "test", replace(_IMAGES, optimizer="muon", lr=1e-2), _DIGITS),
     _text("torch-muon-wiki", "test", "torch-muon", 1e-2),
     _text("lion-pytorch-stdlib", "test", "lion-pytorch", 1e-3, "stdlib", _STDLIB),
     _text("scion-wiki", "test", "scion", 1e-3),
@@ -125,7 +125,7 @@ SUITE = (
 times or a third of it."""
 
 MINI = (
-    Workload("digits-lion", "development", replace(_IMAGES, optimizer="lion", lr=1e-3, steps=30), _DIGITS),
+    Workload("digits-lion", "development", replace(_IMAGES, optimizer="lion", lr=5e-4, steps=30), _DIGITS),
     Workload(
         "muon-stdlib",
         "test",
