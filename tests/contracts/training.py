@@ -52,7 +52,12 @@ class Steps(Dataset[dict[str, Tensor]]):
 
     def __init__(self, losses: list[float], overflow: int | None = None) -> None:
         self.x = torch.randn(len(losses) * ROWS, 6, generator=torch.Generator().manual_seed(0))
-        self.values = [loss + row - (ROWS - 1) / 2 for loss in losses for row in range(ROWS)]
+        # a loss that is NaN is so by one row alone: on one rank, and in one micro-batch
+        self.values = [
+            row - (ROWS - 1) / 2 + (loss if row == ROWS - 1 or not math.isnan(loss) else 2.0)
+            for loss in losses
+            for row in range(ROWS)
+        ]
         self.overflow = overflow
 
     def __len__(self) -> int:

@@ -83,6 +83,9 @@ class LossMean:
         """Return the mean over everything added since the last `take`, over all ranks, and start afresh.
 
         Every rank of the group must call it at the same step.
+
+        Raises:
+            RuntimeError: If another rank has ended, or does not answer within the process group's timeout.
         """
         totals = torch.zeros(2, dtype=torch.float64) if self._totals is None else self._totals
         self._totals = None
@@ -103,7 +106,14 @@ class LossMean:
         if totals.device.type == "cpu" and dist.get_backend(self._group) == "nccl":
             totals = totals.to("cuda", non_blocking=True)
         gathered = [torch.empty_like(totals) for _ in range(ranks)]
-        dist.all_gather(gathered, totals, group=self._group)
+        try:
+            dist.all_gather(gathered, totals, group=self._group)
+        except RuntimeError as error:  # gloo raises plain ones
+            raise RuntimeError(
+                f"rank {dist.get_rank()} could not exchange the loss of this step: another rank of the {ranks} has "
+                "ended or does not answer, and its own output says why; end the run and resume it from the last "
+                "checkpoint, on any number of ranks"
+            ) from error
         return torch.stack(gathered).sum(0)
 
 
