@@ -33,6 +33,19 @@ def test_constants_that_are_too_small_are_found() -> None:
     assert not aiming.check(problem, np.array([0.5, 1.0, -4.0]), 1e-2).holds
 
 
+def test_a_function_that_does_not_aim_is_found() -> None:
+    assert aiming.check(problems.saturated(), np.array([0.5]), 1e-2).holds
+    assert not aiming.check(problems.saturated(), np.array([3.0]), 1e-2).holds
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.2, 99.0])
+def test_eps_lies_below_the_initial_gap(eps: float) -> None:
+    problem, start = problems.cosh("frobenius", (1,)), np.array([0.5])
+    assert problem.value(start) < 0.2
+    with pytest.raises(ValueError, match=r"eps must (lie below the initial gap|be above 0).*got"):
+        aiming.check(problem, start, eps)
+
+
 def test_other_problems_are_refused() -> None:
     for problem in (problems.cosh("max", (2,)), problems.barrier("frobenius", (2,))):
         with pytest.raises(ValueError, match="about l2 and a bound linear in the gap"):

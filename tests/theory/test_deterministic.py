@@ -86,20 +86,13 @@ def test_steps_from_starts_of_a_given_bound(problem: Problem, bound: float, step
 def test_constants_that_are_too_small_are_found(constants: Constants) -> None:
     problem = replace(problems.cosh("frobenius", (3,)), constants=constants)
     assert not deterministic.check(problem, 2.0 * VECTOR, 1e-2).holds
+    assert not deterministic.check_fixed(problem, 2.0 * VECTOR, 1e-2).holds
 
 
 def test_a_function_that_is_not_star_convex_is_found() -> None:
     # The slope dies away from the minimiser, slower than the gap shrinks.
-    saturated = Problem(
-        "saturated",
-        problems.quadratic("frobenius", (1,)).norm,
-        lambda x: float(1.0 - np.exp(-(x @ x))),
-        lambda x: 2.0 * x * np.exp(-(x @ x)),
-        Constants(2.0),
-        lambda gap: 9.0,
-    )
-    assert deterministic.check(saturated, np.array([0.5]), 1e-2).holds
-    assert not deterministic.check(saturated, np.array([3.0]), 1e-2).holds
+    assert deterministic.check(problems.saturated(), np.array([0.5]), 1e-2).holds
+    assert not deterministic.check(problems.saturated(), np.array([3.0]), 1e-2).holds
 
 
 def test_eps_above_the_gap_is_refused() -> None:

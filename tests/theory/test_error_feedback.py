@@ -21,6 +21,8 @@ def test_the_bound(beta: float, steps: int) -> None:
 
 def test_without_feedback_it_is_found_not_to_converge() -> None:
     assert error_feedback.check(30_000).holds
+    assert error_feedback.check(200, beta=0.0).holds
+    assert not error_feedback.check(200, beta=0.0, feedback=False).holds
     stuck, _ = error_feedback.run(3000, lambda _: 0.01, beta=0.0, c=0.1, feedback=False)
     freed, _ = error_feedback.run(3000, lambda _: 0.01, beta=0.0, c=0.1)
     assert stuck.gaps.min() > 0.15

@@ -45,6 +45,29 @@ def test_a_threshold_for_other_constants_is_wrong() -> None:
     assert fixed_step.run(problem, 2.0, wrong, eps=1e-6, steps=500).gaps[-1] == math.inf
 
 
+@pytest.mark.parametrize("H0", [0.5, 2.0])
+def test_a_function_of_another_curvature_is_found(H0: float) -> None:
+    check = fixed_step.check_threshold(1.0, 1.0, 2.0, problem=fixed_step.cosh_of(H0, 1.0))
+    assert not check.holds
+    assert (check.measured > check.bound) == (H0 < 1.0)
+    assert (check.excess > 0.0) == (H0 > 1.0)
+
+
+def test_a_step_size_above_the_threshold_needs_fewer_steps() -> None:
+    assert fixed_step.check_steps(1.0, 1.0, 100.0, 1e-3, 0.5).holds
+    assert not fixed_step.check_steps(1.0, 1.0, 100.0, 1e-3, 0.5, step_size=0.5).holds
+
+
+def test_what_has_no_threshold_is_refused() -> None:
+    with pytest.raises(ValueError, match="eps must lie below the initial gap"):
+        fixed_step.check_steps(1.0, 1.0, 100.0, 100.0, 0.5)
+    for arguments in ((0.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0)):
+        with pytest.raises(ValueError, match="must be above 0, got 0"):
+            fixed_step.threshold(*arguments)
+    with pytest.raises(ValueError, match="initial_gap must be above 0"):
+        fixed_step.check_threshold(1.0, 1.0, 0.0)
+
+
 def test_a_quadratic_that_is_too_steep_is_refused() -> None:
     with pytest.raises(ValueError, match=r"eta\*mu < 1"):
         fixed_step.check_steps(1.0, 1.0, 0.1, 1e-3, 1.0)

@@ -32,6 +32,8 @@ def test_constants_that_are_too_small_are_found() -> None:
 
 
 def test_a_layer_needs_an_l1() -> None:
+    with pytest.raises(ValueError, match="at least one layer"):
+        gluon.check([], 0.5)
     problem, start, L0, _ = gluon.cosh_layer("max", np.array([[2.0]]))
     with pytest.raises(ValueError, match="L1 must be above 0"):
         gluon.check([(problem, start, L0, 0.0)], 0.5)

@@ -34,6 +34,14 @@ def test_an_assumption_that_fails_is_found() -> None:
     assert gradient_smoothness.check(barrier, points, 0.1, 0.1, 1.0).measured > 1.0
 
 
+def test_points_are_needed_and_lie_in_the_domain() -> None:
+    barrier = problems.barrier("frobenius", (1,))
+    with pytest.raises(ValueError, match=r"in the domain, got 1\.5 for barrier"):
+        gradient_smoothness.check(barrier, np.array([0.1, 1.5, 0.2]), 4.0, BARRIER, 4 / 3)
+    with pytest.raises(ValueError, match="got none"):
+        gradient_smoothness.check(barrier, np.array([]), 4.0, BARRIER, 4 / 3)
+
+
 @pytest.mark.parametrize(("L0", "Lrho", "rho"), [(-1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 1.0, 2.0)])
 def test_constants_out_of_range(L0: float, Lrho: float, rho: float) -> None:
     with pytest.raises(ValueError, match="must"):

@@ -29,3 +29,9 @@ def test_a_sum_of_more_weight_is_not_frozen() -> None:
 def test_on_a_diagonal_matrix_the_sign_is_muons_step() -> None:
     for entries in ([0.3, -2.0], [-1.0, -1e-6]):
         assert spectral.lmo(np.diag(entries)) == pytest.approx(np.diag(maximum.lmo(np.array(entries))), abs=1e-12)
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.0, float("nan")])
+def test_a_momentum_out_of_range(beta: float) -> None:
+    with pytest.raises(ValueError, match="beta must"):
+        nonconvergence.check(10, beta)

@@ -44,6 +44,12 @@ def test_a_mu_that_is_too_large_is_found() -> None:
     assert not polyak_lojasiewicz.check(problem, start, 1e-3, 1.0).holds
 
 
+@pytest.mark.parametrize("eps", [0.0, 0.2, 99.0])
+def test_eps_lies_below_the_initial_gap(eps: float) -> None:
+    with pytest.raises(ValueError, match=r"eps must (lie below the initial gap|be above 0).*got"):
+        polyak_lojasiewicz.check(problems.cosh("frobenius", (1,)), np.array([0.5]), eps, 1.0)
+
+
 def test_a_bound_that_does_not_grow_with_the_gap_is_refused() -> None:
     with pytest.raises(ValueError, match="K1"):
         polyak_lojasiewicz.check(problems.quadratic("frobenius", (2,)), np.ones(2), 0.1, 1.0)

@@ -36,6 +36,13 @@ def test_a_factor_that_is_too_large_is_found() -> None:
     assert not power.check(problem(1.0, (3,)), x, 20, c=4.0, three=False).holds
 
 
+def test_arguments_out_of_range() -> None:
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        power.check(problem(1.0, (1,)), np.ones(1), 0)
+    with pytest.raises(ValueError, match="c must be above 0"):
+        power.check(problem(1.0, (1,)), np.ones(1), 5, c=0.0)
+
+
 def test_other_bounds_are_refused() -> None:
     for other in (problems.cosh("frobenius", (2,)), problems.cosh("max", (2,)), problems.quadratic("frobenius", (2,))):
         with pytest.raises(ValueError, match="the power rule is about l2"):

@@ -23,6 +23,7 @@ from warmgap.theory import (
     power,
     problems,
     stochastic,
+    unified,
     weight_decay,
 )
 from warmgap.theory.check import Check
@@ -51,6 +52,7 @@ GUARANTEES = (
     gradient_smoothness,
     aiming,
     polyak_lojasiewicz,
+    unified,
     fixed_step,
     power,
     gluon,

@@ -28,6 +28,7 @@ import numpy as np
 from warmgap._checks import check_positive
 from warmgap.theory import problems
 from warmgap.theory.check import Check, excess
+from warmgap.theory.constants import check_eps
 from warmgap.theory.descent import descend
 from warmgap.theory.norms import Array
 from warmgap.theory.problems import Problem
@@ -58,12 +59,13 @@ def check(problem: Problem, start: Array, eps: float, theta: float = 1.0, *, sha
         sharp: Whether to take the sharper step size.
 
     Raises:
-        ValueError: If the problem is not of that kind, or theta or eps is not above 0.
+        ValueError: If the problem is not of that kind, theta is not above 0, or eps is not above 0 and below the gap at
+            the start.
     """
     h0, h1 = linear_constants(problem)
     check_positive("theta", theta)
     flat, steep, share = (2.0, 1.0, 1.0) if sharp else (10.0, 20.0, 1.8)
-    price = (flat * h0 / check_positive("eps", eps) + steep * h1) / share
+    price = (flat * h0 / check_eps(eps, problem.value(start)) + steep * h1) / share
     bound = 1.0 + price * problem.norm.norm(start) ** 2 / theta**2
     path = descend(
         problem,

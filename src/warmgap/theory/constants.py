@@ -11,6 +11,14 @@ from warmgap._checks import check_finite, check_positive
 from warmgap.theory.norms import Array
 
 
+def check_eps(eps: float, initial_gap: float) -> float:
+    """Return `eps`, the gap to reach, or raise ValueError unless 0 < eps < initial_gap."""
+    check_positive("eps", eps)
+    if not eps < initial_gap:
+        raise ValueError(f"eps must lie below the initial gap {initial_gap!r}, got {eps!r}")
+    return eps
+
+
 @dataclass(frozen=True)
 class Constants:
     """The curvature bound `K(gap) = K0 + K1*gap + Krho*gap**rho`.
@@ -61,9 +69,7 @@ class Constants:
         Raises:
             ValueError: If not 0 < eps < initial_gap.
         """
-        check_positive("eps", eps)
-        if not eps < initial_gap:
-            raise ValueError(f"eps must lie below the initial gap {initial_gap!r}, got {eps!r}")
+        check_eps(eps, initial_gap)
         log = math.log(initial_gap / eps)
         power = self.rho - 1.0
         last = (math.pow(initial_gap, power) - math.pow(eps, power)) / power if power else log

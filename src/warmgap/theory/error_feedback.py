@@ -53,7 +53,7 @@ def run(
         The trajectory, and the l2 norm of E after each step.
 
     Raises:
-        ValueError: If steps is not a whole number of at least 1.
+        ValueError: If steps is not a whole number of at least 1, or beta does not lie in [0, 1).
     """
     problem = problems.absolute(frozen_weight(beta) if c is None else c)
     momentum = error = np.zeros(2)
@@ -76,7 +76,7 @@ def check(steps: int, beta: float = 0.9, *, feedback: bool = True) -> Check:
     """Run EF-Muon with the fixed gamma `1/sqrt(steps)`; measured: the least f.
 
     Raises:
-        ValueError: If steps is not a whole number of at least 1.
+        ValueError: If steps is not a whole number of at least 1, or beta does not lie in [0, 1).
     """
     gamma = 1.0 / math.sqrt(check_count("steps", steps, minimum=1))
     path, errors = run(steps, lambda _: gamma, beta, feedback=feedback)

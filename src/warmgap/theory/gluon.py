@@ -47,8 +47,10 @@ def check(layers: Sequence[Layer], eps: float) -> Check:
     """Run Gluon on a sum over layers; measured: steps to a weighted sum of the dual norms of at most eps.
 
     Raises:
-        ValueError: If eps or an L1 is not above 0.
+        ValueError: If there is no layer, or eps or an L1 is not above 0.
     """
+    if not layers:
+        raise ValueError("a check needs at least one layer, got none")
     check_positive("eps", eps)
     inverse = np.array([1.0 / check_positive("L1", L1) for *_, L1 in layers])
     mean = float(inverse.mean())

@@ -59,15 +59,22 @@ def check(problem: Problem, points: Array, L0: float, Lrho: float, rho: float) -
         L0: The constant term in the gradient's norm.
         Lrho: The term of the power rho.
         rho: The power.
+
+    Raises:
+        ValueError: If `to_gap` refuses the constants, there are no points, or one lies outside the domain.
     """
+    if not len(points):
+        raise ValueError("the curvature is compared at points, got none")
     bound = to_gap(L0, Lrho, rho)
     shares, over = [], []
     for point in points:
         x, h = np.array([point]), 1e-6
-        curvature = float((problem.gradient(x + h) - problem.gradient(x - h))[0]) / (2.0 * h)
+        if not np.isfinite(gap := problem.value(x)):
+            raise ValueError(f"every point must lie in the domain, got {point} for {problem.name}")
+        curvature = abs(float((problem.gradient(x + h) - problem.gradient(x - h))[0])) / (2.0 * h)
         # Below the error of the central difference, an excess says nothing.
         assumed = (L0 + Lrho * problem.norm.dual(problem.gradient(x)) ** rho) * (1.0 + 1e-6)
-        shares.append(curvature / bound(problem.value(x)))
+        shares.append(curvature / bound(gap))
         over.append((curvature - assumed) / assumed)
     return Check("Appendix E", problem.name, "curvature / bound", max(shares), 1.0, excess=max(over))
 

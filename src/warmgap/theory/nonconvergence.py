@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from warmgap._checks import check_count
+from warmgap._checks import check_count, check_finite
 from warmgap.theory import problems
 from warmgap.theory.check import Check, excess
 from warmgap.theory.descent import Iterate, descend
@@ -38,7 +38,13 @@ START = np.array([1.0 + math.log(2.0), 1.0 - math.log(2.0)])
 
 
 def frozen_weight(beta: float) -> float:
-    """Return the weight c of the sum that momentum beta does not see."""
+    """Return the weight c of the sum that momentum beta does not see.
+
+    Raises:
+        ValueError: If beta does not lie in [0, 1).
+    """
+    if not 0.0 <= check_finite("beta", beta) < 1.0:
+        raise ValueError(f"beta must lie between 0 and 1, 1 not included, got {beta!r}")
     return (1.0 - beta) / (2.0 * (1.0 + beta))
 
 
@@ -51,7 +57,7 @@ def check(steps: int, beta: float = 0.9, c: float | None = None) -> Check:
         c: The weight of the sum; `frozen_weight(beta)` unless given.
 
     Raises:
-        ValueError: If steps is not a whole number of at least 1.
+        ValueError: If steps is not a whole number of at least 1, or beta does not lie in [0, 1).
     """
     weight = frozen_weight(beta) if c is None else c
     problem = problems.absolute(weight)

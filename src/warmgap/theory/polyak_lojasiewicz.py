@@ -30,6 +30,7 @@ from warmgap._checks import check_positive
 from warmgap.theory import problems
 from warmgap.theory.aiming import linear_constants
 from warmgap.theory.check import Check, excess
+from warmgap.theory.constants import check_eps
 from warmgap.theory.descent import descend
 from warmgap.theory.norms import Array
 from warmgap.theory.problems import Problem
@@ -48,7 +49,8 @@ def check(problem: Problem, start: Array, eps: float, mu: float, *, sharp: bool 
         sharp: Whether to take the step size `1/(H0 + H1 gap)`; its bound is DERIVED like the other.
 
     Raises:
-        ValueError: If the problem is not of that kind, or mu or eps is not above 0.
+        ValueError: If the problem is not of that kind, mu is not above 0, or eps is not above 0 and below the gap at
+            the start.
     """
     h0, h1 = linear_constants(problem)
     check_positive("K1", h1, "the bound has two phases only where the curvature grows with the gap")
@@ -56,8 +58,9 @@ def check(problem: Problem, start: Array, eps: float, mu: float, *, sharp: bool 
     # Where the two terms of the step size are equal, the phases change.
     turn = flat * h0 / (steep * h1)
     share = check_positive("mu", mu) * (1.0 if sharp else 1.9)
-    fast = max(0.0, math.log(turn / check_positive("eps", eps)))
-    bound = (2.0 * steep * h1 * problem.value(start) + 2.0 * flat * h0 * fast) / share
+    initial_gap = problem.value(start)
+    fast = max(0.0, math.log(turn / check_eps(eps, initial_gap)))
+    bound = (2.0 * steep * h1 * initial_gap + 2.0 * flat * h0 * fast) / share
     path = descend(
         problem,
         start,

@@ -22,6 +22,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from warmgap._checks import check_count, check_positive
 from warmgap.theory import problems
 from warmgap.theory.check import Check, excess
 from warmgap.theory.constants import Constants
@@ -43,11 +44,13 @@ def check(problem: Problem, start: Array, steps: int, *, c: float = 0.5, three: 
         three: Whether to keep the printed 3^rho.
 
     Raises:
-        ValueError: If the problem is not of that kind.
+        ValueError: If the problem is not of that kind, steps is not a whole number of at least 1, or c is not above 0.
     """
     constants = problem.constants
     if problem.norm.name != "frobenius" or constants.K1 > 0.0 or not (constants.K0 > 0.0 and constants.Krho > 0.0):
         raise ValueError(f"the power rule is about l2 and a bound K0 + Krho gap^rho, got {problem}")
+    check_count("steps", steps, minimum=1)
+    check_positive("c", c)
     steep = constants.Krho * (3.0**constants.rho if three else 1.0)
     path = descend(
         problem,

@@ -6,6 +6,7 @@
     quadratic      sum x_i^2 / 2                          all                        A2 and A2-H
     star           cosh(N(x)) - 1, N = r sqrt(1 + cos(4 angle)/2)    frobenius, max  A2-H, star-convex, not convex
     rough          sum x_i^2/2 + int_0^x_i sin(4 t^5)/5   frobenius, ||x|| <= 3      A2, star-convex, not convex
+    saturated      1 - exp(-||x||^2)                      frobenius                  A2 and A2-H, not star-convex
     absolute       c |x_1 + x_2| + |x_1 - x_2|            max                        none: not differentiable
 
 In the spectral norm f is applied to the singular values. Constants: DERIVED, those of `star` and `rough` on a grid.
@@ -27,7 +28,7 @@ from warmgap.geometry import NORMS, kappa
 from warmgap.theory.constants import Constants
 from warmgap.theory.norms import Array, Norm, frobenius, maximum, singular_values, spectral
 
-__all__ = ["Problem", "absolute", "barrier", "cosh", "quadratic", "rough", "star"]
+__all__ = ["Problem", "absolute", "barrier", "cosh", "quadratic", "rough", "saturated", "star"]
 
 _NORMS: dict[str, Norm] = {norm.name: norm for norm in (frobenius, maximum, spectral)}
 
@@ -185,6 +186,18 @@ def rough(size: int) -> Problem:
         lambda x: x + 0.2 * np.sin(4.0 * x**5),
         Constants(2.0, 0.0, 15.6),
         lambda gap: math.sqrt(2.0 * gap),
+    )
+
+
+def saturated() -> Problem:
+    """Return `1 - exp(-||x||^2)` in l2, of curvature at most 2: flat far from the minimiser, and so not star-convex."""
+    return Problem(
+        "saturated, frobenius",
+        frobenius,
+        lambda x: float(-np.expm1(-(x * x).sum())),
+        lambda x: 2.0 * x * np.exp(-(x * x).sum()),
+        Constants(2.0),
+        lambda gap: math.sqrt(-math.log1p(-gap)) if gap < 1.0 else math.inf,
     )
 
 
