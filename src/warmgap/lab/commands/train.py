@@ -7,6 +7,7 @@ from pathlib import Path
 
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.corpus import NAMES
+from warmgap.lab.errors import UserError
 from warmgap.lab.model import sizes_table
 from warmgap.lab.options import add_options, build
 
@@ -30,7 +31,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     from warmgap.lab.train import train
 
-    record = train(config)
+    try:
+        record = train(config)
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        raise UserError(
+            f"Process {os.environ.get('RANK', '0')} ends because another one of this run has ended or does not answer: "
+            "run the same command with --resume, on any number of processes, to go on from the last checkpoint."
+        ) from error
     if record.status == "interrupted":
         _say(f"Interrupted after step {record.step}: run the same command with --resume to go on.")
         return 130
@@ -43,6 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
         f"{config.output}."
     )
     return 0
+
+
+def _lost(error: BaseException | None) -> bool:
+    """Return whether an error comes from talking to another process; gloo's have no class of their own."""
+    from torch.distributed import DistError
+
+    return error is not None and (
+        isinstance(error, DistError) or "gloo/transport" in str(error) or _lost(error.__cause__)
+    )
 
 
 def _say(sentence: str) -> None:
