@@ -29,6 +29,9 @@ RESULTS_VERSION = 1
 LENGTHS = ("none", "linear:1%", "linear:2%", "linear:5%", "linear:10%", "linear:20%", "linear:40%", "linear:60%")
 """The hand-tuned warm-ups: shares of the run."""
 
+SHARES = {length: 0.0 if length == "none" else float(length[len("linear:") : -1]) / 100 for length in LENGTHS}
+"""Length -> share of the run."""
+
 RULES = ("loss-ratio", "power", "published", "gap", "auto")
 """The rules that find the length themselves."""
 

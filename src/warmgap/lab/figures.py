@@ -79,10 +79,18 @@ def method_style(method: Method, steps: int) -> tuple[Any, Any]:
         steps: length of its runs; the shade of a hand-tuned warm-up is its share of it.
     """
     length = hand_tuned_steps(method.rule)
-    if length is None:
-        return ADAPTIVE_STYLES.get(method.rule, OTHER_ADAPTIVE)
+    return rule_style(method.rule) if length is None else length_style(length / steps)
+
+
+def rule_style(rule: str) -> tuple[Any, Any]:
+    """Colour and dashes of a rule that finds the length itself."""
+    return ADAPTIVE_STYLES.get(rule, OTHER_ADAPTIVE)
+
+
+def length_style(share: float) -> tuple[Any, Any]:
+    """Colour and dashes of a hand-tuned warm-up over this share of the run."""
     # The square root spreads the short lengths, which differ by factors rather than by steps.
-    depth = min(1.0, length / steps / 0.6) ** 0.5
+    depth = min(1.0, share / 0.6) ** 0.5
     return tuple(float(np.interp(depth, (0.0, 0.5, 1.0), channel)) for channel in zip(*BLUES, strict=True)), "-"
 
 

@@ -30,11 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="runs at a time (default: one a core, or one where there is a GPU)",
     )
     parser.add_argument(
+        "--report", type=Path, default=None, metavar="FILE", help="train nothing: table and pictures of a results.json"
+    )
+    parser.add_argument(
         "--output",
         type=Path,
-        default=Path("runs/bench"),
+        default=None,
         metavar="FOLDER",
-        help="folder of the runs, the results and the pictures (default: runs/bench)",
+        help="folder of runs, results and pictures (default: runs/bench, with --report the file's own)",
     )
 
 
@@ -42,14 +45,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Train; exit code 0, 1 where a run failed, 130 where it was interrupted."""
     from rich.console import Console
 
-    from warmgap.lab.bench import SUITES, choose, train_bench
+    from warmgap.lab.bench import RESULTS_FILE, SUITES, Results, choose, train_bench
+    from warmgap.lab.bench_report import write_bench_report
     from warmgap.lab.errors import UserError
 
+    console = Console()
+    if arguments.report is not None:
+        write_bench_report(Results.load(arguments.report), arguments.output or arguments.report.parent, console)
+        return 0
     if arguments.suite not in SUITES:
         raise UserError(f"Unknown suite {arguments.suite!r}: choose one of {', '.join(SUITES)}.")
     workloads, methods, seeds = SUITES[arguments.suite]
-    folder, console = arguments.output, Console()
-    return train_bench(
+    folder = arguments.output or Path("runs/bench")
+    code = train_bench(
         choose(workloads, arguments.split, arguments.workloads),
         arguments.rules or methods,
         arguments.seeds or seeds,
@@ -58,6 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
         jobs=arguments.jobs,
         console=console,
     )
+    if code == 0:
+        write_bench_report(Results.load(folder / RESULTS_FILE), folder, console)
+    return code
 
 
 def _command(arguments: argparse.Namespace) -> str:
