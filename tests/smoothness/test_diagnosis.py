@@ -35,6 +35,8 @@ def test_without_gradients_nothing_is_claimed() -> None:
     found = diagnose_step_length([dataclasses.replace(record, dual_norm=0.0) for record in records_of(curve)])
     assert math.isnan(found.share)
     assert not found.informative
+    assert found.verdict == "unknown"
+    assert "the gradient is zero in every record" in found.sentence
 
 
 def at_rate(rate: float, follows: float) -> list[Record]:
@@ -59,6 +61,14 @@ def test_runs_that_share_no_gap_are_not_compared() -> None:
     assert "share no gap" in found.sentence
 
 
+def test_steps_of_one_length_say_nothing_of_it() -> None:
+    found = rate_dependence({1.0: at_rate(1.0, 0.0), 2.0: at_rate(1.0, 0.0)})
+    assert math.isnan(found.exponent)
+    assert "of different length" in found.sentence
+
+
 def test_one_run_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="bins must be at least 1"):
+        rate_dependence({rate: at_rate(rate, 0.0) for rate in (1.0, 4.0)}, bins=0)
     with pytest.raises(ValueError, match="at least two rates, got 1"):
         rate_dependence({1.0: at_rate(1.0, 0.0)})

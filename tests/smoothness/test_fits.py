@@ -61,6 +61,34 @@ def test_with_noise_the_truth_lies_in_the_intervals(method: Any) -> None:
     assert 0.85 <= np.mean(inside) <= 0.99
 
 
+@pytest.mark.parametrize("method", ["nnls", "lstsq"])
+def test_with_noise_all_three_constants_lie_in_the_intervals(method: Any) -> None:
+    inside = []
+    for seed in range(10):
+        fit = fit_smoothness(records_of(quadratic, 200, noise=0.02, seed=seed), method=method, resamples=60)
+        for name, truth in (("K0", 4.0), ("K1", 18.0), ("Krho", 24.0)):
+            low, high = fit.intervals[name]
+            inside.append(low <= truth <= high)
+        low, high = fit.intervals["Krho"]
+        assert high - low < 0.3 * 24.0
+    assert np.mean(inside) >= 0.85
+
+
+def test_intervals_hold_where_neighbours_are_alike() -> None:
+    # Resampling points one by one, as if they were independent, covers the truth in half of these.
+    inside = []
+    for seed in range(30):
+        generator, error, records = np.random.default_rng(seed), 0.0, []
+        for record in records_of(lambda gap: 3.0 + 2.0 * gap, 240):
+            error = 0.8 * error + 0.06 * float(generator.standard_normal())
+            records.append(dataclasses.replace(record, ratio=record.ratio * (1.0 + error)))
+        fit = fit_gap_linear(records, method="lstsq", resamples=60)
+        for name, truth in (("H0", 3.0), ("H1", 2.0)):
+            low, high = fit.intervals[name]
+            inside.append(low <= truth <= high)
+    assert np.mean(inside) >= 0.75
+
+
 def test_an_envelope_covers_its_share() -> None:
     records = records_of(quadratic, 400, noise=0.2)
     for quantile in (0.5, 0.9, 0.99):

@@ -69,10 +69,11 @@ def test_a_c1_that_is_too_large_is_found() -> None:
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
+    usual: dict[str, Any] = {
+        "problem": problems.quadratic("frobenius", (2,)),
+        "start": np.ones(2),
+        "steps": 5,
+        "c1": 1.0,
+    }
     with pytest.raises(ValueError, match=message):
-        unified.check(
-            **(
-                {"problem": problems.quadratic("frobenius", (2,)), "start": np.ones(2), "steps": 5, "c1": 1.0}
-                | arguments
-            )
-        )
+        unified.check(**(usual | arguments))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from warmgap._checks import check_count
 from warmgap.smoothness._points import Points, check_gaps, points_of
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class StepLengthDiagnosis:
         high: Its upper quartile.
         verdict: `"local"`: steps are short against the curvature. `"follows the step length"`: the share is large and
             nearly constant, so that the estimate is the dual norm over the step length up to a constant.
-            `"long steps"`: large, but it varies: the estimate mixes both.
+            `"long steps"`: large, but it varies: the estimate mixes both. `"unknown"`: no record has a gradient that is
+            not zero, and the numbers are NaN.
     """
 
     share: float
@@ -50,6 +52,8 @@ class StepLengthDiagnosis:
     @property
     def sentence(self) -> str:
         """What that means, in words."""
+        if self.verdict == "unknown":
+            return "How long the steps are cannot be told: the gradient is zero in every record."
         seen = f"a step changes the gradient by {self.share:.2g} of itself (quartiles {self.low:.2g}, {self.high:.2g})"
         if self.verdict == "local":
             return f"The estimate is local: {seen}."
@@ -79,7 +83,7 @@ def diagnosis_of(points: Points) -> StepLengthDiagnosis:
 
     usable = points.dual_norm > 0.0
     if not usable.any():
-        return StepLengthDiagnosis(math.nan, math.nan, math.nan, "long steps")
+        return StepLengthDiagnosis(math.nan, math.nan, math.nan, "unknown")
     shares = (points.step_length * points.ratio)[usable] / points.dual_norm[usable]
     low, share, high = (float(value) for value in np.quantile(shares, (0.25, 0.5, 0.75)))
     if share < LONG_STEP:
@@ -108,7 +112,7 @@ class RateDependence:
     def sentence(self) -> str:
         """What that means, in words."""
         if not self.bins:
-            return "The runs share no gap at which their ratios could be compared."
+            return "The runs share no gap at which ratios of steps of different length could be compared."
         seen = (
             f"at the same gap the ratio goes with the step length to the power {self.exponent:.2f} ({self.bins} bins "
             "of the gap)"
@@ -128,12 +132,14 @@ def rate_dependence(runs: Mapping[float, Sequence[Record]], *, bins: int = 8) ->
         bins: Bins of equal width in log gap, over the range that all runs together cover.
 
     Raises:
-        ValueError: If there are fewer than two runs, or one has no usable record or a gap that is not above 0.
+        ValueError: If there are fewer than two runs, one has no usable record or a gap that is not above 0, or bins is
+            not a whole number of at least 1.
     """
     import numpy as np
 
     if len(runs) < 2:
         raise ValueError(f"a comparison needs the records of at least two rates, got {len(runs)}")
+    check_count("bins", bins, minimum=1)
     points = [points_of(records) for records in runs.values()]
     for run in points:
         check_gaps(run)
