@@ -66,6 +66,13 @@ def start() -> dict[str, Any]:
     return {"__name__": "__main__", "model": TinyLanguageModel(), "loader": list(torch.randint(0, 16, (8, 4, 6)))}
 
 
+def with_snippets(text: str) -> str:
+    """The page with the files of `examples/` in it that it includes, as mkdocs puts them there."""
+    return re.sub(
+        r'^--8<-- "(examples/\w+\.py)"$', lambda match: (ROOT / match[1]).read_text(), text, flags=re.MULTILINE
+    )
+
+
 def run_python(page: str, text: str) -> dict[str, Any]:
     """Runs a page's Python blocks one after the other; an error's traceback names the page and its line."""
     namespace = start()
@@ -107,7 +114,21 @@ def test_the_source_distribution_holds_what_the_readme_and_its_pages_name() -> N
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run_python(str(page.relative_to(ROOT)), page.read_text())
+    run_python(str(page.relative_to(ROOT)), with_snippets(page.read_text()))
+
+
+def test_every_example_is_in_a_page_and_so_is_run() -> None:
+    included = re.findall(r'^--8<-- "examples/(.*)"$', "".join(page.read_text() for page in PAGES), re.MULTILINE)
+    examples = sorted(path.name for path in (ROOT / "examples").iterdir() if path.suffix == ".py")
+    assert sorted(included) == examples
+    assert len(examples) >= 5
+
+
+def test_an_included_file_is_run() -> None:
+    with pytest.raises(FileNotFoundError, match="gone"):
+        with_snippets('```python\n--8<-- "examples/gone.py"\n```')
+    (block,) = blocks(with_snippets('```python\n--8<-- "examples/plain_pytorch.py"\n```'))
+    assert block.text.rstrip() == (ROOT / "examples" / "plain_pytorch.py").read_text().rstrip()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

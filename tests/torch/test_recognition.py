@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import bitsandbytes
 import lion_pytorch
+import muon
 import pytest
 import pytorch_optimizer
 import torch
@@ -30,6 +32,18 @@ ENTRIES = 8 * 16 + 16 * 4  # matrices only: vectors are left out where there are
         (lambda m: torch.optim.Muon([m[0].weight, m[2].weight], lr=1e-3), 12),
         (lambda m: lion_pytorch.Lion(m.parameters(), lr=1e-3), ENTRIES),
         (lambda m: pytorch_optimizer.Lion(m.parameters(), lr=1e-3), ENTRIES),
+        (lambda m: bitsandbytes.optim.Lion(m.parameters(), lr=1e-3), ENTRIES),
+        (lambda m: bitsandbytes.optim.Lion8bit(m.parameters(), lr=1e-3), ENTRIES),
+        (lambda m: muon.SingleDeviceMuon([m[0].weight, m[2].weight], lr=1e-3), 12),
+        (
+            lambda m: muon.SingleDeviceMuonWithAuxAdam(
+                [
+                    {"params": [m[0].weight], "use_muon": True},
+                    {"params": [m[0].bias, *m[1].parameters(), *m[2].parameters()], "use_muon": False},
+                ],
+            ),
+            8,
+        ),
         (
             lambda m: pytorch_optimizer.Muon(
                 [

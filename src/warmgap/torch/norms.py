@@ -10,6 +10,8 @@
 lmo(g) minimises <g, q> over ||q|| <= 1, so <g, lmo(g)> = -dual(g), and lmo(0) = 0. kappa is the sup of dual norm /
 norm.
 
+Sharded tensors (DTensor) are refused with a TypeError: a norm is of the whole, `x.full_tensor()`.
+
 Source: arXiv 2602.05813, section 1, appendices C and D.1.
 """
 
@@ -80,6 +82,7 @@ class Spectral:
 
     def lmo(self, g: Tensor) -> Tensor:
         """-U V^T / scale for g = U S V^T, singular values that are zero left out."""
+        _check_whole(g)
         return orthogonalize(as_matrix(g), method=self.method).reshape(g.shape) / -self.scale
 
     def kappa(self, shape: Sequence[int]) -> float:
@@ -115,6 +118,7 @@ class Max:
 
     def lmo(self, g: Tensor) -> Tensor:
         """-sign(g) / scale, zero where g is."""
+        _check_whole(g)
         return g.sign() / -self.scale
 
     def kappa(self, shape: Sequence[int]) -> float:
@@ -207,8 +211,16 @@ class SupOverBlocks:
         return zip(self.norms, blocks, strict=True)
 
 
+def _check_whole(x: Tensor) -> None:
+    if hasattr(x, "full_tensor"):
+        raise TypeError(
+            f"x must be a tensor in one piece, got a DTensor of shape {tuple(x.shape)}; give x.full_tensor()"
+        )
+
+
 def _widen(x: Tensor) -> Tensor:
     """Half precision as float32, so that sums over many entries keep their digits."""
+    _check_whole(x)
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

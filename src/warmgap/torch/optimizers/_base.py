@@ -1,5 +1,7 @@
 """What the optimizers truly share: checked groups, the outer loop of a step, and rates that may be device tensors."""
 
+import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, overload
@@ -9,6 +11,18 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from warmgap._checks import check_count, check_finite, check_positive
+from warmgap.geometry import matrix_shape
+from warmgap.torch.optimizers._sharding import (
+    Layout,
+    Loads,
+    is_sharded,
+    layout_of,
+    local,
+    on_owners,
+    owners,
+    sharded_alike,
+    whole_norms,
+)
 from warmgap.torch.orthogonalize import TINY, as_matrix, newton_schulz, polar
 from warmgap.torch.split import KINDS
 
@@ -39,6 +53,9 @@ class NormConstrainedOptimizer(Optimizer, ABC):
     Every group carries `norm`: `"spectral"`, `"max"`, `"frobenius"`, or None where the group's rule is not constrained
     in one of these. Weight decay is decoupled: x <- (1 - lr * weight_decay) x before the step. `step` reads gradients
     and never changes them, and on an accelerator it does not wait for the host.
+
+    Parameters may be sharded (DTensor): a step is that of the whole, and every rank of their mesh must make it. Each
+    matrix is orthogonalised on one rank.
     """
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
@@ -88,6 +105,8 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # What the ranks have to do in this step, for matrices to be shared out evenly.
+        self._loads: Loads = {}
         for group in self.param_groups:
             by_shape, alone = group["norm"] == "spectral", group.get("rule") != "adamw"
             for params in buckets(group["params"], by_shape=by_shape, alone_on_cpu=alone):
@@ -100,22 +119,31 @@ class NormConstrainedOptimizer(Optimizer, ABC):
 
     @abstractmethod
     def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
-        """Step these parameters of a group, which have one device and dtype and, in a spectral group, one shape."""
+        """Step these parameters of a group, which have one device and dtype and, in a spectral group, one shape.
+
+        Sharded parameters instead have one mesh and as many dimensions, and are cut alike. Their gradients come as this
+        rank's pieces.
+        """
 
     def _state(self, params: list[Tensor], name: str, first: list[Tensor] | None = None) -> list[Tensor]:
-        """The named state of these parameters; where there is none yet it starts as a copy of `first`, or as zero."""
+        """The named state of these parameters; where there is none yet it starts as a copy of `first`, or as zero.
+
+        Of sharded parameters it is sharded as they are, and this rank's pieces are returned.
+        """
         states = [self.state[p] for p in params]
         for index, state in enumerate(states):
             if name not in state:
-                state[name] = torch.zeros_like(params[index]) if first is None else torch.clone(first[index])
-        return [state[name] for state in states]
+                state[name] = torch.zeros_like(params[index])
+                if first is not None:
+                    local(state[name]).copy_(first[index])
+        return [local(state[name]) for state in states]
 
 
 def buckets(params: Iterable[Tensor], *, by_shape: bool, alone_on_cpu: bool = True) -> Iterator[list[Tensor]]:
     """Yield the parameters that are to be stepped, gathered into lists that one multi-tensor call can take.
 
     A rule of several passes wants every parameter alone on the CPU: one that has just been read is still in the cache,
-    and there is no launch to save.
+    and there is no launch to save. Sharded ones come all together, as what ranks exchange is exchanged at once.
     """
     bins: dict[Hashable, list[Tensor]] = {}
     for index, p in enumerate(params):
@@ -123,10 +151,13 @@ def buckets(params: Iterable[Tensor], *, by_shape: bool, alone_on_cpu: bool = Tr
             continue
         device = p.device
         alone = alone_on_cpu and device.type == "cpu"
-        key = index if alone else (device, p.dtype, p.shape if by_shape else None)
+        key: Hashable = index if alone else (device, p.dtype, p.shape if by_shape else None)
+        if is_sharded(p):
+            key = (device, p.dtype, p.device_mesh, p.placements, p.ndim)
         bins.setdefault(key, []).append(p)
     for members in bins.values():
-        size = max(1, _BATCH_ENTRIES // members[0].numel()) if by_shape else len(members)
+        by_size = by_shape and not is_sharded(members[0])
+        size = max(1, _BATCH_ENTRIES // members[0].numel()) if by_size else len(members)
         for start in range(0, len(members), size):
             yield members[start : start + size]
 
@@ -148,12 +179,12 @@ def chunks(*tensors: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
 
 
 def gradient_of(p: Tensor) -> Tensor:
-    """The gradient of p, which has one."""
+    """The gradient of p, which has one; of a sharded parameter, this rank's piece."""
     grad = p.grad
     assert grad is not None  # noqa: S101 (for the type checker)
     if grad.layout != torch.strided:
         raise TypeError(f"sparse gradients are not supported, got layout {grad.layout}; use sparse=False")
-    return grad
+    return local(sharded_alike(grad, p))
 
 
 def rate(group: Group) -> float | Tensor:
@@ -187,40 +218,113 @@ def average_(averages: list[Tensor], grads: list[Tensor], momentum: float) -> No
     torch._foreach_lerp_(averages, grads, 1 - momentum)
 
 
-def frobenius_norms(tensors: list[Tensor]) -> list[Tensor]:
-    """Norm ||x||_F of each tensor, and TINY where it is less than that, as 0-d tensors to divide by."""
+def frobenius_norms(tensors: list[Tensor], layout: Layout | None = None) -> list[Tensor]:
+    """Norm ||x||_F of each tensor, and TINY where it is less than that, as 0-d tensors to divide by.
+
+    With a layout the tensors are pieces, and the norms those of the wholes.
+    """
     lengths = list(torch._foreach_norm(tensors, 2, dtype=torch.promote_types(tensors[0].dtype, torch.float32)))
+    lengths = whole_norms(lengths, layout)
     torch._foreach_clamp_min_(lengths, TINY)
     return lengths
 
 
-def unit_directions(tensors: list[Tensor]) -> list[Tensor]:
-    """Return x / ||x||_F of each tensor, zero where x is, as fresh tensors."""
-    return [x / length for x, length in zip(tensors, frobenius_norms(tensors), strict=True)]
+def unit_directions(tensors: list[Tensor], layout: Layout | None = None) -> list[Tensor]:
+    """Return x / ||x||_F of each tensor, zero where x is, as fresh tensors; of pieces where there is a layout."""
+    return [x / length for x, length in zip(tensors, frobenius_norms(tensors, layout), strict=True)]
 
 
 def orthogonal_directions(
-    params: list[Tensor], estimates: list[Tensor], group: Group
-) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
-    """Orthogonalise the estimates of equally shaped parameters of a spectral group, block by block.
+    params: list[Tensor], estimates: list[Tensor], group: Group, loads: Loads
+) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor], Sequence[int]]]:
+    """Orthogonalise the estimates of parameters of a spectral group, block by block.
+
+    Args:
+        params: Parameters of equal shape; or sharded ones, cut alike.
+        estimates: One for each, this rank's pieces of sharded ones.
+        group: Their group.
+        loads: What the ranks have to do already; added to.
 
     Yields:
-        For each block: its part of all parameters, as views to be stepped; of all estimates; and U V^T of the latter,
-        as fresh tensors.
+        For each block: its part of all parameters of one shape, as views to be stepped; of all their estimates; U V^T
+        of the latter, as fresh tensors; and the shape of the whole block, of which the others may be pieces (of a stack
+        of experts, the shape after the first dimension).
     """
-    if not (group.get("transposed") or group.get("blocks")):
-        yield params, estimates, _orthogonalized(estimates, group)
+    layout = layout_of(params[0])
+    if layout is None or _holds_whole_matrices(params, group, layout):
+        targets = [local(p) for p in params]
+        for members in _by_shape(targets):
+            yield from _orthogonal_blocks(
+                [targets[index] for index in members], [estimates[index] for index in members], group
+            )
         return
-    targets = zip(*(matrix_blocks(p, group) for p in params), strict=True)
-    sources = zip(*(matrix_blocks(estimate, group) for estimate in estimates), strict=True)
-    for target, source in zip(targets, sources, strict=True):
-        yield list(target), list(source), _orthogonalized(source, group)
+    owned = owners([_cost(p, group) for p in params], layout.mesh, loads)
+    # Newton-Schulz begins by rounding to bfloat16: nothing is lost where that is done before sending.
+    sent = estimates if group["exact"] else [estimate.to(torch.bfloat16) for estimate in estimates]
+    directions = on_owners(sent, [p.shape for p in params], owned, layout, lambda x: _whole_directions(x, group))
+    if params[0].device.type != "cpu":
+        directions = [direction.to(p.dtype) for p, direction in zip(params, directions, strict=True)]
+    for members in _by_shape(params):
+        pieces = (
+            [local_blocks(tensors[index], params[index], group) for index in members]
+            for tensors in ([local(p) for p in params], estimates, directions)
+        )
+        shapes = block_shapes(params[members[0]], group)
+        for shape, *parts in zip(shapes, *(zip(*blocks, strict=True) for blocks in pieces), strict=True):
+            targets, sources, found = parts
+            yield list(targets), list(sources), list(found), shape
+
+
+def _orthogonal_blocks(
+    targets: list[Tensor], estimates: list[Tensor], group: Group
+) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor], Sequence[int]]]:
+    """`orthogonal_directions` of tensors of one shape whose matrices are all here."""
+    by_block = (zip(*(matrix_blocks(x, group) for x in tensors), strict=True) for tensors in (targets, estimates))
+    for target, source in zip(*by_block, strict=True):
+        yield list(target), list(source), _orthogonalized(source, group), target[0].shape
+
+
+def _holds_whole_matrices(params: list[Tensor], group: Group, layout: Layout) -> bool:
+    """Whether no matrix is in pieces, as of a stack of experts that are spread over the ranks."""
+    return bool(layout.cuts) and all(is_stack(p.ndim, group) for p in params) and {dim for _, dim in layout.cuts} == {0}
+
+
+def _whole_directions(wholes: list[Tensor], group: Group) -> list[Tensor]:
+    """U V^T of every block of these tensors, in their place and dtype."""
+    found = [torch.empty_like(x) for x in wholes]
+    for members in _by_shape(wholes):
+        # On the CPU a batch saves nothing; elsewhere it may be as large as in `buckets`.
+        entries = _BATCH_ENTRIES if wholes[0].device.type != "cpu" else 1
+        size = max(1, entries // wholes[members[0]].numel())
+        for start in range(0, len(members), size):
+            batch = members[start : start + size]
+            sources, targets = [wholes[index] for index in batch], [found[index] for index in batch]
+            for blocks, _, directions, _ in _orthogonal_blocks(targets, sources, group):
+                torch._foreach_copy_(blocks, directions)
+    return found
+
+
+def _by_shape(tensors: list[Tensor]) -> Iterable[list[int]]:
+    """The places of tensors of equal shape."""
+    places: dict[Sequence[int], list[int]] = {}
+    for index, x in enumerate(tensors):
+        places.setdefault(x.shape, []).append(index)
+    return places.values()
+
+
+def _cost(p: Tensor, group: Group) -> float:
+    """What it takes to orthogonalise a parameter, up to a factor: products of a matrix with its smaller Gram matrix."""
+    cost = 0
+    for shape in block_shapes(p, group):
+        rows, columns = matrix_sides(shape, group)
+        cost += math.prod(shape) * min(rows, columns)
+    return float(cost)
 
 
 def _orthogonalized(blocks: Sequence[Tensor], group: Group) -> list[Tensor]:
     """Return U V^T of each of these equally shaped blocks, computed in one batch, as fresh tensors of any precision."""
     first = blocks[0]
-    stacked = is_stack(first, group)
+    stacked = is_stack(first.ndim, group)
     matrices = [block if stacked or block.ndim == 2 else as_matrix(block) for block in blocks]
     batch = matrices[0] if len(matrices) == 1 else torch.stack(matrices)
     factors = polar(batch) if group["exact"] else newton_schulz(batch, group["ns_steps"])
@@ -230,10 +334,9 @@ def _orthogonalized(blocks: Sequence[Tensor], group: Group) -> list[Tensor]:
     return [factor.reshape(first.shape) for factor in (factors if len(matrices) > 1 else (factors,))]
 
 
-def matrix_sides(block: Tensor, group: Group) -> tuple[int, int]:
-    """Rows (outputs) and columns of the matrix that a spectral block is taken as; of one matrix where it is a stack."""
-    rows, columns = (block if is_stack(block, group) else as_matrix(block)).shape[-2:]
-    return rows, columns
+def matrix_sides(shape: Sequence[int], group: Group) -> tuple[int, int]:
+    """Rows (outputs) and columns of the matrix that a block is taken as; of one matrix where it is a stack."""
+    return matrix_shape(shape[1:] if is_stack(len(shape), group) else shape)
 
 
 def matrix_blocks(x: Tensor, group: Group) -> tuple[Tensor, ...]:
@@ -245,19 +348,40 @@ def matrix_blocks(x: Tensor, group: Group) -> tuple[Tensor, ...]:
     """
     x = x.detach()
     if group.get("transposed"):
-        x = x.mT if is_stack(x, group) else x.transpose(0, 1)
+        x = x.mT if is_stack(x.ndim, group) else x.transpose(0, 1)
     return torch.split(x, group["blocks"], dim=-2) if group.get("blocks") else (x,)
+
+
+def local_blocks(x: Tensor, p: Tensor, group: Group) -> tuple[Tensor, ...]:
+    """The blocks of x, this rank's piece of p or of what belongs to it: its part of each, which may be empty."""
+    layout = layout_of(p)
+    if layout is None or not group.get("blocks"):
+        return matrix_blocks(x, group)
+    start, stop = layout.span(p.shape, layout.here, output_dim(p, group))
+    edges = [0, *itertools.accumulate(group["blocks"])]
+    clipped = [min(max(edge, start), stop) for edge in edges]
+    return matrix_blocks(x, group | {"blocks": [b - a for a, b in itertools.pairwise(clipped)]})
+
+
+def block_shapes(p: Tensor, group: Group) -> list[Sequence[int]]:
+    """The shapes of p's blocks, whole where p is sharded."""
+    return [block.shape for block in matrix_blocks(torch.empty(p.shape, device="meta"), group)]
+
+
+def output_dim(p: Tensor, group: Group) -> int:
+    """The dimension of p along which a matrix's outputs lie."""
+    return int(is_stack(p.ndim, group)) + int(bool(group.get("transposed")))
 
 
 def matrices_of(x: Tensor, group: Group) -> Iterator[Tensor]:
     """The matrices of one parameter, each with a norm of its own: its blocks, and of a stack of experts each one's."""
     for block in matrix_blocks(x, group):
-        yield from block if is_stack(block, group) else (block,)
+        yield from block if is_stack(block.ndim, group) else (block,)
 
 
-def is_stack(block: Tensor, group: Group) -> bool:
-    """Whether a spectral block is a stack of matrices (experts); any other is one matrix, flattened to (out, rest)."""
-    return group.get("kind") == "matrix" and block.ndim == 3
+def is_stack(ndim: int, group: Group) -> bool:
+    """Whether a block of so many dimensions is a stack of matrices (experts); any other is one, (out, rest)."""
+    return group.get("kind") == "matrix" and ndim == 3
 
 
 def set_norm(group: Group, norm: str | None) -> None:
@@ -338,7 +462,7 @@ def check_layout(group: Group) -> None:
     for index, size in enumerate(sizes):
         check_count(f"blocks[{index}]", size, minimum=1)
     for p in group["params"]:
-        if p.ndim != 2 and not is_stack(p, group):
+        if p.ndim != 2 and not is_stack(p.ndim, group):
             raise ValueError(
                 f"blocks={sizes!r} split the output dimension of a matrix, or of a stack of them where kind='matrix', "
                 f"got a parameter of shape {tuple(p.shape)}; leave blocks out of its group"

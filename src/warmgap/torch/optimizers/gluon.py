@@ -16,6 +16,7 @@ from warmgap.torch.optimizers._base import (
     rate,
     shrink_,
 )
+from warmgap.torch.optimizers._sharding import layout_of, local, whole_sums
 from warmgap.torch.optimizers.scion import complete_layer_group, layer_directions
 
 
@@ -101,24 +102,38 @@ class Gluon(NormConstrainedOptimizer):
         averages = self._state(params, "momentum_buffer", first=grads)
         average_(averages, grads, group["momentum"])
         lr = rate(group)
-        steps = list(layer_directions(params, averages, group))
-        shrink_(params, lr, group["weight_decay"])
-        for blocks, estimates, directions, factor in steps:
-            if group["L0"] is None:
+        steps = list(layer_directions(params, averages, group, self._loads))
+        shrink_([local(p) for p in params], lr, group["weight_decay"])
+        if group["L0"] is None:
+            for blocks, _, directions, factor in steps:
                 descend_(blocks, directions, lr * (group["radius"] * factor))
-                continue
-            scaled = [
-                _adaptive_step(estimate, direction.to(estimate.dtype).mul_(factor), group)
+            return
+        minus_lmos = [
+            [
+                direction.to(estimate.dtype).mul_(factor)
                 for estimate, direction in zip(estimates, directions, strict=True)
             ]
-            descend_(blocks, scaled, lr)
+            for _, estimates, directions, factor in steps
+        ]
+        stacked = group["rule"] == "spectral" and is_stack(params[0].ndim, group)
+        partial = [
+            _partial_dual(estimate, minus_lmo, stacked)
+            for (_, estimates, _, _), found in zip(steps, minus_lmos, strict=True)
+            for estimate, minus_lmo in zip(estimates, found, strict=True)
+        ]
+        duals = iter(whole_sums(partial, layout_of(params[0]), (1, 2) if stacked else None))
+        for (blocks, _, _, _), found in zip(steps, minus_lmos, strict=True):
+            descend_(blocks, [minus_lmo.mul_(_radius(next(duals), group)) for minus_lmo in found], lr)
 
 
-def _adaptive_step(estimate: Tensor, minus_lmo: Tensor, group: Group) -> Tensor:
-    """Return -t * lmo(m) with t = ||m||_* / (L0 + L1 ||m||_*), of each matrix where the block is a stack of them."""
+def _partial_dual(estimate: Tensor, minus_lmo: Tensor, stacked: bool) -> Tensor:
+    """The part of <m, -lmo(m)> = ||m||_* that is here, of each matrix where the block is a stack of them."""
     wide = torch.promote_types(estimate.dtype, torch.float32)
-    stacked = group["rule"] == "spectral" and is_stack(estimate, group)
-    dual = (estimate * minus_lmo).sum(dim=(-2, -1) if stacked else None, keepdim=stacked, dtype=wide)
-    # Without L0 the radius is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
-    radius = 1 / group["L1"] if group["L0"] == 0 else dual / (group["L0"] + group["L1"] * dual)
-    return minus_lmo.mul_(radius)
+    return (estimate * minus_lmo).sum(dim=(-2, -1) if stacked else None, keepdim=stacked, dtype=wide)
+
+
+def _radius(dual: Tensor, group: Group) -> float | Tensor:
+    """The radius t = ||m||_* / (L0 + L1 ||m||_*)."""
+    # Without L0 it is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
+    radius: float | Tensor = 1 / group["L1"] if group["L0"] == 0 else dual / (group["L0"] + group["L1"] * dual)
+    return radius

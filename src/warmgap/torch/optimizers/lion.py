@@ -16,6 +16,7 @@ from warmgap.torch.optimizers._base import (
     set_norm,
     shrink_,
 )
+from warmgap.torch.optimizers._sharding import local
 
 
 @final
@@ -53,7 +54,8 @@ class Lion(NormConstrainedOptimizer):
         set_norm(group, "max")
 
     def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
-        lion_(params, grads, self._state(params, "exp_avg"), rate(group), group["betas"], group["weight_decay"])
+        pieces, exp_avgs = [local(p) for p in params], self._state(params, "exp_avg")
+        lion_(pieces, grads, exp_avgs, rate(group), group["betas"], group["weight_decay"])
 
 
 def lion_(

@@ -26,6 +26,7 @@ from warmgap.torch.optimizers._base import (
     set_norm,
     shrink_,
 )
+from warmgap.torch.optimizers._sharding import local
 from warmgap.torch.optimizers.lion import lion_
 from warmgap.torch.optimizers.signum import signum_
 
@@ -161,12 +162,13 @@ class Muon(NormConstrainedOptimizer):
 
     def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
         lr, weight_decay = rate(group), group["weight_decay"]
+        pieces = [local(p) for p in params]
         if group["rule"] == "spectral":
             self._spectral(group, params, grads, lr)
         elif group["rule"] == "lion":
-            lion_(params, grads, self._state(params, "exp_avg"), lr, group["betas"], weight_decay)
+            lion_(pieces, grads, self._state(params, "exp_avg"), lr, group["betas"], weight_decay)
         elif group["rule"] == "sign":
-            signum_(params, grads, self._state(params, "momentum_buffer"), lr, group["momentum"], weight_decay)
+            signum_(pieces, grads, self._state(params, "momentum_buffer"), lr, group["momentum"], weight_decay)
         else:
             self._adamw(group, params, grads, lr)
 
@@ -175,11 +177,11 @@ class Muon(NormConstrainedOptimizer):
         averages = self._state(params, "momentum_buffer")
         average_(averages, grads, momentum)
         estimates = list(torch._foreach_lerp(grads, averages, momentum)) if group["nesterov"] else averages
-        steps = list(orthogonal_directions(params, estimates, group))
+        steps = list(orthogonal_directions(params, estimates, group, self._loads))
         # Only now, so that both passes over a parameter find it in the cache.
-        shrink_(params, lr, group["weight_decay"])
-        for blocks, _, directions in steps:
-            descend_(blocks, directions, lr * _scale(group["scale"], *matrix_sides(blocks[0], group)))
+        shrink_([local(p) for p in params], lr, group["weight_decay"])
+        for blocks, _, directions, shape in steps:
+            descend_(blocks, directions, lr * _scale(group["scale"], *matrix_sides(shape, group)))
 
     def _adamw(self, group: Group, params: list[Tensor], grads: list[Tensor], lr: float | Tensor) -> None:
         fused = params[0].device.type in _ADAMW_FUSED
@@ -193,7 +195,7 @@ class Muon(NormConstrainedOptimizer):
                 state["step"] = state["step"].to(p.device)
             counters.append(state["step"])
         adamw(
-            params,
+            [local(p) for p in params],
             grads,
             self._state(params, "exp_avg"),
             self._state(params, "exp_avg_sq"),

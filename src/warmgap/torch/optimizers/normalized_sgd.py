@@ -17,6 +17,7 @@ from warmgap.torch.optimizers._base import (
     set_norm,
     shrink_,
 )
+from warmgap.torch.optimizers._sharding import layout_of, local
 
 
 @final
@@ -57,8 +58,8 @@ class NormalizedSGD(NormConstrainedOptimizer):
             torch._foreach_mul_(sums, group["momentum"])
             torch._foreach_add_(sums, grads)
         lr = rate(group)
-        lengths = frobenius_norms(sums)
+        lengths = frobenius_norms(sums, layout_of(params[0]))
         # A parameter that comes in several chunks comes alone, and its one length serves them all.
-        for ps, ms in chunks(params, sums):
+        for ps, ms in chunks([local(p) for p in params], sums):
             shrink_(ps, lr, group["weight_decay"])
             descend_(ps, [m / length for m, length in zip(ms, lengths, strict=True)], lr)

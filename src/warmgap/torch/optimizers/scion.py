@@ -1,7 +1,7 @@
 """Scion: every layer's step is the LMO of the norm that fits how the layer is used."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, final
 
 import torch
@@ -14,20 +14,23 @@ from warmgap.torch.optimizers._base import (
     Group,
     NormConstrainedOptimizer,
     average_,
+    block_shapes,
     check_flag,
     check_layout,
     check_momentum,
     check_spectral,
     descend_,
     is_stack,
-    matrix_blocks,
+    local_blocks,
     matrix_sides,
     orthogonal_directions,
+    output_dim,
     rate,
     set_norm,
     shrink_,
     unit_directions,
 )
+from warmgap.torch.optimizers._sharding import Loads, layout_of, local, whole_norms
 from warmgap.torch.orthogonalize import TINY, as_matrix
 
 LAYER_RULES = ("spectral", "sign", "row", "rms")
@@ -117,8 +120,8 @@ class Scion(NormConstrainedOptimizer):
         averages = self._state(params, "momentum_buffer")
         average_(averages, grads, group["momentum"])
         lr = rate(group)
-        steps = list(layer_directions(params, averages, group))
-        shrink_(params, lr, group["weight_decay"])
+        steps = list(layer_directions(params, averages, group, self._loads))
+        shrink_([local(p) for p in params], lr, group["weight_decay"])
         for blocks, _, directions, factor in steps:
             descend_(blocks, directions, lr * (group["radius"] * factor))
 
@@ -147,35 +150,46 @@ def complete_layer_group(group: Group, given: frozenset[str]) -> None:
 
 
 def layer_directions(
-    params: list[Tensor], estimates: list[Tensor], group: Group
+    params: list[Tensor], estimates: list[Tensor], group: Group, loads: Loads
 ) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor], float]]:
     """Take the LMO of a group's layer-wise norm at the estimates, block by block.
+
+    Args:
+        params: The parameters, of one shape, or sharded.
+        estimates: One for each, this rank's pieces of sharded ones.
+        group: Their group.
+        loads: What the ranks have to do already; added to.
 
     Yields:
         For each block: its part of the parameters and of the estimates, as views; directions, fresh; and the factor for
         which the LMO is -factor * direction.
     """
     if group["rule"] == "spectral":
-        for blocks, sources, directions in orthogonal_directions(params, estimates, group):
-            yield blocks, sources, directions, _spectral_factor(blocks[0], group)
+        for blocks, sources, directions, shape in orthogonal_directions(params, estimates, group, loads):
+            yield blocks, sources, directions, _spectral_factor(shape, group)
+        return
+    layout = layout_of(params[0])
+    if group["rule"] == "rms":
+        for p, estimate, direction in zip(params, estimates, unit_directions(estimates, layout), strict=True):
+            yield [local(p)], [estimate], [direction], math.sqrt(p.numel())
         return
     for p, estimate in zip(params, estimates, strict=True):
-        if group["rule"] == "rms":
-            yield [p], [estimate], unit_directions([estimate]), math.sqrt(p.numel())
-            continue
-        for block, source in zip(matrix_blocks(p, group), matrix_blocks(estimate, group), strict=True):
-            _, columns = matrix_sides(block, group)
+        blocks_of = (local_blocks(x, p, group) for x in (local(p), estimate))
+        for block, source, shape in zip(*blocks_of, block_shapes(p, group), strict=True):
+            _, columns = matrix_sides(shape, group)
             if group["rule"] == "sign":
                 direction, factor = source.sign(), 1 / columns
             else:
-                matrix = source if is_stack(source, group) else as_matrix(source)
+                matrix = source if is_stack(source.ndim, group) else as_matrix(source)
                 wide = torch.promote_types(matrix.dtype, torch.float32)
-                lengths = torch.linalg.vector_norm(matrix, dim=-1, keepdim=True, dtype=wide).clamp_min(TINY)
-                direction, factor = (matrix / lengths).to(p.dtype).reshape(block.shape), 1 / math.sqrt(columns)
-            yield [block], [source], [direction], factor
+                lengths = torch.linalg.vector_norm(matrix, dim=-1, keepdim=True, dtype=wide)
+                along = set(range(p.ndim)) - {output_dim(p, group)} - ({0} if is_stack(p.ndim, group) else set())
+                (lengths,) = whole_norms([lengths], layout, along)
+                direction, factor = (matrix / lengths.clamp_min(TINY)).to(p.dtype), 1 / math.sqrt(columns)
+            yield [block], [source], [direction.reshape(block.shape)], factor
 
 
-def _spectral_factor(block: Tensor, group: Group) -> float:
+def _spectral_factor(shape: Sequence[int], group: Group) -> float:
     """The factor sqrt(outputs / inputs) / kernel entries; the last is 1 for a matrix."""
-    outputs, inputs, *kernel = block.shape[1:] if is_stack(block, group) else block.shape
+    outputs, inputs, *kernel = shape[1:] if is_stack(len(shape), group) else shape
     return math.sqrt(outputs / inputs) / math.prod(kernel)

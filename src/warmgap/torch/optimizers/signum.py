@@ -17,6 +17,7 @@ from warmgap.torch.optimizers._base import (
     set_norm,
     shrink_,
 )
+from warmgap.torch.optimizers._sharding import local
 
 
 @final
@@ -50,7 +51,8 @@ class Signum(NormConstrainedOptimizer):
 
     def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
         averages = self._state(params, "momentum_buffer") if group["momentum"] else []
-        signum_(params, grads, averages, rate(group), group["momentum"], group["weight_decay"])
+        pieces = [local(p) for p in params]
+        signum_(pieces, grads, averages, rate(group), group["momentum"], group["weight_decay"])
 
 
 def signum_(

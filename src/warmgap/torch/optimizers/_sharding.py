@@ -1,0 +1,297 @@
+"""Parameters in pieces (DTensor): which part of the whole this rank holds, sums over the whole, and whole matrices.
+
+A parameter is cut along the dimensions of its mesh of ranks, as `fully_shard` and tensor parallelism do it. Rules that
+go entry by entry work on the pieces as they are. What a norm needs of the whole is made up here, in one of two ways:
+sums, exchanged by an all-gather of a few numbers and added in rank order, so that every rank has the same bits; and
+whole matrices, each of which is put together on one rank, its owner, and taken apart again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+Loads = dict["DeviceMesh", list[float]]
+"""What the ranks of each mesh have to do in a step."""
+
+
+def is_sharded(x: Tensor) -> TypeGuard[DTensor]:
+    """Whether x is a DTensor; told without importing them, which takes half a second."""
+    return hasattr(x, "device_mesh")
+
+
+def local(x: Tensor) -> Tensor:
+    """The piece of x that this rank holds, all of it where x is not sharded; writing to it writes to x."""
+    return x.to_local() if is_sharded(x) else x
+
+
+def sharded_alike(x: Tensor, p: Tensor) -> Tensor:
+    """x, such as a gradient, in the same pieces as p."""
+    if is_sharded(x) and is_sharded(p) and x.placements != p.placements:
+        return x.redistribute(placements=p.placements)
+    return x
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How tensors of one mesh are cut; none of them is cut in another way.
+
+    Attributes:
+        mesh: The ranks.
+        cuts: (dimension of the mesh, dimension of the tensor), in the order in which the whole is cut.
+        copies: Dimensions of the mesh along which all ranks hold the same.
+    """
+
+    mesh: DeviceMesh
+    cuts: tuple[tuple[int, int], ...]
+    copies: tuple[int, ...]
+
+    @property
+    def here(self) -> tuple[int, ...]:
+        """This rank's coordinate in the mesh."""
+        coordinate = self.mesh.get_coordinate()
+        assert coordinate is not None  # noqa: S101 (a rank outside the mesh holds no piece)
+        return tuple(coordinate)
+
+    def span(self, shape: Sequence[int], at: Sequence[int], dim: int, depth: int | None = None) -> tuple[int, int]:
+        """Start and stop, along one of the tensor's dimensions, of the piece at this coordinate after `depth` cuts."""
+        start, stop = 0, shape[dim]
+        for mesh_dim, cut in self.cuts[:depth]:
+            if cut == dim:
+                step = -(-(stop - start) // self.mesh.size(mesh_dim))
+                start, stop = min(start + at[mesh_dim] * step, stop), min(start + (at[mesh_dim] + 1) * step, stop)
+        return start, stop
+
+    def piece(self, shape: Sequence[int], at: Sequence[int], depth: int | None = None) -> list[int]:
+        """Shape of the piece at this coordinate after `depth` cuts; after all of them by default."""
+        spans = (self.span(shape, at, dim, depth) for dim in range(len(shape)))
+        return [stop - start for start, stop in spans]
+
+
+def layout_of(p: Tensor) -> Layout | None:
+    """How p is cut; None where it is not sharded.
+
+    Raises:
+        ValueError: If it is cut in a way that is not supported.
+    """
+    if not is_sharded(p):
+        return None
+    plain: list[tuple[int, int]] = []
+    last: list[tuple[int, int]] = []
+    copies: list[int] = []
+    for mesh_dim, placement in enumerate(p.placements):
+        if placement.is_replicate():
+            copies.append(mesh_dim)
+            continue
+        dim, factor = getattr(placement, "dim", None), getattr(placement, "split_factor", None)
+        if dim is None:
+            raise _unknown(p)
+        if factor is None:
+            plain.append((mesh_dim, dim))
+            continue
+        # Cut after the later dimensions of the mesh: tensor parallelism first, `fully_shard` what that leaves.
+        later = range(mesh_dim + 1, p.device_mesh.ndim)
+        if factor != math.prod(p.device_mesh.size(k) for k in later if getattr(p.placements[k], "dim", None) == dim):
+            raise _unknown(p)
+        last.insert(0, (mesh_dim, dim))
+    layout = Layout(p.device_mesh, (*plain, *last), tuple(copies))
+    if list(local(p).shape) != layout.piece(p.shape, layout.here):
+        raise _unknown(p)
+    return layout
+
+
+def _unknown(p: DTensor) -> ValueError:
+    return ValueError(
+        f"a parameter of shape {tuple(p.shape)} is sharded as {p.placements}, which is not supported; use Shard or "
+        "Replicate, as fully_shard and parallelize_module do"
+    )
+
+
+def whole_sums(partial: Sequence[Tensor], layout: Layout | None, dims: Collection[int] | None = None) -> list[Tensor]:
+    """Add up sums that each rank has taken over its pieces: one all-gather a dimension of the mesh for all of them.
+
+    Args:
+        partial: Sums over the pieces, of any shapes.
+        layout: How the tensors are cut.
+        dims: The tensors' dimensions that were summed over; all by default.
+    """
+    across = _cut_across(layout, dims)
+    if layout is None or not across or not partial:
+        return list(partial)
+    flat = torch.cat([x.reshape(-1) for x in partial])
+    for mesh_dim in across:
+        gathered = [torch.empty_like(flat) for _ in range(layout.mesh.size(mesh_dim))]
+        dist.all_gather(gathered, flat, group=layout.mesh.get_group(mesh_dim))
+        flat = torch.stack(gathered).sum(0)
+    return _cut(flat, [x.shape for x in partial])
+
+
+def whole_norms(lengths: list[Tensor], layout: Layout | None, dims: Collection[int] | None = None) -> list[Tensor]:
+    """The Euclidean lengths of whole tensors from those of their pieces; arguments as for `whole_sums`."""
+    if not _cut_across(layout, dims):
+        return lengths
+    return [total.sqrt() for total in whole_sums([length.square() for length in lengths], layout, dims)]
+
+
+def _cut_across(layout: Layout | None, dims: Collection[int] | None) -> list[int]:
+    """The dimensions of the mesh over which the tensors' dimensions `dims` are spread."""
+    if layout is None:
+        return []
+    return [k for k, dim in layout.cuts if (dims is None or dim in dims) and layout.mesh.size(k) > 1]
+
+
+def owners(costs: Sequence[float], mesh: DeviceMesh, loads: Loads) -> list[tuple[int, ...]]:
+    """Choose a rank for each task: the dearest first, each to the rank with the least to do so far.
+
+    Every rank comes to the same choice.
+
+    Args:
+        costs: What each task costs.
+        mesh: The ranks.
+        loads: What the ranks of each mesh have to do already; added to.
+
+    Returns:
+        The coordinate of each task's rank.
+    """
+    load = loads.setdefault(mesh, [0.0] * mesh.size())
+    heap = [(cost, rank) for rank, cost in enumerate(load)]
+    heapq.heapify(heap)
+    ranks = [0] * len(costs)
+    for task in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        busy, rank = heapq.heappop(heap)
+        ranks[task] = rank
+        load[rank] = busy + costs[task]
+        heapq.heappush(heap, (load[rank], rank))
+    return [_coordinate(rank, mesh) for rank in ranks]
+
+
+def _coordinate(rank: int, mesh: DeviceMesh) -> tuple[int, ...]:
+    found = []
+    for mesh_dim in reversed(range(mesh.ndim)):
+        rank, at = divmod(rank, mesh.size(mesh_dim))
+        found.append(at)
+    return tuple(reversed(found))
+
+
+def on_owners(
+    pieces: Sequence[Tensor],
+    shapes: Sequence[Sequence[int]],
+    owned: Sequence[tuple[int, ...]],
+    layout: Layout,
+    compute: Callable[[list[Tensor]], list[Tensor]],
+) -> list[Tensor]:
+    """Put each whole together on its owner, compute there, and hand out the results' pieces.
+
+    Every rank of the mesh must call it. It takes two all-to-alls for each dimension of the mesh that cuts, and one for
+    each along which there are copies; the host does not wait.
+
+    Args:
+        pieces: This rank's pieces, all of one dtype, which is what is sent.
+        shapes: The shapes of the wholes.
+        owned: The coordinate of the rank that each is computed on.
+        layout: How they are cut.
+        compute: From the wholes of which this rank is the owner to results of the same shapes and dtype.
+
+    Returns:
+        This rank's piece of each result, fresh.
+    """
+    here, like = layout.here, pieces[0]
+    held = dict(enumerate(pieces))
+    for mesh_dim in layout.copies:
+        held = {m: x for m, x in held.items() if owned[m][mesh_dim] == here[mesh_dim]}
+    for depth in reversed(range(len(layout.cuts))):
+        mesh_dim, dim = layout.cuts[depth]
+        ranks = range(layout.mesh.size(mesh_dim))
+        mine = [m for m in held if owned[m][mesh_dim] == here[mesh_dim]]
+        arrived = _all_to_all(
+            [[x for m, x in held.items() if owned[m][mesh_dim] == rank] for rank in ranks],
+            [[layout.piece(shapes[m], _at(here, mesh_dim, rank), depth + 1) for m in mine] for rank in ranks],
+            layout.mesh.get_group(mesh_dim),
+            like,
+        )
+        held = {m: torch.cat(parts, dim) for m, *parts in zip(mine, *arrived, strict=True)}
+
+    held = dict(zip(held, compute(list(held.values())), strict=True))
+
+    closed = {mesh_dim for mesh_dim, _ in layout.cuts} | set(layout.copies)
+    for depth, (mesh_dim, dim) in [*enumerate(layout.cuts), *((len(layout.cuts), (k, -1)) for k in layout.copies)]:
+        closed.discard(mesh_dim)
+        ranks = range(layout.mesh.size(mesh_dim))
+        coming = [m for m, owner in enumerate(owned) if all(owner[k] == here[k] for k in closed)]
+        by_rank = [[m for m in coming if owned[m][mesh_dim] == rank] for rank in ranks]
+        if dim < 0:
+            sent = [list(held.values()) for _ in ranks]
+        else:
+            sent = [_slices(held, shapes, layout, _at(here, mesh_dim, rank), depth, dim) for rank in ranks]
+        arrived = _all_to_all(
+            sent,
+            [[layout.piece(shapes[m], here, depth + 1) for m in of_rank] for of_rank in by_rank],
+            layout.mesh.get_group(mesh_dim),
+            like,
+        )
+        came = {m: x for ms, got in zip(by_rank, arrived, strict=True) for m, x in zip(ms, got, strict=True)}
+        held = dict(sorted(came.items()))
+    return list(held.values())
+
+
+def _slices(
+    held: Mapping[int, Tensor],
+    shapes: Sequence[Sequence[int]],
+    layout: Layout,
+    at: Sequence[int],
+    depth: int,
+    dim: int,
+) -> list[Tensor]:
+    """What the rank at this coordinate gets of each tensor in the cut after the first `depth`."""
+    found = []
+    for m, x in held.items():
+        begin, _ = layout.span(shapes[m], at, dim, depth)
+        start, stop = layout.span(shapes[m], at, dim, depth + 1)
+        found.append(x.narrow(dim, start - begin, stop - start))
+    return found
+
+
+def _at(here: Sequence[int], mesh_dim: int, rank: int) -> tuple[int, ...]:
+    return (*here[:mesh_dim], rank, *here[mesh_dim + 1 :])
+
+
+def _all_to_all(
+    sent: Sequence[Sequence[Tensor]],
+    shapes: Sequence[Sequence[Sequence[int]]],
+    group: dist.ProcessGroup,
+    like: Tensor,
+) -> list[list[Tensor]]:
+    """Send lists of tensors to every rank of a group and return what came from each, in these shapes."""
+    if len(sent) == 1:
+        return [list(sent[0])]
+    going = [sum(x.numel() for x in to_rank) for to_rank in sent]
+    coming = [sum(map(math.prod, of_rank)) for of_rank in shapes]
+    outgoing = torch.cat([like.new_empty(0), *(x.reshape(-1) for to_rank in sent for x in to_rank)])
+    arrived = outgoing.new_empty(sum(coming))
+    # As bytes: not every backend knows every precision.
+    width = like.element_size()
+    dist.all_to_all_single(
+        arrived.view(torch.uint8),
+        outgoing.view(torch.uint8),
+        [count * width for count in coming],
+        [count * width for count in going],
+        group=group,
+    )
+    return [_cut(part, of_rank) for part, of_rank in zip(arrived.split(coming), shapes, strict=True)]
+
+
+def _cut(flat: Tensor, shapes: Iterable[Sequence[int]]) -> list[Tensor]:
+    """Take a vector apart into tensors of these shapes."""
+    sizes = [math.prod(shape) for shape in shapes]
+    return [part.view(tuple(shape)) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
