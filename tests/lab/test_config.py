@@ -1,5 +1,7 @@
 import dataclasses
+import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,16 @@ from warmgap.lab.options import Parser, add_options, build
         ({"seed": -1}, "The seed must be a whole number of at least 0"),
         ({"threads": 0}, "The threads must be a whole number of at least 1"),
         ({"eval_tokens": 0}, "The eval tokens must be a whole number of at least 1"),
+        ({"averaging": 1.0}, "The averaging must lie in [0, 1) (0 is none at all), got 1.0"),
+        ({"averaging": 0.5, "rule": "none"}, "The rule 'none' does not average the losses: leave --averaging out"),
+        ({"averaging": 0.5, "rule": "published", "target_loss": 1.0}, "The rule 'published' does not average"),
+        ({"corpus": "digits"}, "The model tiny does not learn from the corpus digits: the corpus digits and the model"),
+        ({"model": "mlp"}, "The model mlp does not learn from the corpus wiki"),
+        (
+            {"corpus": "digits", "model": "mlp", "vocab_size": 300},
+            "The model mlp has no vocab size: leave --vocab-size",
+        ),
+        ({"corpus": "digits", "model": "mlp", "tied": False}, "The model mlp has no tied: leave --tied out"),
         ({"corpus_megabytes": 0.0}, "The corpus megabytes must be a finite number above 0"),
     ],
 )
@@ -66,8 +78,39 @@ def test_the_fingerprint_is_of_what_decides_the_numbers() -> None:
     assert config.fingerprint() == config.resolve().fingerprint()
     for aside in ({"output": Path("elsewhere")}, {"resume": True}, {"threads": 2}, {"save_every": 7}):
         assert dataclasses.replace(config, **aside).fingerprint() == config.fingerprint()
-    for deciding in ({"seed": 1}, {"lr": 0.5}, {"rule": "none"}, {"steps": 601}, {"corpus": "stdlib"}):
+    changes = ({"seed": 1}, {"lr": 0.5}, {"rule": "none"}, {"steps": 601}, {"corpus": "stdlib"}, {"averaging": 0.5})
+    for deciding in changes:
         assert dataclasses.replace(config, **deciding).fingerprint() != config.fingerprint()
+
+
+def test_a_setting_that_is_not_given_leaves_no_trace() -> None:
+    assert {"averaging", "start_from"}.isdisjoint(TrainConfig().numbers())
+    assert TrainConfig(averaging=0.5).numbers()["averaging"] == 0.5
+
+
+def test_a_run_that_starts_from_weights_is_known_by_the_weights_not_by_the_folder(
+    tmp_path: Path, write_run: Callable[..., Path]
+) -> None:
+    for folder, data in (("one", b"weights"), ("same", b"weights"), ("other", b"others")):
+        checkpoint = write_run(tmp_path / folder) / "checkpoint" / "step-00000040"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "model.safetensors").write_bytes(data)
+    one, same, other = (TrainConfig(start_from=tmp_path / folder) for folder in ("one", "same", "other"))
+    assert one.fingerprint() == same.fingerprint() != other.fingerprint()
+    assert one.fingerprint() != TrainConfig().fingerprint()
+    assert str(tmp_path) not in json.dumps(one.numbers())
+
+
+def test_weights_that_are_not_there_are_one_sentence(tmp_path: Path, write_run: Callable[..., Path]) -> None:
+    write_run(tmp_path / "bare")
+    write_run(tmp_path / "half", status="interrupted")
+    for folder, sentence in (
+        ("none", "holds no run"),
+        ("bare", "kept no weights: train it again with --save-every above 0"),
+        ("half", r"is not finished \(interrupted\): finish it before starting from it"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            TrainConfig(start_from=tmp_path / folder).fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -84,6 +127,7 @@ def test_the_length_of_a_warm_up_set_by_hand(rule: str, steps: int | None) -> No
         TrainConfig(corpus="a folder/with 'quotes'", lr=3e-3, rule="linear:40", output=Path("runs/a b")),
         TrainConfig(tied=True, target_loss=1.25, seed=3, threads=1, clip=0.0),
         TrainConfig(model="124m", tied=False, precision="bf16", accumulation=8),
+        TrainConfig(corpus="digits", model="mlp", start_from=Path("runs/a b"), averaging=0.25),
     ],
 )
 def test_the_recorded_command_makes_the_same_run(config: TrainConfig) -> None:

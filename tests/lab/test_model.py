@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from warmgap.lab.model import SIZES, build_model, sizes_table
+from warmgap.lab.model import SIZES, build_mlp, build_model, sizes_table
 
 
 def build(seed: int = 0, *, tied: bool = False) -> torch.nn.Module:
@@ -41,3 +41,12 @@ def test_the_global_random_state_is_left_alone() -> None:
 def test_tied_embeddings_are_one_matrix() -> None:
     model = build(tied=True)
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight  # type: ignore[operator]
+
+
+def test_the_mlp_is_a_function_of_its_seed_and_leaves_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    one, same, other = (build_mlp(64, 10, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one(torch.ones(3, 64)).shape == (3, 10)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(next(one.parameters()), next(other.parameters()))

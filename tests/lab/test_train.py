@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from warmgap.lab.errors import UserError
 from warmgap.lab.optimizers import OPTIMIZERS
 from warmgap.lab.record import last_checkpoint
 from warmgap.lab.train import RunRecord, TrainConfig, train
+from warmgap.torch import SmoothnessProbe
 
 SENTENCES = [
     f"Line {number} tells of {number * 7919 % 1000} apples and {number * 104729 % 997} pears.\n"
@@ -275,8 +277,13 @@ def test_an_evaluation_needs_no_float64_on_the_device_and_is_the_mean_over_token
 # ------------------------------------------------------------------------------------------------------- stop and go on
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "lion"])
-@pytest.mark.parametrize("step", [1, 3, 6, 7, 9, 13])
+@pytest.mark.parametrize(
+    ("optimizer", "step"),
+    [
+        *itertools.product(["muon", "lion"], [1, 3, 6, 7, 9, 13]),
+        *itertools.product(["torch-muon", "lion-pytorch"], [3, 7]),
+    ],
+)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, step: int
 ) -> None:
@@ -358,6 +365,97 @@ def test_only_the_last_checkpoint_is_kept(small: TrainConfig) -> None:
     train(dataclasses.replace(small, save_every=3), progress=False)
     assert small.output is not None
     assert [path.name for path in (small.output / "checkpoint").iterdir()] == ["step-00000014"]
+
+
+# ------------------------------------------------------------------------------------------------ images, and weights
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        corpus="digits", model="mlp", lr=1e-2, steps=60, batch_size=16, eval_every=0, save_every=2,
+        output=tmp_path / "run",
+    )  # fmt: skip
+
+
+def test_digits_are_learned_and_a_killed_run_goes_on(
+    images: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(images, progress=False)
+    assert whole.final_val_loss is not None
+    assert whole.final_val_loss < 1.2 < math.log(10)
+    assert whole.config["vocab_size"] is None
+    killed = dataclasses.replace(images, output=tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 33)
+        with pytest.raises(KilledError):
+            train(killed, progress=False)
+    train(dataclasses.replace(killed, resume=True), progress=False)
+    assert_same_run(images, killed)
+
+
+def test_more_images_than_there_are_make_no_batch(images: TrainConfig) -> None:
+    with pytest.raises(UserError, match="There are 1437 images of digits to train on, and a batch takes 1438"):
+        train(dataclasses.replace(images, batch_size=1438), progress=False)
+
+
+def test_a_run_starts_from_the_weights_of_another_and_goes_on_when_killed(
+    images: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = train(images, progress=False)
+    tuned = dataclasses.replace(
+        images, start_from=images.output, steps=10, rule="none", seed=3, lr=1e-4, output=tmp_path / "tuned"
+    )
+    record = train(tuned, progress=False)
+    assert base.final_val_loss is not None
+    assert rows(tuned.output)[0]["loss"] < 1.2
+    assert record.final_val_loss == pytest.approx(base.final_val_loss, abs=0.05)
+    killed = dataclasses.replace(tuned, output=tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5)
+        with pytest.raises(KilledError):
+            train(killed, progress=False)
+    with pytest.raises(UserError, match=r"belongs to another run \(start_from was '[0-9a-f]{16}', here None\)"):
+        train(dataclasses.replace(killed, start_from=None, resume=True), progress=False)
+    train(dataclasses.replace(killed, resume=True), progress=False)
+    assert_same_run(tuned, killed)
+
+
+def test_weights_of_another_model_are_one_sentence(images: TrainConfig, small: TrainConfig, tmp_path: Path) -> None:
+    train(images, progress=False)
+    text = dataclasses.replace(small, start_from=images.output, output=tmp_path / "text")
+    with pytest.raises(UserError, match=r"are of another model than this run's \(they differ in 0\.bias\)"):
+        train(text, progress=False)
+
+
+def test_the_two_optimizers_of_torch_muon_share_one_factor(small: TrainConfig) -> None:
+    run = module._Run(dataclasses.replace(small, optimizer="torch-muon", output=None).resolve(), "")
+    for _ in range(10):
+        run.one_step()
+        first, second = run.schedulers
+        assert first.factor == second.factor
+        assert first.phase == second.phase
+    assert [type(optimizer).__name__ for optimizer in run.optimizers] == ["Muon", "AdamW"]
+    found = [parameter for each in run.optimizers for group in each.param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in found} == {id(parameter) for parameter in run.network.parameters()}
+    assert len(found) == len({id(parameter) for parameter in found})
+
+
+def test_a_probe_measures_one_optimizer(small: TrainConfig) -> None:
+    with pytest.raises(UserError, match="torch-muon is two optimizers, and a probe measures the steps of one"):
+        train(
+            dataclasses.replace(small, optimizer="torch-muon"),
+            progress=False,
+            probe=lambda optimizer, model: SmoothnessProbe(optimizer, model=model),
+        )
+
+
+@pytest.mark.parametrize("rule", ["auto", "gap", "loss-ratio", "power"])
+def test_averaging_is_the_rules(small: TrainConfig, rule: str) -> None:
+    run = module._Run(dataclasses.replace(small, rule=rule, averaging=0.25, output=None).resolve(), "")
+    own = module._Run(dataclasses.replace(small, rule=rule, output=None).resolve(), "")
+    assert run.schedulers[0].schedule.rule.config()["signal"]["averaging"] == 0.25
+    assert own.schedulers[0].schedule.rule.config()["signal"]["averaging"] == 0.9
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input

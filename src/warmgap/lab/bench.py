@@ -29,9 +29,6 @@ RESULTS_VERSION = 1
 LENGTHS = ("none", "linear:1%", "linear:2%", "linear:5%", "linear:10%", "linear:20%", "linear:40%", "linear:60%")
 """The hand-tuned warm-ups: shares of the run."""
 
-SHARES = {length: 0.0 if length == "none" else float(length[len("linear:") : -1]) / 100 for length in LENGTHS}
-"""Length -> share of the run."""
-
 RULES = ("loss-ratio", "power", "published", "gap", "auto")
 """The rules that find the length themselves."""
 
@@ -75,10 +72,13 @@ class Workload:
         config = replace(self.config, rule=method, seed=seed)
         if method.startswith("linear:"):
             config = replace(config, rule=linear_rule(method.removeprefix("linear:"), config.steps))
-        if method in LENGTHS:  # they look at no loss
+        if share_of(method) is not None:  # it looks at no loss
             return replace(config, target_loss=None, averaging=None)
         return replace(config, target_loss=self.target_loss) if method == "published" else config
 
+
+Plan = Sequence[tuple[Workload, Sequence[str]]]
+"""Workloads, each with the methods to train on it."""
 
 _TINY = TrainConfig(model="tiny", steps=300, batch_size=16, eval_every=0, save_every=0)
 _IMAGES = replace(_TINY, model="mlp", corpus="digits")
@@ -130,10 +130,10 @@ times or a third of it."""
 MINI = (
     Workload("digits-lion", "development", replace(_IMAGES, optimizer="lion", lr=5e-4, steps=30), _DIGITS),
     Workload(
-        "muon-stdlib",
+        "muon-wiki",
         "test",
-        replace(_TINY, corpus="stdlib", optimizer="muon", steps=12, batch_size=4, eval_tokens=4096),
-        _STDLIB,
+        replace(_TINY, corpus="wiki", optimizer="muon", steps=12, batch_size=4, eval_tokens=4096),
+        _WIKI,
     ),
 )
 """A suite of seconds, to see that everything works."""
@@ -147,14 +147,34 @@ SUITES: Mapping[str, tuple[tuple[Workload, ...], tuple[str, ...], tuple[int, ...
 """By name: the workloads, and the methods and seeds unless others are asked for."""
 
 
+def share_of(method: str) -> float | None:
+    """The share of the run that a hand-tuned length takes; None for a rule that finds the length itself.
+
+    Raises:
+        UserError: A length that is no share.
+    """
+    if method == "none":
+        return 0.0
+    if not method.startswith("linear:"):
+        return None
+    try:
+        if method.endswith("%"):
+            return float(method.removeprefix("linear:").removesuffix("%")) / 100
+    except ValueError:
+        pass
+    raise UserError(f"The bench names a length by its share of the run, such as linear:10%, got {method!r}.")
+
+
 def choose(
     workloads: Sequence[Workload], split: str = "all", names: Sequence[str] | None = None
 ) -> tuple[Workload, ...]:
     """The workloads of a split, or those of these names.
 
     Raises:
-        UserError: No such workload.
+        UserError: No such workload or split.
     """
+    if split not in ("all", "development", "test"):
+        raise UserError(f"Unknown split {split!r}: choose one of development, test, all.")
     known = [workload.name for workload in workloads]
     for name in names or ():
         if name not in known:
@@ -164,26 +184,47 @@ def choose(
     )
 
 
+def changed(workload: Workload, best_loss: float, lengths: Sequence[str] = LENGTHS) -> Plan:
+    """A workload with one setting after the other changed, each with the methods that the setting bears on.
+
+    Whatever changes the hand-tuned runs (the number of steps, the peak rate) has the lengths again; else those of the
+    workload itself are the ones to compare with.
+
+    Args:
+        workload: The workload.
+        best_loss: The final loss of its best hand-tuned length.
+        lengths: The hand-tuned lengths.
+    """
+    config = workload.config.resolve()
+    assert config.lr is not None  # noqa: S101 - resolved
+    settings: dict[str, tuple[dict[str, Any], Sequence[str]]] = {
+        **{f"floor {floor:g}": ({"floor": floor}, ("auto",)) for floor in (0.001, 0.1)},
+        **{f"averaging {share:g}": ({"averaging": share}, ("auto",)) for share in (0.8, 0.95)},
+        "steps x1/2": ({"steps": config.steps // 2}, (*lengths, "auto")),
+        "steps x4": ({"steps": config.steps * 4}, (*lengths, "auto")),
+        "rate x1/3": ({"lr": config.lr / 3}, (*lengths, "auto")),
+        "rate x3": ({"lr": config.lr * 3}, (*lengths, "auto")),
+        "target 0": ({"target_loss": 0.0}, ("gap", "auto")),
+        "target x2": ({"target_loss": round(2 * best_loss, 3)}, ("gap", "auto")),
+    }
+    return [
+        (replace(workload, setting=setting, config=replace(workload.config, **change)), methods)
+        for setting, (change, methods) in settings.items()
+    ]
+
+
 # ------------------------------------------------------------------------------------------------------------- training
 
 
 def train_bench(
-    workloads: Sequence[Workload],
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    folder: Path,
-    *,
-    command: str,
-    jobs: int | None = None,
-    console: Console,
+    plan: Plan, seeds: Sequence[int], folder: Path, *, command: str, jobs: int | None = None, console: Console
 ) -> int:
     """Train what is not trained yet, and write the results so far to `results.json`.
 
     Finished runs are skipped and interrupted ones resumed, as in a sweep. The runs that others start from come first.
 
     Args:
-        workloads: What to train.
-        methods: Rules and lengths.
+        plan: Workloads, each with its rules and lengths.
         seeds: The seeds.
         folder: Where runs and results go.
         command: The command line that makes this bench.
@@ -196,31 +237,31 @@ def train_bench(
     Raises:
         UserError: A setting that is not allowed, nothing asked for, or a folder that cannot be written to.
     """
-    for what, given in (("workload", workloads), ("method", methods), ("seed", seeds)):
-        if not given:
-            raise UserError(f"The bench has no {what}: give at least one.")
-    asked = {
-        "workloads": [workload.slug for workload in workloads],
-        "methods": list(methods),
-        "seeds": list(seeds),
-    }
+    # A seed at a time, so that a bench that is interrupted has seen every workload.
+    wanted = [
+        (workload, method, workload.run(method, seed).resolve())
+        for seed in dict.fromkeys(seeds)
+        for workload, methods in plan
+        for method in dict.fromkeys(methods)
+    ]
+    if not wanted:
+        raise UserError("The bench has nothing to train: give a workload, a rule and a seed.")
+    asked = {"plan": [[workload.slug, list(methods)] for workload, methods in plan], "seeds": list(seeds)}
     bases = {
-        workload.start_from: _base_run(workload.start_from, folder) for workload in workloads if workload.start_from
+        base: in_folder(replace(base, save_every=base.steps).resolve(), folder / "base")
+        for workload, _ in plan
+        if (base := workload.start_from)
     }
     if bases:
         outcomes = run_sweep(
             list(bases.values()), folder / "base", command=command, asked=asked, jobs=jobs, console=console
         )
-        if code := int(any(outcome.status != "done" for outcome in outcomes)):
-            return tell(outcomes, folder / "base", console) or code  # 0 where one diverged
+        if any(outcome.status != "done" for outcome in outcomes):
+            return tell(outcomes, folder / "base", console) or 1  # where one diverged
     runs: dict[TrainConfig, tuple[Workload, str]] = {}
-    # A seed at a time, so that a bench that is interrupted has seen every workload.
-    for seed in dict.fromkeys(seeds):
-        for workload in workloads:
-            start = bases[workload.start_from].output if workload.start_from else None
-            for method in dict.fromkeys(methods):
-                config = replace(workload.run(method, seed), start_from=start).resolve()
-                runs[in_folder(config, folder / workload.slug)] = workload, method
+    for workload, method, config in wanted:
+        start = bases[workload.start_from].output if workload.start_from else None
+        runs[in_folder(replace(config, start_from=start), folder / workload.slug)] = workload, method
     outcomes = run_sweep(list(runs), folder, command=command, asked=asked, jobs=jobs, console=console)
     rows = [
         _row(*runs[outcome.config], outcome) for outcome in outcomes if outcome.status in ("done", "diverged", "failed")
@@ -229,7 +270,7 @@ def train_bench(
         command=command,
         commit=commit(),
         versions=versions(),
-        workloads=[_plain(workload) for workload in workloads],
+        workloads=[describe(workload) for workload, _ in plan],
         rows=rows,
         curves=[
             _curve(*runs[outcome.config], outcome.config)
@@ -239,11 +280,6 @@ def train_bench(
     )
     results.save(folder / RESULTS_FILE)
     return tell(outcomes, folder, console)
-
-
-def _base_run(config: TrainConfig, folder: Path) -> TrainConfig:
-    """A run to start from, with its folder; it leaves its weights."""
-    return in_folder(replace(config, save_every=config.steps).resolve(), folder / "base")
 
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -359,7 +395,8 @@ def _row(workload: Workload, method: str, outcome: Outcome) -> Row:
     )
 
 
-def _plain(workload: Workload) -> dict[str, Any]:
+def describe(workload: Workload) -> dict[str, Any]:
+    """A workload as plain values, with the settings that tell it from others."""
     config = workload.config.resolve()
     telling = ("corpus", "model", "optimizer", "lr", "steps", "batch_size", "decay")
     return {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from warmgap.lab.bench import SHARES, Results
+from warmgap.lab.bench import Results, share_of
 from warmgap.lab.bench_report import OURS, Judged, Verdicts, method_name
 from warmgap.lab.figures import length_style, rule_style
 from warmgap.lab.regret import profile
@@ -123,7 +123,7 @@ def rates_figure(results: Results, workloads: Sequence[Judged]) -> Figure:
 def _by_hand(workload: Judged) -> tuple[list[int], list[float]]:
     """The factor against steps of the best length, which follows from the length."""
     steps = int(workload.settings["steps"])
-    schedule = Schedule(steps, LinearRule(round(SHARES[workload.best] * steps)), workload.settings["decay"])
+    schedule = Schedule(steps, LinearRule(round((share_of(workload.best) or 0.0) * steps)), workload.settings["decay"])
     state = schedule.init()
     factors = []
     for _ in range(steps):
@@ -134,8 +134,8 @@ def _by_hand(workload: Judged) -> tuple[list[int], list[float]]:
 
 def _shown(part: Verdicts) -> list[str]:
     """The rules, `auto` last and so on top, and the usual length before them."""
-    methods = [method for method in part.summaries if method not in SHARES or method == USUAL]
-    return sorted(methods, key=lambda method: (method == OURS, method not in SHARES))
+    methods = [method for method in part.summaries if share_of(method) is None or method == USUAL]
+    return sorted(methods, key=lambda method: (method == OURS, method != USUAL))
 
 
 def _dot(method: str) -> dict[str, Any]:
@@ -162,7 +162,8 @@ def _deviation_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def _style(method: str) -> tuple[Any, Any]:
-    return length_style(SHARES[method]) if method in SHARES else rule_style(method)
+    share = share_of(method)
+    return rule_style(method) if share is None else length_style(share)
 
 
 def _root(values: Any) -> Any:

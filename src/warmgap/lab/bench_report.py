@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from warmgap.lab.bench import LENGTHS, Results, Row
+from warmgap.lab.bench import Results, Row, share_of
 from warmgap.lab.errors import UserError
 from warmgap.lab.figures import house_style
 from warmgap.lab.page import as_png
@@ -73,6 +73,11 @@ class Judged:
     diverged: Mapping[str, int]
     stuck: Mapping[str, int]
 
+    @property
+    def best_loss(self) -> float:
+        """The mean final loss of the best hand-tuned length."""
+        return math.fsum(self.losses[self.best].values()) / len(self.seeds)
+
     def regret(self, method: str) -> float:
         """Cross-validated regret in seed deviations."""
         return self.cross_validated[method].mean / self.deviation
@@ -111,16 +116,16 @@ def judge(results: Results) -> tuple[list[Judged], list[str]]:
     for settings in results.workloads:
         rows = [row for row in results.rows if (row.workload, row.setting) == (settings["name"], settings["setting"])]
         name = " ".join(filter(None, (settings["name"], settings["setting"])))
-        if not any(row.method in LENGTHS for row in rows):  # a setting that does not change them
+        if not any(share_of(row.method) is not None for row in rows):  # a setting that does not change them
             rows += [
                 row
                 for row in results.rows
-                if row.workload == settings["name"] and not row.setting and row.method in LENGTHS
+                if row.workload == settings["name"] and not row.setting and share_of(row.method) is not None
             ]
         by_method: dict[str, dict[int, Row]] = {}
         for row in rows:
             by_method.setdefault(row.method, {})[row.seed] = row
-        lengths = [method for method in LENGTHS if method in by_method]
+        lengths = [method for method in by_method if share_of(method) is not None]
         seeds = sorted(set.intersection(*(set(by_method[length]) for length in lengths))) if lengths else []
         if len(seeds) < 2:
             left_out.append(f"{name} is left out: it needs a hand-tuned length with two seeds or more.")
@@ -261,7 +266,7 @@ def workload_rows(part: Verdicts) -> list[tuple[str, ...]]:
             (
                 workload.name,
                 method_name(workload.best),
-                _mean(workload.losses[workload.best]),
+                f"{workload.best_loss:.4f}",
                 "-" if ours is None else _mean(ours),
                 "-" if ours is None else _estimate(workload.in_sample[OURS]),
                 "-" if ours is None else _estimate(workload.cross_validated[OURS]),
@@ -282,9 +287,10 @@ def regret_rows(part: Verdicts) -> list[tuple[str, ...]]:
 
 def cost(results: Results) -> str:
     """What tuning by hand cost in this bench, against a rule."""
-    lengths = [row.seconds for row in results.rows if row.method in LENGTHS and not row.setting]
-    ours = [row.seconds for row in results.rows if row.method == OURS and not row.setting]
-    tried = len({row.method for row in results.rows if row.method in LENGTHS})
+    plain = [row for row in results.rows if not row.setting]
+    lengths = [row.seconds for row in plain if share_of(row.method) is not None]
+    ours = [row.seconds for row in plain if row.method == OURS]
+    tried = len({row.method for row in plain if share_of(row.method) is not None})
     hours = f", here {sum(lengths) / 3600:.1f} h against {sum(ours) / 3600:.1f} h" if ours else ""
     return f"To tune the length by hand took {tried} runs for every one of a rule{hours}."
 
@@ -322,7 +328,7 @@ def write_bench_report(results: Results, folder: Path, console: Console) -> None
             pictures[f"regret-{slug}.png"] = as_png(bench_figures.regret_figure(part))
             pictures[f"profile-{slug}.png"] = as_png(bench_figures.profile_figure(part))
         if results.curves:
-            pictures["rates.png"] = as_png(bench_figures.rates_figure(results, workloads))
+            pictures["rates.png"] = as_png(bench_figures.rates_figure(results, groups[0].workloads))
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in pictures.items():
         (folder / name).write_bytes(data)

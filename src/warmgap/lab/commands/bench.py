@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="runs at a time (default: one a core, or one where there is a GPU)",
     )
     parser.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="then change floor, averaging, steps, peak rate and target loss of these workloads, one after the other",
+    )
+    parser.add_argument(
         "--report", type=Path, default=None, metavar="FILE", help="train nothing: table and pictures of a results.json"
     )
     parser.add_argument(
@@ -45,8 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train; exit code 0, 1 where a run failed, 130 where it was interrupted."""
     from rich.console import Console
 
-    from warmgap.lab.bench import RESULTS_FILE, SUITES, Results, choose, train_bench
-    from warmgap.lab.bench_report import write_bench_report
+    from warmgap.lab.bench import RESULTS_FILE, SUITES, Plan, Results, changed, choose, share_of, train_bench
+    from warmgap.lab.bench_report import judge, write_bench_report
     from warmgap.lab.errors import UserError
 
     console = Console()
@@ -56,16 +61,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.suite not in SUITES:
         raise UserError(f"Unknown suite {arguments.suite!r}: choose one of {', '.join(SUITES)}.")
     workloads, methods, seeds = SUITES[arguments.suite]
+    methods, seeds = arguments.rules or methods, arguments.seeds or seeds
     folder = arguments.output or Path("runs/bench")
-    code = train_bench(
-        choose(workloads, arguments.split, arguments.workloads),
-        arguments.rules or methods,
-        arguments.seeds or seeds,
-        folder,
-        command=_command(arguments),
-        jobs=arguments.jobs,
-        console=console,
-    )
+    command = _command(arguments)
+    chosen = choose(workloads, arguments.split, arguments.workloads)
+    plan: Plan = [(workload, methods) for workload in chosen]
+    code = train_bench(plan, seeds, folder, command=command, jobs=arguments.jobs, console=console)
+    if code == 0 and arguments.sensitivity:
+        judged = {workload.name: workload for workload in judge(Results.load(folder / RESULTS_FILE))[0]}
+        lengths = [method for method in methods if share_of(method) is not None]
+        more = [
+            pair
+            for workload in chosen
+            if workload.name in judged
+            for pair in changed(workload, judged[workload.name].best_loss, lengths)
+        ]
+        code = train_bench([*plan, *more], seeds, folder, command=command, jobs=arguments.jobs, console=console)
     if code == 0:
         write_bench_report(Results.load(folder / RESULTS_FILE), folder, console)
     return code
@@ -78,4 +89,4 @@ def _command(arguments: argparse.Namespace) -> str:
         value = getattr(arguments, name)
         if value is not None:
             words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return shlex.join(words)
+    return shlex.join([*words, "--sensitivity"] if arguments.sensitivity else words)
