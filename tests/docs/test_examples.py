@@ -11,6 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+# Imported here though unused: the hosts' first imports can take minutes on a loaded machine, and are not to run on the
+# clock of the first page that has them.
+import warmgap.lightning
+import warmgap.optax
+import warmgap.transformers  # noqa: F401
 from warmgap.lab import cli
 from warmgap.lab.errors import UserError
 

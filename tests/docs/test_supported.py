@@ -31,7 +31,7 @@ def test_the_optimizers_of_the_page_are_those_of_the_contracts() -> None:
 def test_the_versions_of_the_page_are_those_that_are_installed_and_asked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
-    ranges = dict(re.fullmatch(r"([\w-]+)(>=.*)?", one).groups() for one in asked if "[" not in one)  # type: ignore[union-attr]
+    ranges = {one.partition(">=")[0]: ">=" + one.partition(">=")[2] for one in asked if "[" not in one}
     named = {}
     for package, tested, oldest in rows("Versions"):
         assert PINS[package] == tested
@@ -41,9 +41,9 @@ def test_the_versions_of_the_page_are_those_that_are_installed_and_asked_for() -
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "hosts").glob("*.md")), ids=lambda page: page.stem)
-def test_a_hosts_page_names_the_version_it_was_tested_with(page: Path) -> None:
-    (sentence,) = re.findall(r"^Tested with ([^\n]*)$", page.read_text(), re.MULTILINE)
-    versions = re.findall(r"(\w+) (\d+(?:\.\d+)+)", sentence)
-    assert versions
+def test_the_versions_that_a_hosts_page_was_tested_with_are_those_installed(page: Path) -> None:
+    sentences = re.findall(r"^Tested with ([^\n]*)$", page.read_text(), re.MULTILINE)
+    versions = [pair for sentence in sentences for pair in re.findall(r"(\w+) (\d+(?:\.\d+)+)", sentence)]
+    assert versions or page.stem not in ("accelerate", "lightning", "optax", "pytorch", "transformers")
     for package, version in versions:
         assert f"{PINS[package]}.".startswith(f"{version}.")
