@@ -490,11 +490,12 @@ import json, sys, torch, torch.distributed as dist
 from torch import nn
 from warmgap.torch import NormalizedSGD, SmoothnessProbe
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
+rank, folder, wrapped = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "wrapped"
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 torch.manual_seed(0)
 model = nn.Linear(4, 3).double()
 parallel = nn.parallel.DistributedDataParallel(model)
+called = parallel if wrapped else model
 x, y = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
 x, y = x.chunk(2)[rank], y.chunk(2)[rank]
 optimizer = NormalizedSGD(parallel.parameters(), lr=0.1)
@@ -502,17 +503,20 @@ probe = SmoothnessProbe(optimizer, also=("eigenvalue",), path=f"{folder}/records
 for _ in range(2):
     optimizer.zero_grad()
     nn.functional.cross_entropy(parallel(x), y).backward()
-    with probe.measure(lambda: nn.functional.cross_entropy(model(x), y)):
+    with probe.measure(lambda: nn.functional.cross_entropy(called(x), y)):
         optimizer.step()
+assert parallel.require_backward_grad_sync and parallel.require_forward_param_sync
 print(json.dumps([record.to_json() for record in probe.records]))
 dist.destroy_process_group()
 """
 
 
-def test_ranks_measure_the_mean_loss_and_write_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("called", ["bare", "wrapped"])
+def test_ranks_measure_the_mean_loss_and_write_once(called: str, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", WORKER]
     workers = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True) for rank in range(2)
+        subprocess.Popen([*command, str(rank), str(tmp_path), called], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
     ]
     first, second = (json.loads(worker.communicate(timeout=120)[0]) for worker in workers)
     assert first == second

@@ -94,11 +94,11 @@ def test_matrices_orthogonalised_in_one_batch_are_as_one_by_one(group: dict[str,
     estimates = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     params = [torch.zeros(shape) for _ in estimates]
     settings = {"exact": False, "ns_steps": 5, **group}
-    batched = list(orthogonal_directions(params, estimates, settings))
+    batched = list(orthogonal_directions(params, estimates, settings, {}))
     assert len(batched) == len(group.get("blocks", (6,)))
     for index in range(3):
-        alone = list(orthogonal_directions([params[index]], [estimates[index]], settings))
-        for (targets, sources, directions), (target, source, direction) in zip(batched, alone, strict=True):
+        alone = list(orthogonal_directions([params[index]], [estimates[index]], settings, {}))
+        for (targets, sources, directions, _), (target, source, direction, _) in zip(batched, alone, strict=True):
             assert targets[index].data_ptr() == target[0].data_ptr()
             torch.testing.assert_close(sources[index], source[0])
             torch.testing.assert_close(directions[index], direction[0], atol=2e-2, rtol=0)
