@@ -163,6 +163,7 @@ def test_a_setting_that_leaves_the_lengths_alone_is_judged_by_the_lengths_of_its
     more = dataclasses.replace(results, rows=[*results.rows, *rows], workloads=[*results.workloads, describe(changed)])
     *_, part = parts(judge(more)[0])
     assert part.title == "Changed settings"
+    assert part.pairs == {}
     assert [workload.name for workload in part.workloads] == [f"{SUITE[0].name} floor 0.1"]
     assert part.workloads[0].best == "linear:5%"
     assert part.workloads[0].cross_validated["auto"].mean == pytest.approx(1.0, abs=0.05)

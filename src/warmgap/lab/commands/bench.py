@@ -4,6 +4,8 @@ import argparse
 import shlex
 from pathlib import Path
 
+INTERRUPTED = 130
+
 HELP = "train a suite of workloads with every rule and a grid of hand-tuned lengths; finished runs are skipped"
 
 
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = choose(workloads, arguments.split, arguments.workloads)
     plan: Plan = [(workload, methods) for workload in chosen]
     code = train_bench(plan, seeds, folder, command=command, jobs=arguments.jobs, console=console)
-    if code == 0 and arguments.sensitivity:
+    if code != INTERRUPTED and arguments.sensitivity:
         judged = {workload.name: workload for workload in judge(Results.load(folder / RESULTS_FILE))[0]}
         lengths = [method for method in methods if share_of(method) is not None]
         more = [
@@ -77,7 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
             for pair in changed(workload, judged[workload.name].best_loss, lengths)
         ]
         code = train_bench([*plan, *more], seeds, folder, command=command, jobs=arguments.jobs, console=console)
-    if code == 0:
+    # A rule that could not go on is told in the table; it must not keep the table from being written.
+    if code != INTERRUPTED and (folder / RESULTS_FILE).exists():
         write_bench_report(Results.load(folder / RESULTS_FILE), folder, console)
     return code
 
