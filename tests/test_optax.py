@@ -19,7 +19,7 @@ TOTAL = 60
 
 RULES: dict[str, Rule[Any]] = {
     "ramp": RampRule(),
-    "ramp-small": RampRule(floor=0.3, ramp=0.3, hold=0.1, tolerance=0.5, target_loss=-9.0),
+    "ramp-small": RampRule(floor=0.2, start=0.5, level=0.8, power=1.5, hold=0.1, tolerance=0.5, target_loss=-9.0),
     "gap": GapRule(kappa=300.0),
     "gap-given": GapRule(kappa=65280.0, floor=0.05, target_loss=-9.0),
     "power": PowerRule(),

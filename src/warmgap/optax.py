@@ -338,7 +338,7 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
         return {**_signal_start(rule.signal), "level": level}, lambda state, loss: _loss_ratio(rule, state, loss)
     descent = {"initial_loss": math.nan, "lowest_loss": math.nan, "distance": 0.0}
     if isinstance(rule, RampRule):
-        own: Values = {"best_loss": math.nan, "retreats": 0, "rest": 0, "held": 0}
+        own: Values = {"best_loss": math.nan, "retreats": 0, "rest": 0, "held": 0, "steps": 0}
         start = {**_signal_start(rule.signal), **descent, **own}
         return start, lambda state, loss: _ramp(rule, total_iters, state, loss)
     if isinstance(rule, GapRule | PowerRule | MeasuredRule):
@@ -454,7 +454,7 @@ def _ramp(rule: RampRule, total_iters: int, state: Values, loss: Array) -> Value
     state = _descended(state, clean)
     noise = _CHANGE_TO_DEVIATION * state["change"] / state["change_weight"]  # NaN after a single loss
     best = jnp.where(state["weight"] >= _MATURE, jnp.fmin(clean, state["best_loss"]), math.nan)
-    state = {**state, "best_loss": best}
+    state = {**state, "best_loss": best, "steps": state["steps"] + 1}
     resting = {**state, "rest": state["rest"] - 1}
 
     hold = max(1.0, rule.hold * total_iters)
@@ -467,12 +467,13 @@ def _ramp(rule: RampRule, total_iters: int, state: Values, loss: Array) -> Value
         "held": 0,
         "done": False,
     }
-    doubling = max(1.0, rule.ramp * total_iters / math.log2(1.0 / rule.floor))
-    growth = jnp.where(state["retreats"] > 0, 2.0 ** (1.0 / hold), 2.0 ** (1.0 / doubling))
+    growth = jnp.where(state["retreats"] > 0, 2.0 ** (1.0 / hold), 2.0)
     held = jnp.where(state["applied"] == 1.0, state["held"] + 1, 0)
-    first_loss = state["initial_loss"]
-    ceiling = jnp.where((first_loss > 0.0) & (clean > 0.0), jnp.minimum(1.0, rule.share * first_loss / clean), 1.0)
-    climbing = {**state, "applied": jnp.minimum(ceiling, state["applied"] * growth), "held": held, "done": held >= hold}
+    line = rule.climb * total_iters
+    clock = jnp.where(state["steps"] < line, rule.start + (1.0 - rule.start) * state["steps"] / line, 1.0)
+    fallen = jnp.minimum(1.0, rule.level * state["initial_loss"] / state["lowest_loss"])
+    aim = jnp.where(state["lowest_loss"] > 0.0, jnp.maximum(clock, fallen**rule.power), clock)
+    climbing = {**state, "applied": jnp.minimum(aim, state["applied"] * growth), "held": held, "done": held >= hold}
 
     rises = clean > best + rule.tolerance * noise  # never with NaN
     return {

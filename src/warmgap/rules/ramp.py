@@ -1,14 +1,15 @@
-"""This project's own rule: up fast, but no further than the fallen loss allows, and back where the loss rises.
+"""This project's own rule: fast to a third of the peak, on by the clock, and at once where the loss has fallen.
 
-Three observations make it. Every step at a low rate costs, the first ones most: so the way up is fast. The peak itself
-does harm while the loss is still high: so the rate stays under the loss ratio of the (H0, H1) theory until the loss has
-halved. And a rate that is far too high makes the loss rise: so a rise sends it back. What the rule was tested against,
-with the runs it lost, is in LOG.md.
+Three observations make it. A rate close to zero teaches the model little and, with a long momentum, does lasting harm:
+so the first few steps double it, up to a share of the peak that is safe in practice. From there a slow climb never
+costs much, and is worth a lot where the peak is too high or the loss lingers: so the rate follows a line. Where the
+loss falls fast the peak is wanted at once: so a power of the fallen loss may lift the rate above that line. And a rate
+that is far too high makes the loss rise: so a rise sends it back. What the rule was tested against, with the runs it
+lost, is in LOG.md.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -31,6 +32,7 @@ class RampState(RuleState):
         retreats: Times the factor was halved.
         rest: Steps still to stay put after a retreat.
         held: Steps in a row at the peak.
+        steps: Losses seen.
         total_iters: Optimizer steps in the whole run; 0 where unknown.
     """
 
@@ -40,25 +42,28 @@ class RampState(RuleState):
     retreats: int = 0
     rest: int = 0
     held: int = 0
+    steps: int = 0
     total_iters: int = 0
 
 
 @dataclass(frozen=True)
 class RampRule(Rule[RampState]):
-    """The factor grows geometrically, stays under the loss ratio, and halves when the loss rises.
+    """The factor doubles up to `start`, then follows a line or the fallen loss, and halves when the loss rises.
 
-    The loss ratio is `share * first loss / loss`, of the clean loss (where the first is positive; elsewhere it is 1):
-    the step size `1/(H0 + H1*gap)` of arXiv 2510.03164 with both constants put where a user can know them. The way up
-    takes the share `ramp` of the run, but no factor more than doubles. Warm-up ends when the peak has been held for the
-    share `hold` of the run. Meanwhile the loss is watched: when its average lies more than `tolerance` standard
-    deviations of a single loss above its lowest since the last retreat, the factor is halved, stays put until the
-    average has caught up, and from then on takes `hold` of the run for each doubling. It needs no norm, and only shows
-    the gap to the target loss.
+    From `floor` the factor doubles at every step up to its aim, the higher one of two. The line goes from `start` to 1
+    over the share `climb` of the run. The power law is `(level * first loss / lowest loss)**power`, of the clean loss,
+    where both are positive: the step size of arXiv 2509.07972 (Liu et al.), with the loss for the gap. Warm-up ends
+    when the peak has been held for the share `hold` of the run. Meanwhile the loss is watched: when its average lies
+    more than `tolerance` standard deviations of a single loss above its lowest since the last retreat, the factor is
+    halved, stays put until the average has caught up, and from then on takes `hold` of the run for each doubling. It
+    needs no norm, and only shows the gap to the target loss.
 
     Attributes:
         floor: Factor of the first step, in (0, 1).
-        share: Share of the first loss at which the loss ratio is 1, in (0, 1).
-        ramp: Share of the run that the way up takes where nothing resists, in (0, 1).
+        start: Factor where the line begins, in (0, 1).
+        climb: Share of the run that the line takes, in (0, 1).
+        level: Share of the first loss at which the power law is 1, in (0, 1).
+        power: Exponent of the power law, > 0.
         hold: Share of the run for which the peak is held before warm-up ends, in (0, 1).
         tolerance: Rise that counts as resistance, in standard deviations of a single loss, > 0.
         target_loss: The loss that the gap shown is taken to, or `"auto"`.
@@ -69,8 +74,10 @@ class RampRule(Rule[RampState]):
     """
 
     floor: float = 0.01
-    share: float = 0.5
-    ramp: float = 0.01
+    start: float = 0.3
+    climb: float = 0.4
+    level: float = 0.45
+    power: float = 4.0
     hold: float = 0.05
     tolerance: float = 2.0
     target_loss: float | Literal["auto"] = "auto"
@@ -81,23 +88,23 @@ class RampRule(Rule[RampState]):
     def __post_init__(self) -> None:
         plain_fields(self)
         check_fraction("floor", self.floor, "it is starting learning rate / peak learning rate")
-        check_fraction("share", self.share)
-        check_fraction("ramp", self.ramp)
+        check_fraction("start", self.start)
+        check_fraction("climb", self.climb)
+        check_fraction("level", self.level)
+        check_positive("power", self.power)
         check_fraction("hold", self.hold)
         check_positive("tolerance", self.tolerance)
         Target(self.target_loss)  # raises where it is neither a number nor "auto"
 
     def init(self, total_iters: int | None = None) -> RampState:
-        """Return the state before the first step; without `total_iters` the way up doubles at every step."""
+        """Return the state before the first step; without `total_iters` the line is at 1 from the start."""
         descent = Target(self.target_loss).init(total_iters)
         return RampState(factor=self.floor, descent=descent, total_iters=total_iters or 0)
 
     def calibrate(self, state: RampState, loss: float) -> RampState:
-        """Return the state that starts where the loss ratio allows, given the loss measured before the first step."""
-        if loss <= 0.0:
-            return state
+        """Return the state that starts where the line does, given the loss measured before the first step."""
         descent = replace(state.descent, initial_loss=loss, best_loss=loss)
-        return replace(state, descent=descent, factor=max(self.floor, self._ceiling(loss, descent)))
+        return replace(state, descent=descent, factor=max(self.floor, self.start))
 
     def step(self, state: RampState, loss: float) -> tuple[RampState, float]:
         """Take in one loss; return the new state and the factor of the next step."""
@@ -108,7 +115,7 @@ class RampRule(Rule[RampState]):
         if signal.weight >= _MATURE:
             best = clean if state.best_loss is None else min(clean, state.best_loss)
         descent, _ = Target(self.target_loss).step(state.descent, clean, state.factor)
-        state = replace(state, signal=signal, descent=descent, best_loss=best)
+        state = replace(state, signal=signal, descent=descent, best_loss=best, steps=state.steps + 1)
         if state.rest > 0:
             return replace(state, rest=state.rest - 1), state.factor
         hold = max(1.0, self.hold * state.total_iters)
@@ -119,14 +126,18 @@ class RampRule(Rule[RampState]):
                 state, factor=retreat, best_loss=clean, retreats=state.retreats + 1, rest=rest, held=0, done=False
             )
             return state, retreat
-        doubling = hold if state.retreats else self.ramp * state.total_iters / math.log2(1.0 / self.floor)
-        factor = min(self._ceiling(clean, descent), state.factor * 2.0 ** (1.0 / max(1.0, doubling)))
+        growth = 2.0 ** (1.0 / hold) if state.retreats else 2.0
+        factor = min(self._aim(state), state.factor * growth)
         held = state.held + 1 if state.factor == 1.0 else 0
         return replace(state, factor=factor, held=held, done=held >= hold), factor
 
-    def _ceiling(self, clean: float, descent: Descent) -> float:
-        first = descent.initial_loss
-        return 1.0 if first is None or first <= 0.0 or clean <= 0.0 else min(1.0, self.share * first / clean)
+    def _aim(self, state: RampState) -> float:
+        line = self.climb * state.total_iters
+        aim = self.start + (1.0 - self.start) * state.steps / line if state.steps < line else 1.0
+        first, lowest = state.descent.initial_loss, state.descent.best_loss
+        if first is None or lowest is None or lowest <= 0.0:
+            return aim
+        return max(aim, min(1.0, self.level * first / lowest) ** self.power)
 
     def reading(self, state: RampState) -> tuple[float | None, float | None]:
         """Return the gap of the lowest clean loss, and the target loss."""
