@@ -1,12 +1,8 @@
-"""Plain PyTorch beyond the plain loop: compiled steps, closures, several optimizers, sharded parameters."""
+"""Plain PyTorch beyond the plain loop: compiled steps, closures, several optimizers."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +12,6 @@ from torch.optim import AdamW, Optimizer
 
 from warmgap.torch import AdaptiveWarmup, Lion, Muon
 
-WORKER = Path(__file__).parent / "fsdp_worker.py"
 TOTAL = 20
 
 
@@ -92,30 +87,3 @@ def test_two_optimizers_keep_the_ratio_of_their_rates() -> None:
             scheduler.step(loss)
             optimizer.zero_grad()
     assert first.warmup_iters == second.warmup_iters is not None
-
-
-def run_sharded(ranks: int, folder: Path, optimizer: str) -> list[dict[str, Any]]:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(ranks), str(folder), optimizer],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    return [json.loads((folder / f"{optimizer}-{rank}-of-{ranks}.json").read_text()) for rank in range(ranks)]
-
-
-@pytest.mark.parametrize("optimizer", ["Lion", "Signum"])
-def test_elementwise_optimizers_train_sharded_parameters(optimizer: str, tmp_path: Path) -> None:
-    first, second = run_sharded(2, tmp_path, optimizer)
-    (alone,) = run_sharded(1, tmp_path, optimizer)
-    assert first["sharded"]
-    assert not alone["sharded"]
-    assert first == second
-    assert first["rates"] == pytest.approx(alone["rates"], rel=1e-5)
-    for mine, whole in zip(first["weights"], alone["weights"], strict=True):
-        assert mine == pytest.approx(whole, rel=1e-4, abs=1e-5)
