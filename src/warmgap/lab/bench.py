@@ -29,7 +29,7 @@ RESULTS_VERSION = 1
 LENGTHS = ("none", "linear:1%", "linear:2%", "linear:5%", "linear:10%", "linear:20%", "linear:40%", "linear:60%")
 """The hand-tuned warm-ups: shares of the run."""
 
-RULES = ("loss-ratio", "power", "published", "gap", "auto")
+RULES = ("loss-ratio", "power", "published", "gap", "auto", "auto-calibrated")
 """The rules that find the length themselves."""
 
 METHODS = LENGTHS + RULES

@@ -19,8 +19,9 @@ from warmgap.lab.optimizers import OPTIMIZERS
 from warmgap.lab.options import option
 from warmgap.lab.record import final_weights
 
-RULES = ("auto", "gap", "loss-ratio", "power", "linear:STEPS", "none", "published")
-"""The warm-up rules by name; `linear:40` is a linear warm-up of 40 steps, `none` starts at the peak."""
+RULES = ("auto", "auto-calibrated", "gap", "loss-ratio", "power", "linear:STEPS", "none", "published")
+"""The warm-up rules by name; `linear:40` is a linear warm-up of 40 steps, `none` starts at the peak. `auto-calibrated` and
+`loss-ratio` start on a loss measured before the first step."""
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -30,7 +31,7 @@ _ASIDE = ("output", "resume", "threads", "save_every")
 _OPTIONAL = ("start_from", "averaging")
 """Settings that a run has only where they are given."""
 
-_AVERAGES = ("auto", "gap", "loss-ratio", "power")
+_AVERAGES = ("auto", "auto-calibrated", "gap", "loss-ratio", "power")
 """The rules that average the losses."""
 
 _OF_TEXTS = ("vocab_size", "sequence_length", "tied")
@@ -175,7 +176,7 @@ class TrainConfig:
 
     def _check_rule(self) -> None:
         steps = self.linear_steps()
-        if steps is None and self.rule not in ("auto", "gap", "loss-ratio", "power", "published"):
+        if steps is None and self.rule not in (*_AVERAGES, "published"):
             raise UserError(f"Unknown rule {self.rule!r}: choose one of {', '.join(RULES)} (such as linear:40).")
         if steps is not None and steps >= self.steps:
             raise UserError(f"A warm-up of {steps} steps does not end within a run of {self.steps} steps: shorten it.")

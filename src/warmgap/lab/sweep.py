@@ -39,7 +39,7 @@ ERROR_FILE = "error.txt"
 
 _LOOK_EVERY = 0.5  # seconds between two looks at the runs under way
 _PATIENCE = 60.0  # seconds a worker has, after ctrl-C, to write its checkpoint
-_WITH_TARGET = ("auto", "gap", "power", "published")
+_WITH_TARGET = ("auto", "auto-calibrated", "gap", "power", "published")
 
 Status = Literal["done", "diverged", "interrupted", "failed", "waiting"]
 

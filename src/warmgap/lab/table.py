@@ -30,6 +30,7 @@ Series = tuple[list[int], list[float]]
 
 ADAPTIVE_NAMES = {
     "auto": "adaptive (auto)",
+    "auto-calibrated": "adaptive, calibrated",
     "gap": "gap rule",
     "loss-ratio": "loss ratio",
     "power": "power rule",

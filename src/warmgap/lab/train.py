@@ -143,8 +143,7 @@ class _Run:
         self.pending: list[_Seen] = []
         if config.output is not None and config.resume and (checkpoint := last_checkpoint(config.output)):
             self.load(checkpoint)
-        elif config.rule == "loss-ratio":
-            # `auto` could be calibrated too, and is not: what the lab compares is its plain use.
+        elif config.rule in ("auto-calibrated", "loss-ratio"):
             try:
                 for scheduler in self.schedulers:
                     scheduler.calibrate(lambda: self.loss(self.network, self.micro_batches()[0]))
@@ -418,7 +417,7 @@ def _rule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> Rule[Any]:
             floor=config.floor,
         )
     rule: Any = by_name(
-        config.rule,
+        config.rule.removesuffix("-calibrated"),
         config.steps,
         floor=config.floor,
         target_loss="auto" if config.target_loss is None else config.target_loss,

@@ -137,7 +137,7 @@ class RampRule(Rule[RampState]):
         first, lowest = state.descent.initial_loss, state.descent.best_loss
         if first is None or lowest is None or lowest <= 0.0:
             return aim
-        return max(aim, min(1.0, self.level * first / lowest) ** self.power)
+        return max(aim, float(min(1.0, self.level * first / lowest) ** self.power))
 
     def reading(self, state: RampState) -> tuple[float | None, float | None]:
         """Return the gap of the lowest clean loss, and the target loss."""
