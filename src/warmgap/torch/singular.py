@@ -4,7 +4,7 @@ They are the roots of the eigenvalues of the smaller Gram matrix. For a 768 x 20
 that takes less than a tenth of the time of a full decomposition (`benchmarks/probe.py`). The price is that the small
 ones drown in rounding from the square root of machine precision on. How much of the nuclear norm is at stake is
 bounded from the values themselves, with an error of machine precision times the largest eigenvalue for each of them;
-where that is more than `TOLERANCE` the Gram matrix is taken in float64, at about twice the time. Over 15 spectra, from
+where that is more than `TOLERANCE` the Gram matrix is taken in float64, at about twice the time. Over 14 spectra, from
 flat to rank one, and five shapes from 64 x 64 to 256 x 8192 no relative error of the nuclear norm was above 1e-3. Of
 768 x 2048 matrices, against the decomposition in float64:
 
