@@ -505,7 +505,6 @@ for _ in range(2):
     nn.functional.cross_entropy(parallel(x), y).backward()
     with probe.measure(lambda: nn.functional.cross_entropy(called(x), y)):
         optimizer.step()
-assert parallel.require_backward_grad_sync and parallel.require_forward_param_sync
 print(json.dumps([record.to_json() for record in probe.records]))
 dist.destroy_process_group()
 """
@@ -518,7 +517,7 @@ def test_ranks_measure_the_mean_loss_and_write_once(called: str, tmp_path: Path)
         subprocess.Popen([*command, str(rank), str(tmp_path), called], stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    first, second = (json.loads(worker.communicate(timeout=120)[0]) for worker in workers)
+    first, second = (json.loads(worker.communicate(timeout=250)[0]) for worker in workers)
     assert first == second
     torch.manual_seed(0)
     model = nn.Linear(4, 3).double()

@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 
 from warmgap._checks import check_count, check_finite
@@ -84,8 +83,7 @@ class SmoothnessProbe:
                         Euclidean norm, for calibration (up to `lanczos_steps` gradients of gradients)
 
     Where `torch.distributed` is initialised, gradients and losses are averaged over the ranks: measure on every rank.
-    The closure may call the model or its `DistributedDataParallel` wrapper, which meanwhile synchronises nothing.
-    Sharded parameters (FSDP) are refused.
+    The closure may call the model or its `DistributedDataParallel` wrapper. Sharded parameters (FSDP) are refused.
 
     Args:
         optimizer: Any optimizer.
@@ -250,7 +248,7 @@ class SmoothnessProbe:
         # An autocast region around the loop keeps casts of the weights, which a step makes stale.
         torch.clear_autocast_cache()
         try:
-            with random.replayed(), torch.enable_grad(), _unsynchronized():
+            with random.replayed(), torch.enable_grad():
                 yield
         finally:
             torch.clear_autocast_cache()
@@ -601,28 +599,6 @@ def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, steps: 
         beside.append(remainder)
         basis.append(image / remainder)
     return value
-
-
-@contextlib.contextmanager
-def _unsynchronized() -> Iterator[None]:
-    """Let `DistributedDataParallel` be called without the backward pass that it would wait for.
-
-    As its own `no_sync`, for whichever module is called; but buffers too are sent before the next step as ever.
-    """
-    found: dict[nn.parallel.DistributedDataParallel, tuple[bool, bool]] = {}
-
-    def before(module: nn.Module, _: Any) -> None:
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            found.setdefault(module, (module.require_backward_grad_sync, module.require_forward_param_sync))
-            module.require_backward_grad_sync = False
-
-    hook = register_module_forward_pre_hook(before)
-    try:
-        yield
-    finally:
-        hook.remove()
-        for module, (gradients, buffers) in found.items():
-            module.require_backward_grad_sync, module.require_forward_param_sync = gradients, buffers
 
 
 def _count_steps(optimizer: Optimizer, probe: SmoothnessProbe) -> None:
