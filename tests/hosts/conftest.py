@@ -47,9 +47,15 @@ def run_ranks() -> Ranks:
     """Runs a script as several ranks; returns the JSON that each wrote into the folder."""
 
     def run(ranks: int, folder: Path, script: str, *arguments: str) -> list[dict[str, Any]]:
-        for process in start_ranks(ranks, script, *arguments):
-            _, errors = process.communicate(timeout=200)
-            assert process.returncode == 0, errors
+        processes = start_ranks(ranks, script, *arguments)
+        try:
+            for process in processes:
+                _, errors = process.communicate(timeout=200)
+                assert process.returncode == 0, errors
+        finally:  # where one failed the others would wait for it
+            for process in processes:
+                process.kill()
+                process.communicate()
         return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
 
     return run

@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,6 +18,7 @@ from warmgap.lab.bench import (
     Results,
     Row,
     Workload,
+    _counts,
     changed,
     choose,
     describe,
@@ -29,6 +31,7 @@ from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
 from warmgap.lab.figures import house_style
 from warmgap.lab.record import RunRecord
+from warmgap.lab.sweep import Outcome
 from warmgap.lab.table import load_runs
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -170,10 +173,24 @@ def test_a_setting_that_leaves_the_lengths_alone_is_judged_by_the_lengths_of_its
     assert part.workloads[0].cross_validated["auto"].mean == pytest.approx(1.0, abs=0.05)
 
 
+def test_a_setting_that_changes_the_lengths_is_not_judged_by_those_of_its_workload() -> None:
+    results = planted()
+    longer = describe(
+        dataclasses.replace(SUITE[0], setting="steps x4", config=dataclasses.replace(SUITE[0].config, steps=800))
+    )
+    rows = [row(SUITE[0].name, "auto", seed, 3.0, "steps x4") for seed in range(3)]
+    more = dataclasses.replace(results, rows=[*results.rows, *rows], workloads=[*results.workloads, longer])
+    judged, left_out = judge(more)
+    assert len(judged) == len(SUITE)
+    assert left_out == [f"{SUITE[0].name} steps x4 is left out: it needs a hand-tuned length with two seeds or more."]
+
+
 def test_a_method_without_all_seeds_is_left_out_of_its_workload() -> None:
     results = planted()
     rows = [each for each in results.rows if (each.method, each.seed) != ("gap", 2)]
-    workload = judge(dataclasses.replace(results, rows=rows))[0][0]
+    judged, left_out = judge(dataclasses.replace(results, rows=rows))
+    workload = judged[0]
+    assert left_out[0] == f"{SUITE[0].name} has no regret of gap rule: not every seed has a run."
     assert "gap" not in workload.losses
     assert "auto" in workload.losses
 
@@ -196,6 +213,19 @@ def test_pictures_table_and_terminal_say_the_same(tmp_path: Path) -> None:
         assert expected in said
     assert "0123abc" in table
     assert "took 8 runs for every one of a rule" in said
+
+
+@pytest.mark.parametrize("methods", [("none", "linear:5%"), ("none", "linear:5%", "auto")])
+def test_a_bench_of_few_methods_has_its_pictures(methods: tuple[str, ...], tmp_path: Path) -> None:
+    results = planted()
+    rows = [each for each in results.rows if each.method in methods]
+    curves = results.curves[:1]  # of a development workload: none of the first part's
+    write_bench_report(
+        dataclasses.replace(results, rows=rows, curves=curves), tmp_path, Console(file=io.StringIO(), width=140)
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "profile-development.png", "profile-test.png", "regret-development.png", "regret-test.png", "table.md",
+    }  # fmt: skip
 
 
 def test_the_regret_picture_has_a_dot_a_workload_and_rule(judged: list[Judged]) -> None:
@@ -278,17 +308,43 @@ def test_the_mini_suite_from_the_command_line_trains_once_and_reports_again(
     assert Path("elsewhere/table.md").read_text() == table
 
 
+@pytest.mark.parametrize(
+    ("status", "message", "counts"),
+    [
+        ("done", "", True),
+        ("diverged", "", True),
+        ("interrupted", "", False),
+        ("failed", "The warm-up rule cannot go on: target_loss must lie below the losses", True),
+        ("failed", "its process ended with exit code -9 (out of memory, or killed?)", False),
+        ("failed", "OSError: [Errno 28] No space left on device", False),
+    ],
+)
+def test_a_failure_of_the_machine_says_nothing_about_a_warm_up(status: Any, message: str, counts: bool) -> None:
+    assert _counts(Outcome(IMAGES, status, message)) == counts
+
+
 def test_a_run_to_start_from_comes_first_and_a_rule_that_cannot_go_on_counts_as_diverged(tmp_path: Path) -> None:
     base = dataclasses.replace(IMAGES, steps=20, rule="none", lr=2e-2)
     workload = Workload("tuned", "test", dataclasses.replace(IMAGES, lr=1e-3), 100.0, base)
     console = Console(file=io.StringIO())
     code = train_bench(
-        [(workload, ("none", "published"))], (0, 1), tmp_path, command="warmgap bench", jobs=1, console=console
+        [(workload, ("none", "linear:10%", "linear:12%", "published"))],
+        (0, 1),
+        tmp_path,
+        command="warmgap bench",
+        jobs=1,
+        console=console,
     )
     assert code == 1
     (before,) = load_runs(tmp_path / "base")
     results = Results.load(tmp_path / "results.json")
-    assert {(each.method, each.status) for each in results.rows} == {("none", "done"), ("published", "failed")}
+    done = ("none", "linear:10%", "linear:12%")
+    assert {(each.method, each.status) for each in results.rows} == {
+        *((method, "done") for method in done),
+        ("published", "failed"),
+    }
+    step, too = ([each.fingerprint for each in results.rows if each.method == method] for method in done[1:])
+    assert step == too  # one step of ten each
     for run in load_runs(tmp_path / "tuned"):
         assert len(run.config["start_from"]) == 16
         assert before.final_loss is not None

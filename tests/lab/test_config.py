@@ -104,8 +104,12 @@ def test_a_run_that_starts_from_weights_is_known_by_the_weights_not_by_the_folde
 def test_weights_that_are_not_there_are_one_sentence(tmp_path: Path, write_run: Callable[..., Path]) -> None:
     write_run(tmp_path / "bare")
     write_run(tmp_path / "half", status="interrupted")
+    early = write_run(tmp_path / "early") / "checkpoint" / "step-00000020"  # of an interruption
+    early.mkdir(parents=True)
+    (early / "model.safetensors").write_bytes(b"weights")
     for folder, sentence in (
         ("none", "holds no run"),
+        ("early", "kept no weights: train it again with --save-every above 0"),
         ("bare", "kept no weights: train it again with --save-every above 0"),
         ("half", r"is not finished \(interrupted\): finish it before starting from it"),
     ):

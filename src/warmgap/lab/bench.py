@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.errors import UserError
+from warmgap.lab.errors import RULE_GAVE_UP, UserError
 from warmgap.lab.record import RunRecord, commit, versions, write_atomically
 from warmgap.lab.sweep import Outcome, in_folder, linear_rule, run_sweep, tell
 from warmgap.lab.table import Run
@@ -262,23 +262,28 @@ def train_bench(
         )
         if any(outcome.status != "done" for outcome in outcomes):
             return tell(outcomes, folder / "base", console) or 1  # where one diverged
-    runs: dict[TrainConfig, tuple[Workload, str]] = {}
+    # Two lengths that are as many steps of a short run are one run.
+    runs: dict[TrainConfig, list[tuple[Workload, str]]] = {}
     for workload, method, config in wanted:
         start = bases[workload.start_from].output if workload.start_from else None
-        runs[in_folder(replace(config, start_from=start), folder / workload.slug)] = workload, method
+        run = in_folder(replace(config, start_from=start), folder / workload.slug)
+        runs.setdefault(run, []).append((workload, method))
     outcomes = run_sweep(list(runs), folder, command=command, asked=asked, jobs=jobs, console=console)
-    rows = [
-        _row(*runs[outcome.config], outcome) for outcome in outcomes if outcome.status in ("done", "diverged", "failed")
-    ]
     results = Results(
         command=command,
         commit=commit(),
         versions=versions(),
         workloads=[describe(workload) for workload, _ in plan],
-        rows=rows,
-        curves=[
-            _curve(*runs[outcome.config], outcome.config)
+        rows=[
+            _row(workload, method, outcome)
             for outcome in outcomes
+            if _counts(outcome)
+            for workload, method in runs[outcome.config]
+        ],
+        curves=[
+            _curve(workload, method, outcome.config)
+            for outcome in outcomes
+            for workload, method in runs[outcome.config]
             if outcome.status == "done" and outcome.config.seed == seeds[0] and outcome.config.rule == "auto"
         ],
     )
@@ -375,6 +380,12 @@ class Results:
             raise UserError(f"There is no {path}: give the results.json of a bench.") from error
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} holds no results of a bench: give the results.json of one.") from error
+
+
+def _counts(outcome: Outcome) -> bool:
+    """Whether a run says something about its warm-up; one that failed for want of memory or disk does not."""
+    gave_up = outcome.status == "failed" and outcome.message.startswith(RULE_GAVE_UP)
+    return gave_up or outcome.status in ("done", "diverged")
 
 
 def _row(workload: Workload, method: str, outcome: Outcome) -> Row:

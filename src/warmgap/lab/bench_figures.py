@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,14 +90,14 @@ def profile_figure(part: Verdicts) -> Figure:
 
 
 def rates_figure(results: Results, workloads: Sequence[Judged]) -> Figure:
-    """The factor against steps, the rule beside the best length: where its regret is lowest, least, and highest."""
+    """The factor against steps, the rule beside the best length: where its regret is lowest, least, and highest.
+
+    One of the workloads at least must be `with_rates`.
+    """
     from matplotlib.figure import Figure
 
-    curves = {" ".join(filter(None, (curve["workload"], curve["setting"]))): curve for curve in results.curves}
-    known = sorted(
-        (workload for workload in workloads if workload.name in curves and OURS in workload.losses),
-        key=lambda workload: workload.regret(OURS),
-    )
+    curves = _curves(results)
+    known = with_rates(results, workloads)
     middle = min(known[1:-1] or known, key=lambda workload: abs(workload.regret(OURS)))
     chosen = dict.fromkeys([known[0].name, middle.name, known[-1].name])
     by_name = {workload.name: workload for workload in known}
@@ -120,6 +120,17 @@ def rates_figure(results: Results, workloads: Sequence[Judged]) -> Figure:
     return figure
 
 
+def with_rates(results: Results, workloads: Sequence[Judged]) -> list[Judged]:
+    """The workloads of which `rates_figure` can draw the rule's factor, the lowest regret first."""
+    curves = _curves(results)
+    known = (workload for workload in workloads if workload.name in curves and OURS in workload.losses)
+    return sorted(known, key=lambda workload: workload.regret(OURS))
+
+
+def _curves(results: Results) -> dict[str, Mapping[str, Any]]:
+    return {" ".join(filter(None, (curve["workload"], curve["setting"]))): curve for curve in results.curves}
+
+
 def _by_hand(workload: Judged) -> tuple[list[int], list[float]]:
     """The factor against steps of the best length, which follows from the length."""
     steps = int(workload.settings["steps"])
@@ -133,8 +144,9 @@ def _by_hand(workload: Judged) -> tuple[list[int], list[float]]:
 
 
 def _shown(part: Verdicts) -> list[str]:
-    """The rules, `auto` last and so on top, and the usual length before them."""
+    """The rules, `auto` last and so on top, and the usual length before them; all lengths where there is neither."""
     methods = [method for method in part.summaries if share_of(method) is None or method == USUAL]
+    methods = methods or list(part.summaries)
     return sorted(methods, key=lambda method: (method == OURS, method != USUAL))
 
 

@@ -41,7 +41,8 @@ EXPLANATION = (
     "the final losses of the hand-tuned lengths of which no run diverged. Interval: Student's, of "
     f"{CONFIDENCE:.0%}, over seeds for a workload, over workloads for a mean; bootstrap: the percentile interval over "
     "workloads drawn anew. Better, worse: workloads where the difference is more than a deviation. A run that diverged "
-    "counts with its first loss. Stuck: it made less than half of the descent of the best hand-tuned length."
+    "counts with its first loss. Stuck: it made less than half of the descent of the best hand-tuned length. Verdict: "
+    f"both tests have p < {1 - CONFIDENCE:.2g}; they are not corrected for the number of methods compared with."
 )
 
 
@@ -108,15 +109,17 @@ class Verdicts:
 
 
 def judge(results: Results) -> tuple[list[Judged], list[str]]:
-    """Every workload with enough runs, and a sentence on each one without.
+    """Every workload with enough runs, and a sentence on each workload and method without.
 
     A method counts on a workload where it has all the seeds that all its hand-tuned lengths have.
     """
     found, left_out = [], []
+    plain = {settings["name"]: settings for settings in results.workloads if not settings["setting"]}
     for settings in results.workloads:
         rows = [row for row in results.rows if (row.workload, row.setting) == (settings["name"], settings["setting"])]
         name = " ".join(filter(None, (settings["name"], settings["setting"])))
-        if not any(share_of(row.method) is not None for row in rows):  # a setting that does not change them
+        # The lengths of the workload itself, where the setting does not change them.
+        if {**plain.get(settings["name"], {}), "setting": settings["setting"]} == settings and settings["setting"]:
             rows += [
                 row
                 for row in results.rows
@@ -135,6 +138,9 @@ def judge(results: Results) -> tuple[list[Judged], list[str]]:
             for method, runs in by_method.items()
             if runs.keys() >= set(seeds)
         }
+        if missing := by_method.keys() - whole.keys():
+            names = ", ".join(method_name(method) for method in sorted(missing))
+            left_out.append(f"{name} has no regret of {names}: not every seed has a run.")
         found.append(_judge(name, settings, seeds, whole, lengths))
     return found, left_out
 
@@ -326,10 +332,12 @@ def write_bench_report(results: Results, folder: Path, console: Console) -> None
     pictures: dict[str, bytes] = {}
     with house_style():
         for part in groups:
+            if not part.summaries:
+                continue  # no method that all its workloads have
             slug = part.title.split()[0].lower()
             pictures[f"regret-{slug}.png"] = as_png(bench_figures.regret_figure(part))
             pictures[f"profile-{slug}.png"] = as_png(bench_figures.profile_figure(part))
-        if results.curves:
+        if bench_figures.with_rates(results, groups[0].workloads):
             pictures["rates.png"] = as_png(bench_figures.rates_figure(results, groups[0].workloads))
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in pictures.items():

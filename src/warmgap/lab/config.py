@@ -20,8 +20,8 @@ from warmgap.lab.options import option
 from warmgap.lab.record import final_weights
 
 RULES = ("auto", "auto-calibrated", "gap", "loss-ratio", "power", "linear:STEPS", "none", "published")
-"""The warm-up rules by name; `linear:40` is a linear warm-up of 40 steps, `none` starts at the peak. `auto-calibrated` and
-`loss-ratio` start on a loss measured before the first step."""
+"""The warm-up rules by name; `linear:40` is a linear warm-up of 40 steps, `none` starts at the peak. `auto-calibrated`
+and `loss-ratio` start on a loss measured before the first step."""
 
 PRECISIONS = ("fp32", "bf16")
 

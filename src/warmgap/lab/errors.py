@@ -1,5 +1,8 @@
 """The one exception of the lab that is meant for the person at the keyboard."""
 
+RULE_GAVE_UP = "The warm-up rule cannot"
+"""How the sentence begins where a rule refuses the losses: the rule's own failure, and none of the machine's."""
+
 
 class UserError(Exception):
     """A mistake the user can mend: one clear sentence, no traceback, exit code 2.

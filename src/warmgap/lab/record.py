@@ -161,6 +161,11 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of the checkpoint after `step`."""
+    return f"step-{step:08d}"
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The folder of the run's last whole checkpoint, or None."""
     return max((folder / "checkpoint").glob("step-*"), default=None)
@@ -170,13 +175,15 @@ def final_weights(folder: Path) -> Path:
     """The file of the weights that a finished run left in its folder.
 
     Raises:
-        UserError: There is no run, it is not finished, or it kept no checkpoint.
+        UserError: There is no run, it is not finished, or it kept no checkpoint of its last step.
     """
     record = RunRecord.load(folder)
     checkpoint = last_checkpoint(folder)
     if record.status != "done":
         raise UserError(f"The run in {folder} is not finished ({record.status}): finish it before starting from it.")
-    if checkpoint is None or not (checkpoint / "model.safetensors").exists():
+    # A run that was interrupted may have kept its weights of then and none of its last step.
+    at_end = checkpoint is not None and checkpoint.name == checkpoint_name(record.step)
+    if checkpoint is None or not at_end or not (checkpoint / "model.safetensors").exists():
         raise UserError(f"The run in {folder} kept no weights: train it again with --save-every above 0.")
     return checkpoint / "model.safetensors"
 
@@ -192,7 +199,7 @@ def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
     scratch.mkdir()
     try:
         yield scratch
-        whole = root / f"step-{step:08d}"
+        whole = root / checkpoint_name(step)
         scratch.rename(whole)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -248,13 +248,14 @@ class _Book:
         self._began = time.monotonic()
         self._sweep = {"command": command, "asked": asked, "versions": versions(), "commit": commit()}
         self._others = [sweep for sweep in load_sweeps(folder) if sweep["command"] != command]
-        self._order = [config.output for config in configs]
+        # Once: a run that starts from weights is known by their hash.
+        self._fingerprints = {config.output: config.fingerprint() for config in configs}
 
     def write(self, outcomes: Iterable[Outcome]) -> None:
         runs = [
             {
                 "folder": outcome.config.output.name,
-                "fingerprint": outcome.config.fingerprint(),
+                "fingerprint": self._fingerprints[outcome.config.output],
                 "status": outcome.status,
                 "skipped": outcome.skipped,
                 "message": outcome.message,

@@ -23,11 +23,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.errors import UserError
+from warmgap.lab.errors import RULE_GAVE_UP, UserError
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.optimizers import OPTIMIZERS
 from warmgap.lab.published import PublishedRule
-from warmgap.lab.record import Metrics, RunRecord, commit, final_weights, last_checkpoint, new_checkpoint, versions
+from warmgap.lab.record import (
+    Metrics,
+    RunRecord,
+    checkpoint_name,
+    commit,
+    final_weights,
+    last_checkpoint,
+    new_checkpoint,
+    versions,
+)
 from warmgap.lab.tasks import make_task
 from warmgap.rules import LinearRule, Rule, by_name
 from warmgap.torch import AdaptiveWarmup, SmoothnessProbe
@@ -148,7 +157,7 @@ class _Run:
                 for scheduler in self.schedulers:
                     scheduler.calibrate(lambda: self.loss(self.network, self.micro_batches()[0]))
             except ValueError as error:
-                raise UserError(f"The warm-up rule cannot start: {error}.") from error
+                raise UserError(f"{RULE_GAVE_UP} start: {error}.") from error
         self.accelerator.wait_for_everyone()
 
     # --------------------------------------------------------------------------------------------------------- the loop
@@ -208,7 +217,7 @@ class _Run:
             for each in self.schedulers:
                 each.step()
         except ValueError as error:
-            raise UserError(f"The warm-up rule cannot go on: {error}") from error
+            raise UserError(f"{RULE_GAVE_UP} go on: {error}") from error
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.step += 1
@@ -322,7 +331,7 @@ class _Run:
         folder = self.config.output
         if folder is not None and self.accelerator.is_main_process:
             last = last_checkpoint(folder)
-            if last is None or last.name != f"step-{self.step:08d}":
+            if last is None or last.name != checkpoint_name(self.step):
                 with new_checkpoint(folder, self.step) as scratch:
                     # Written by Python, whose errors say what is wrong with the disk; the libraries' own do not.
                     (scratch / "model.safetensors").write_bytes(safetensors.torch.save(self.weights()))

@@ -5,7 +5,7 @@ Assumption: `<grad f(x), x - x*> >= c1 P(x)` but at outliers, where `c1 P(x) - c
 `||grad f(x)||^2`, with `G = 1`. Star-convex functions have `c1 = 1` and `c2 = 0` for the gap, `c1 = 1/(2 K(gap_0))` for
 the squared gradient.
 
-Step size: `gamma = a c1/G` along the negative gradient, fixed, with `0 < a <= 1`.
+Step size: `gamma = a c1/G` along the negative gradient, fixed, with `0 < a <= 1`; for the gap `c1 <= 2`.
 
 Statement: `dist_{t+1}^2 <= dist_t^2 - a (2 - a) (c1^2/G) P_t`, plus `2 gamma c2` at an outlier, and for the mean over T
 steps, m of them from outliers,
