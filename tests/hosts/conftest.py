@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -47,15 +48,13 @@ def run_ranks() -> Ranks:
     """Runs a script as several ranks; returns the JSON that each wrote into the folder."""
 
     def run(ranks: int, folder: Path, script: str, *arguments: str) -> list[dict[str, Any]]:
-        processes = start_ranks(ranks, script, *arguments)
-        try:
+        with contextlib.ExitStack() as stack:
+            processes = [stack.enter_context(process) for process in start_ranks(ranks, script, *arguments)]
+            for process in processes:
+                stack.callback(process.kill)  # where one failed the others would wait for it
             for process in processes:
                 _, errors = process.communicate(timeout=200)
                 assert process.returncode == 0, errors
-        finally:  # where one failed the others would wait for it
-            for process in processes:
-                process.kill()
-                process.communicate()
         return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
 
     return run
