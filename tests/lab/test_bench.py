@@ -3,6 +3,7 @@ import io
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from warmgap.lab.bench import (
     Row,
     Workload,
     _counts,
+    _trained_at,
     changed,
     choose,
     describe,
@@ -321,6 +323,29 @@ def test_the_mini_suite_from_the_command_line_trains_once_and_reports_again(
 )
 def test_a_failure_of_the_machine_says_nothing_about_a_warm_up(status: Any, message: str, counts: bool) -> None:
     assert _counts(Outcome(IMAGES, status, message)) == counts
+
+
+@pytest.mark.parametrize(
+    ("commits", "expected"),
+    [
+        (["a1", "a1"], "a1"),
+        (["b2", "a1", "a1"], "a1, b2"),
+        ([None, None], None),
+        ([None, "a1", "a1"], "a1, no checkout"),
+    ],
+)
+def test_the_results_name_the_commits_that_trained_the_runs(
+    commits: list[str | None], expected: str | None, tmp_path: Path, write_run: Callable[..., Path]
+) -> None:
+    outcomes = [
+        Outcome(
+            dataclasses.replace(IMAGES, output=write_run(tmp_path / str(index), commit=commit)), "done", skipped=True
+        )
+        for index, commit in enumerate(commits)
+    ]
+    said = io.StringIO()
+    assert _trained_at(outcomes, Console(file=said, width=200)) == expected
+    assert ("of 2 commits of warmgap" in said.getvalue()) == (len(set(commits)) > 1)
 
 
 def test_a_run_to_start_from_comes_first_and_a_rule_that_cannot_go_on_counts_as_diverged(tmp_path: Path) -> None:

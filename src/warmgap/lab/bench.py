@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import RULE_GAVE_UP, UserError
-from warmgap.lab.record import RunRecord, commit, versions, write_atomically
+from warmgap.lab.record import RunRecord, versions, write_atomically
 from warmgap.lab.sweep import Outcome, in_folder, linear_rule, run_sweep, tell
 from warmgap.lab.table import Run
 
@@ -271,7 +272,7 @@ def train_bench(
     outcomes = run_sweep(list(runs), folder, command=command, asked=asked, jobs=jobs, console=console)
     results = Results(
         command=command,
-        commit=commit(),
+        commit=_trained_at(outcomes, console),
         versions=versions(),
         workloads=[describe(workload) for workload, _ in plan],
         rows=[
@@ -329,7 +330,8 @@ class Results:
 
     Attributes:
         command: The command line that made it.
-        commit: The commit of warmgap's checkout, None where it is not one.
+        commit: The commit of warmgap's checkout that trained the runs, all of them where there are several; None where
+            it was not one.
         versions: Of Python and the packages that matter.
         workloads: Name, split, setting and the telling settings of each workload.
         rows: One a run.
@@ -386,6 +388,20 @@ def _counts(outcome: Outcome) -> bool:
     """Whether a run says something about its warm-up; one that failed for want of memory or disk does not."""
     gave_up = outcome.status == "failed" and outcome.message.startswith(RULE_GAVE_UP)
     return gave_up or outcome.status in ("done", "diverged")
+
+
+def _trained_at(outcomes: Sequence[Outcome], console: Console) -> str | None:
+    """The commits that trained the runs, that of most first; several are told of, as a rule may differ in them."""
+    folders = [outcome.config.output for outcome in outcomes if _counts(outcome)]
+    records = [RunRecord.load(folder) for folder in folders if folder is not None and (folder / "run.json").exists()]
+    found = Counter(record.commit for record in records)
+    if len(found) > 1:
+        console.print(
+            f"The finished runs are of {len(found)} commits of warmgap and are not trained again: if what they train "
+            "has changed since, take another --output.",
+            highlight=False,
+        )
+    return ", ".join(name or "no checkout" for name, _ in found.most_common()) if any(found) else None
 
 
 def _row(workload: Workload, method: str, outcome: Outcome) -> Row:
