@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OURS = "auto"
-RIVALS = ("linear:10%", "loss-ratio", "power", "published", "gap")
+RIVALS = ("linear:10%", "loss-ratio", "power", "published", "gap", "auto-calibrated")
 """The methods that `auto` is compared with, workload by workload."""
 
 EXPLANATION = (
@@ -100,6 +100,10 @@ class Verdicts:
     workloads: Sequence[Judged]
     summaries: Mapping[str, Summary]
     pairs: Mapping[str, Paired]
+
+    def in_sample(self, method: str) -> float:
+        """Mean regret against the lengths that are the best ones on these same seeds, in seed deviations."""
+        return math.fsum(each.in_sample[method].mean / each.deviation for each in self.workloads) / len(self.workloads)
 
     def count(self, what: str, method: str) -> tuple[int, int]:
         """How many runs of a method are `diverged` or `stuck`, and how many there are."""
@@ -212,8 +216,8 @@ def parts(workloads: Sequence[Judged]) -> list[Verdicts]:
 # ------------------------------------------------------------------------------------------------------------- as text
 
 SUMMARY_HEADINGS = (
-    "warm-up", "mean regret", "95% interval", "bootstrap", "median", "within 1", "worst", "worst on", "diverged",
-    "stuck",
+    "warm-up", "mean regret", "95% interval", "in sample", "bootstrap", "median", "within 1", "worst", "worst on",
+    "diverged", "stuck",
 )  # fmt: skip
 PAIR_HEADINGS = ("auto against", "mean difference", "95% interval", "t test", "Wilcoxon", "better", "worse", "verdict")
 WORKLOAD_HEADINGS = (
@@ -237,6 +241,7 @@ def summary_rows(part: Verdicts) -> list[tuple[str, ...]]:
             method_name(method),
             f"{found.mean.mean:+.2f}",
             _interval(found.mean, 2),
+            f"{part.in_sample(method):+.2f}",
             f"{found.bootstrap[0]:+.2f} to {found.bootstrap[1]:+.2f}",
             f"{found.median:+.2f}",
             f"{found.within:.0%}",
