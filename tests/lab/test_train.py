@@ -186,7 +186,7 @@ def test_the_published_rule_runs_its_first_step_at_the_peak(small: TrainConfig) 
 
 
 @pytest.mark.parametrize(
-    ("rule", "first"), [("auto", 0.01), ("auto-calibrated", 0.3), ("gap", 0.01), ("power", 0.01), ("loss-ratio", 0.5)]
+    ("rule", "first"), [("auto", 0.01), ("auto-calibrated", 0.5), ("gap", 0.01), ("power", 0.01), ("loss-ratio", 0.5)]
 )
 def test_the_rules_by_name(small: TrainConfig, rule: str, first: float) -> None:
     record = train(dataclasses.replace(small, rule=rule), progress=False)

@@ -22,13 +22,13 @@ def run(losses: list[float], rule: RampRule | None = None) -> tuple[list[float],
 
 
 def noisy(losses: list[float], scale: float = 0.05, seed: int = 0) -> list[float]:
-    """The losses with noise, moved below 0: there the power law means nothing, and the line stands alone."""
+    """The losses with noise, moved below 0: there the loss ratio means nothing, and the line stands alone."""
     rng = np.random.default_rng(seed)
     return [loss - 100.0 + scale * float(rng.normal()) for loss in losses]
 
 
 def line(step: int) -> float:
-    return 0.3 + 0.7 * step / (0.4 * TOTAL)
+    return 0.5 + 0.5 * step / (0.4 * TOTAL)
 
 
 def test_it_doubles_to_the_line_and_follows_it() -> None:
@@ -41,18 +41,18 @@ def test_it_doubles_to_the_line_and_follows_it() -> None:
 def test_a_fallen_loss_lifts_it_above_the_line() -> None:
     losses = [8.0 * 0.98**t for t in range(TOTAL)]
     factors, handover = run(losses, RampRule(signal=Signal(averaging=0.0)))
-    for t in range(8, 60):
-        assert factors[t + 1] == pytest.approx(max(line(t + 1), min(1.0, (0.45 * losses[0] / losses[t]) ** 4)))
-    reached = next(t for t, loss in enumerate(losses) if loss <= 0.45 * losses[0])
+    for t in range(8, 50):
+        assert factors[t + 1] == pytest.approx(max(line(t + 1), min(1.0, 0.5 * losses[0] / losses[t])))
+    reached = next(t for t, loss in enumerate(losses) if loss <= 0.5 * losses[0])
     assert factors.index(1.0) == reached + 1
     assert handover == reached + 1 + math.ceil(0.05 * TOTAL)
 
 
 def test_with_a_loss_measured_before_it_starts_where_the_line_does() -> None:
     schedule = Schedule(TOTAL, RampRule())
-    assert schedule.calibrate(schedule.init(), 8.0).factor == 0.3
-    assert schedule.calibrate(schedule.init(), -8.0).factor == 0.3
-    assert schedule.step(schedule.calibrate(schedule.init(), 8.0), 3.0)[1] == pytest.approx(0.6)
+    assert schedule.calibrate(schedule.init(), 8.0).factor == 0.5
+    assert schedule.calibrate(schedule.init(), -8.0).factor == 0.5
+    assert schedule.step(schedule.calibrate(schedule.init(), 8.0), 5.0)[1] == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("seed", range(10))

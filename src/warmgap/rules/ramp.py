@@ -1,11 +1,10 @@
-"""This project's own rule: fast to a third of the peak, on by the clock, and at once where the loss has fallen.
+"""This project's own rule: fast to half the peak, and on with the fallen loss or by the clock.
 
 Three observations make it. A rate close to zero teaches the model little and, with a long momentum, does lasting harm:
-so the first few steps double it, up to a share of the peak that is safe in practice. From there a slow climb never
-costs much, and is worth a lot where the peak is too high or the loss lingers: so the rate follows a line. Where the
-loss falls fast the peak is wanted at once: so a power of the fallen loss may lift the rate above that line. And a rate
-that is far too high makes the loss rise: so a rise sends it back. What the rule was tested against, with the runs it
-lost, is in LOG.md.
+so the first few steps double it, up to half the peak. The other half is worth holding back while the loss is high: so
+the rate follows the loss ratio of the (H0, H1) theory, and where the loss lingers a line by the clock. And a rate that
+is far too high makes the loss rise: so a rise sends it back. What the rule was tested against, with the runs it lost,
+is in LOG.md.
 """
 
 from __future__ import annotations
@@ -51,8 +50,9 @@ class RampRule(Rule[RampState]):
     """The factor doubles up to `start`, then follows a line or the fallen loss, and halves when the loss rises.
 
     From `floor` the factor doubles at every step up to its aim, the higher one of two. The line goes from `start` to 1
-    over the share `climb` of the run. The power law is `(level * first loss / lowest loss)**power`, of the clean loss,
-    where both are positive: the step size of arXiv 2509.07972 (Liu et al.), with the loss for the gap. Warm-up ends
+    over the share `climb` of the run. The loss ratio is `(level * first loss / lowest loss)**power`, of the clean loss,
+    where both are positive: with the power 1 the step size `1/(H0 + H1*gap)` of arXiv 2510.03164, with both constants
+    put where a user can know them; with another, that of arXiv 2509.07972 (Liu et al.). Warm-up ends
     when the peak has been held for the share `hold` of the run. Meanwhile the loss is watched: when its average lies
     more than `tolerance` standard deviations of a single loss above its lowest since the last retreat, the factor is
     halved, stays put until the average has caught up, and from then on takes `hold` of the run for each doubling. It
@@ -62,8 +62,8 @@ class RampRule(Rule[RampState]):
         floor: Factor of the first step, in (0, 1).
         start: Factor where the line begins, in (0, 1).
         climb: Share of the run that the line takes, in (0, 1).
-        level: Share of the first loss at which the power law is 1, in (0, 1).
-        power: Exponent of the power law, > 0.
+        level: Share of the first loss at which the loss ratio is 1, in (0, 1).
+        power: Exponent of the loss ratio, > 0.
         hold: Share of the run for which the peak is held before warm-up ends, in (0, 1).
         tolerance: Rise that counts as resistance, in standard deviations of a single loss, > 0.
         target_loss: The loss that the gap shown is taken to, or `"auto"`.
@@ -74,10 +74,10 @@ class RampRule(Rule[RampState]):
     """
 
     floor: float = 0.01
-    start: float = 0.3
+    start: float = 0.5
     climb: float = 0.4
-    level: float = 0.45
-    power: float = 4.0
+    level: float = 0.5
+    power: float = 1.0
     hold: float = 0.05
     tolerance: float = 2.0
     target_loss: float | Literal["auto"] = "auto"
