@@ -86,6 +86,14 @@ def test_steps_from_starts_of_a_given_bound(problem: Problem, bound: float, step
 def test_constants_that_are_too_small_are_found(constants: Constants) -> None:
     problem = replace(problems.cosh("frobenius", (3,)), constants=constants)
     assert not deterministic.check(problem, 2.0 * VECTOR, 1e-2).holds
+
+
+@pytest.mark.parametrize(
+    "constants", [Constants(1e-4, 1e-4), Constants(1e-3)], ids=["all too small", "blind to the gap"]
+)
+def test_constants_far_too_small_for_one_fixed_step_are_found(constants: Constants) -> None:
+    # Its bound is worse by the ratio of the gaps, and hides constants that are merely too small.
+    problem = replace(problems.cosh("frobenius", (3,)), constants=constants)
     assert not deterministic.check_fixed(problem, 2.0 * VECTOR, 1e-2).holds
 
 
