@@ -556,6 +556,33 @@ def test_a_step_that_was_skipped_measures_nothing() -> None:
     assert probe.records[0].step_length == 0.0
 
 
+@pytest.mark.parametrize("estimator", ["same-batch", "consecutive"])
+def test_a_scaler_that_skips_steps_leaves_them_without_a_ratio(estimator: Any) -> None:
+    x = parameter(3.0)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    probe = SmoothnessProbe(optimizer, estimator=estimator)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def loss() -> Tensor:
+        return (x * x).sum()
+
+    for step in range(6):
+        optimizer.zero_grad()
+        scaler.scale(loss()).backward()
+        if step in (1, 2, 4):
+            assert x.grad is not None
+            x.grad.fill_(math.inf)
+        with probe.measure(loss):
+            scaler.step(optimizer)
+        scaler.update()
+    ratios = [record.ratio for record in probe.records]
+    expected = [2.0, math.nan, math.nan, 2.0, math.nan, 2.0]
+    assert ratios == pytest.approx(expected if estimator == "same-batch" else expected[:-1], nan_ok=True)
+    assert [record.step for record in probe.records] == [0, 1, 1, 1, 2, 2][: len(ratios)]
+    assert math.isnan(probe.records[1].blocks[0].ratio)
+    assert probe.records[1].step_length == 0.0
+
+
 def test_a_loss_that_is_nan_is_recorded_as_nan(tmp_path: Path) -> None:
     x = parameter(3.0)
     optimizer = torch.optim.SGD([x], lr=0.1)
@@ -611,8 +638,9 @@ def test_a_consecutive_estimate_with_a_gap_is_refused() -> None:
     x = parameter(1.0)
     optimizer = torch.optim.SGD([x], lr=0.1)
     probe = SmoothnessProbe(optimizer, estimator="consecutive")
+    x.grad = torch.ones_like(x)
     with probe.measure(lambda: (x * x).sum(), step=0):
-        pass
+        optimizer.step()
     with (
         pytest.raises(ValueError, match="needs the batch of step 1, got that of step 5"),
         probe.measure(lambda: (x * x).sum(), step=5),

@@ -195,6 +195,7 @@ class SmoothnessProbe:
                 estimates |= self._curvature(closure, random, steps, length)
         if self._estimator == "consecutive":
             estimates["consecutive"] = math.nan  # until the next batch
+            changes = [math.nan] * len(self._blocks)
         elif self._estimator != "same-batch":
             changes = None
         record = Record(
@@ -210,7 +211,8 @@ class SmoothnessProbe:
             blocks=self._block_records(lengths, duals, changes),
             others={name: estimates[name] for name in self._also if name != self._estimator},
         )
-        if self._estimator == "consecutive":
+        # A step that an AMP scaler skipped is not counted, and its batch does not come again.
+        if self._estimator == "consecutive" and length > 0.0:
             self._pending = _Pending(record, gradients, lengths, duals)
         else:
             self._keep(record)
