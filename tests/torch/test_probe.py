@@ -621,6 +621,8 @@ def test_nothing_to_measure() -> None:
     [
         (lambda x: 3.0, TypeError, "got float; leave out .item"),
         (lambda x: [3.0], TypeError, "got float; leave out .item"),
+        (lambda x: {"loss": x.sum()}, TypeError, "got dict; return its loss alone"),
+        (lambda x: [], ValueError, "returned no loss"),
         (lambda x: x * 1.0, ValueError, r"of one element, got shape \(2,\)"),
         (lambda x: x.detach().sum(), ValueError, "no graph to differentiate"),
     ],
@@ -632,6 +634,17 @@ def test_closures_that_return_no_loss(returned: Any, error: type[Exception], mes
     with pytest.raises(error, match=message), probe.measure(lambda: returned(x)):
         pytest.fail("the step was made")
     assert x.grad is mark
+
+
+def test_a_generator_that_was_used_up_before_the_step_is_no_loss_of_zero() -> None:
+    x = parameter(3.0)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    probe = SmoothnessProbe(optimizer)
+    losses = (loss for loss in [(x * x).sum(), (2.0 * x * x).sum()])
+    (x * x).sum().backward()
+    with pytest.raises(ValueError, match="make a new one at each call"), probe.measure(lambda: losses):
+        optimizer.step()
+    assert probe.records == []
 
 
 def test_a_consecutive_estimate_with_a_gap_is_refused() -> None:

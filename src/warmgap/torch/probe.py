@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -160,7 +160,8 @@ class SmoothnessProbe:
 
         Raises:
             TypeError: If the closure returns no tensor.
-            ValueError: If a loss has more than one element or no graph, or, with `"consecutive"`, a step was left out.
+            ValueError: If the closure returns no loss, or one with more than one element or no graph, or, with
+                `"consecutive"`, a step was left out.
         """
         number = self._steps if step is None else check_count("step", step, minimum=0)
         measured = number % self._every == 0
@@ -534,7 +535,13 @@ def _names(optimizer: Optimizer, model: nn.Module | None) -> dict[Tensor, str]:
 def _losses(closure: Closure) -> Iterator[Tensor]:
     """The losses that a closure returns, one or several, checked."""
     returned = closure()
+    if isinstance(returned, Mapping):
+        raise TypeError(
+            f"the closure must return the loss as a tensor, got {type(returned).__name__}; return its loss alone"
+        )
+    none = True
     for loss in (returned,) if isinstance(returned, Tensor) else _iterated(returned):
+        none = False
         if not isinstance(loss, Tensor):
             raise TypeError(
                 f"the closure must return the loss as a tensor, got {type(loss).__name__}; leave out .item()"
@@ -547,6 +554,11 @@ def _losses(closure: Closure) -> Iterator[Tensor]:
                 "and return it undetached"
             )
         yield loss.reshape(())
+    if none:
+        raise ValueError(
+            "the closure returned no loss; it is called several times, and a generator gives its losses only once: "
+            "make a new one at each call"
+        )
 
 
 def _iterated(returned: Any) -> Iterator[Any]:
