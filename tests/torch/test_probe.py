@@ -409,6 +409,46 @@ def test_an_autocast_region_around_the_loop_does_not_hide_the_step() -> None:
     assert probe.records[0].ratio > 0.0
 
 
+def test_small_gradients_do_not_vanish_in_float16_where_the_scaler_is_given() -> None:
+    x = nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = torch.optim.SGD([x], lr=1e7)
+    # Its gradient, 1e-9 x, is below the smallest number of float16.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+
+    def loss() -> Tensor:
+        return 0.5e-9 * (x.half().float() ** 2).sum()
+
+    others: tuple[Any, ...] = ("directional", "eigenvalue")
+    lost, kept = SmoothnessProbe(optimizer, also=others), SmoothnessProbe(optimizer, also=others, scaler=scaler)
+    scaler.scale(loss()).backward()
+    with lost.measure(loss), kept.measure(loss):
+        scaler.step(optimizer)
+    assert lost.records[0].dual_norm == 0.0
+    (record,) = kept.records
+    assert record.loss == pytest.approx(12.5e-9)
+    assert record.dual_norm == pytest.approx(5e-9, rel=1e-2)
+    assert record.ratio == pytest.approx(1e-9, rel=0.1)
+    assert record.others == pytest.approx({"directional": 1e-9, "eigenvalue": 1e-9}, rel=1e-2)
+
+
+@pytest.mark.parametrize("norm", ["auto", "spectral", "max"])
+def test_sparse_gradients_are_gradients(norm: str) -> None:
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        table = nn.Embedding(10, 4, sparse=sparse).double()
+        optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+        probe = SmoothnessProbe(optimizer, norm=norm)
+
+        def loss(table: nn.Embedding = table) -> Tensor:
+            return table(torch.tensor([1, 2, 2])).pow(2).sum()  # type: ignore[no-any-return]
+
+        found.append(descend(probe, optimizer, loss, 2).records)
+    for dense, sparse_one in zip(*found, strict=True):
+        assert sparse_one.ratio == pytest.approx(dense.ratio)
+        assert sparse_one.dual_norm == pytest.approx(dense.dual_norm)
+
+
 def test_accumulation_is_the_mean_of_the_micro_batches() -> None:
     found = []
     for micro in (1, 2):

@@ -96,6 +96,8 @@ class SmoothnessProbe:
         path: A file that each record is appended to at once; read it with `warmgap.smoothness.read_records`.
         lanczos_steps: Most Lanczos steps of an eigenvalue; each keeps a vector of the parameters' size.
         process_group: The ranks to average over; the default group where there is one.
+        scaler: The GradScaler of a run in float16. Gradients are taken of the loss times its scale, as the run's own
+            are, so that small ones do not vanish, and divided by it; the closure returns the loss unscaled.
 
     Attributes:
         records: The measurements so far, oldest first.
@@ -118,6 +120,7 @@ class SmoothnessProbe:
         path: str | os.PathLike[str] | None = None,
         lanczos_steps: int = 20,
         process_group: dist.ProcessGroup | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         for name in (estimator, *also):
             if name not in ESTIMATORS:
@@ -134,6 +137,7 @@ class SmoothnessProbe:
         self._path = path
         self._lanczos_steps = check_count("lanczos_steps", lanczos_steps, minimum=1)
         self._group = process_group
+        self._scaler = scaler
         self._all = [p for group in optimizer.param_groups for p in group["params"]]
         self._joint, self._blocks = _read_norms(optimizer, norm, model)
         if not self._blocks:
@@ -222,17 +226,23 @@ class SmoothnessProbe:
 
     def _evaluate(self, closure: Closure) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradients, averaged over the ranks."""
+        scale = self._scale
         total = torch.zeros((), device=self._params[0].device)
         gradients: list[Tensor | None] = [None] * len(self._params)
         for loss in _losses(closure):
-            found = torch.autograd.grad(loss, self._params, allow_unused=True)
+            found = torch.autograd.grad(_wide(loss) * scale, self._params, allow_unused=True)
             for index, g in enumerate(found):
                 if g is not None:
+                    g = g.to_dense() if g.layout != torch.strided else g  # of an embedding with sparse=True
                     held = gradients[index]
                     gradients[index] = g if held is None else held + g
             total = total.to(torch.promote_types(total.dtype, loss.dtype)) + loss.detach().to(total.device)
         full = [torch.zeros_like(p) if g is None else g.detach() for g, p in zip(gradients, self._params, strict=True)]
-        return self._mean(total), [self._mean(g) for g in full]
+        return self._mean(total), [self._mean(g if scale == 1.0 else _wide(g) / scale) for g in full]
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self._scaler is None else self._scaler.get_scale()
 
     def _mean(self, value: Tensor) -> Tensor:
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self._group) == 1:
@@ -280,6 +290,8 @@ class SmoothnessProbe:
     def _curvature(
         self, closure: Closure, random: _RandomState, steps: list[Tensor], length: float
     ) -> dict[str, float]:
+        scale = self._scale
+
         def hessian(vector: Tensor) -> Tensor:
             # Fused attention has no second derivative.
             with self._aside(random), sdpa_kernel(SDPBackend.MATH):
@@ -287,7 +299,7 @@ class SmoothnessProbe:
                 direction = [part.view_as(p).to(p.dtype) for part, p in zip(parts, self._params, strict=True)]
                 total = torch.zeros_like(vector)
                 for loss in _losses(closure):
-                    slopes = torch.autograd.grad(loss, self._params, create_graph=True, allow_unused=True)
+                    slopes = torch.autograd.grad(_wide(loss) * scale, self._params, create_graph=True, allow_unused=True)
                     terms = [(g * v).sum() for g, v in zip(slopes, direction, strict=True) if g is not None]
                     if not terms or not (slope := torch.stack(terms).sum()).requires_grad:
                         continue  # a loss that is linear in the parameters
@@ -298,7 +310,7 @@ class SmoothnessProbe:
                             for h, p in zip(found, self._params, strict=True)
                         ]
                     )
-            return self._mean(total)
+            return self._mean(total) / scale
 
         step = torch.cat([u.flatten() for u in steps])
         found: dict[str, float] = {}
