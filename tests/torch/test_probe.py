@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lion_pytorch
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from warmgap.smoothness import fit_gap_linear, fit_layers, fit_smoothness, read_records
@@ -321,6 +323,20 @@ def test_a_norm_of_ones_own() -> None:
     assert probe.records[0].norm == "max"
 
 
+def test_a_norm_for_each_parameter() -> None:
+    x, y, still = parameter(3.0, 4.0), parameter(1.0, -1.0), parameter(5.0)
+    still.requires_grad_(False)
+    optimizer = torch.optim.SGD([x, still, y], lr=0.1)
+    norm = norms.SupOverBlocks([norms.Max(), norms.Max(), norms.Frobenius()])
+    probe = descend(SmoothnessProbe(optimizer, norm=norm), optimizer, lambda: 0.5 * (x @ x + y @ y), 1)
+    (record,) = probe.records
+    assert record.norm == "max+frobenius"
+    assert record.step_length == pytest.approx(0.4)
+    assert record.dual_norm == pytest.approx(7.0 + math.sqrt(2.0))
+    with pytest.raises(ValueError, match="each of the optimizer's 3 parameters, got 1"):
+        SmoothnessProbe(optimizer, norm=norms.SupOverBlocks([norms.Max()]))
+
+
 # --------------------------------------------------------------------------------------------------- what is left alone
 
 
@@ -469,6 +485,34 @@ def test_accumulation_is_the_mean_of_the_micro_batches() -> None:
     assert found[1].loss == pytest.approx(found[0].loss)
     assert found[1].ratio == pytest.approx(found[0].ratio)
     assert found[1].dual_norm == pytest.approx(found[0].dual_norm)
+
+
+def test_an_optimizer_that_wraps_another_is_that_one() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(model, lion_pytorch.Lion(model.parameters(), lr=1e-3))
+    probe = SmoothnessProbe(optimizer, model=model)
+    for _ in range(2):
+        optimizer.zero_grad()
+        accelerator.backward(model(TOKENS))
+        with probe.measure(lambda: model(TOKENS)):
+            optimizer.step()
+    assert [record.step for record in probe.records] == [0, 1]
+    assert probe.records[0].norm == "max"
+    assert probe.records[0].step_length == pytest.approx(1e-3, rel=1e-3)
+
+
+class Shell(torch.optim.Optimizer):
+    def __init__(self) -> None:
+        pass
+
+
+def test_what_is_no_optimizer_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer, got list"):
+        SmoothnessProbe([parameter(1.0)])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Shell only wraps an optimizer"):
+        SmoothnessProbe(Shell())
 
 
 class Vandal(torch.optim.SGD):
@@ -637,6 +681,7 @@ def test_a_loss_that_is_nan_is_recorded_as_nan(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"norm": "l7"}, "norm must be one of 'auto', .* got 'l7'"),
+        ({"norm": 3}, "norm must be one of 'auto', .* got 3"),
         ({"estimator": "guess"}, "estimator must be one of"),
         ({"also": ("guess",)}, "estimator must be one of"),
         ({"also": ("consecutive",)}, "cannot be in also"),
@@ -654,6 +699,19 @@ def test_nothing_to_measure() -> None:
     frozen = nn.Parameter(torch.ones(2), requires_grad=False)
     with pytest.raises(ValueError, match="nothing to measure"):
         SmoothnessProbe(torch.optim.SGD([frozen]))
+
+
+def test_parameters_that_come_and_go_are_not_left_out_in_silence() -> None:
+    x, y = parameter(1.0), parameter(2.0)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    probe = SmoothnessProbe(optimizer)
+    optimizer.add_param_group({"params": [y]})
+    with pytest.raises(ValueError, match="make a new probe"), probe.measure(lambda: (x * y).sum()):
+        pytest.fail("the step was made")
+    probe = SmoothnessProbe(optimizer)
+    y.requires_grad_(False)
+    with pytest.raises(ValueError, match="make a new probe"), probe.measure(lambda: (x * y).sum()):
+        pytest.fail("the step was made")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from warmgap._checks import check_count, check_finite
 from warmgap.smoothness import Block, Record, append_record
-from warmgap.torch.norms import Frobenius, Max
+from warmgap.torch.norms import Frobenius, Max, SupOverBlocks
 from warmgap.torch.optimizers._base import matrices_of
 from warmgap.torch.orthogonalize import as_matrix
 from warmgap.torch.recognition import norm_blocks
@@ -86,8 +86,9 @@ class SmoothnessProbe:
     The closure may call the model or its `DistributedDataParallel` wrapper. Sharded parameters (FSDP) are refused.
 
     Args:
-        optimizer: Any optimizer.
-        norm: One of the above, or an object with `norm(x)` and `dual(g)` for every block.
+        optimizer: Any optimizer; one that wraps another, as Accelerate's does, stands for that one.
+        norm: One of the above, or an object with `norm(x)` and `dual(g)` for every block, or a `norms.SupOverBlocks`
+            with the norm of each parameter, in the optimizer's order.
         target_loss: The loss that gaps are taken to.
         every: Measure the steps whose number is a multiple of this.
         estimator: What `ratio` is.
@@ -103,7 +104,7 @@ class SmoothnessProbe:
         records: The measurements so far, oldest first.
 
     Raises:
-        TypeError: If a parameter is sharded.
+        TypeError: If `optimizer` is not an optimizer, or a parameter is sharded.
         ValueError: If an argument is out of range, or no parameter is left to measure.
     """
 
@@ -111,7 +112,7 @@ class SmoothnessProbe:
         self,
         optimizer: Optimizer,
         *,
-        norm: str | BlockNorm = "auto",
+        norm: str | BlockNorm | SupOverBlocks = "auto",
         target_loss: float = 0.0,
         every: int = 1,
         estimator: Estimator = "same-batch",
@@ -122,6 +123,7 @@ class SmoothnessProbe:
         process_group: dist.ProcessGroup | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
+        optimizer = _stepped(optimizer)
         for name in (estimator, *also):
             if name not in ESTIMATORS:
                 raise ValueError(f"estimator must be one of {', '.join(map(repr, ESTIMATORS))}, got {name!r}")
@@ -138,7 +140,9 @@ class SmoothnessProbe:
         self._lanczos_steps = check_count("lanczos_steps", lanczos_steps, minimum=1)
         self._group = process_group
         self._scaler = scaler
+        self._optimizer = optimizer
         self._all = [p for group in optimizer.param_groups for p in group["params"]]
+        self._trained = _trained(optimizer)
         self._joint, self._blocks = _read_norms(optimizer, norm, model)
         if not self._blocks:
             raise ValueError("the optimizer has no parameter that needs a gradient, so there is nothing to measure")
@@ -164,14 +168,19 @@ class SmoothnessProbe:
 
         Raises:
             TypeError: If the closure returns no tensor.
-            ValueError: If the closure returns no loss, or one with more than one element or no graph, or, with
-                `"consecutive"`, a step was left out.
+            ValueError: If the closure returns no loss, or one with more than one element or no graph; the optimizer
+                trains other parameters than when the probe was made; or, with `"consecutive"`, a step was left out.
         """
         number = self._steps if step is None else check_count("step", step, minimum=0)
         measured = number % self._every == 0
         if not measured and self._pending is None:
             yield
             return
+        if _trained(self._optimizer) != self._trained:
+            raise ValueError(
+                "the optimizer trains other parameters than when the probe was made (add_param_group, requires_grad_); "
+                "make a new probe"
+            )
         random = _RandomState(self._params)
         with self._aside(random):
             loss, gradients = self._evaluate(closure)
@@ -245,7 +254,7 @@ class SmoothnessProbe:
         return 1.0 if self._scaler is None else self._scaler.get_scale()
 
     def _mean(self, value: Tensor) -> Tensor:
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self._group) == 1:
+        if not _distributed() or dist.get_world_size(self._group) == 1:
             return value
         value = value.contiguous().clone()
         dist.all_reduce(value, group=self._group)
@@ -299,7 +308,9 @@ class SmoothnessProbe:
                 direction = [part.view_as(p).to(p.dtype) for part, p in zip(parts, self._params, strict=True)]
                 total = torch.zeros_like(vector)
                 for loss in _losses(closure):
-                    slopes = torch.autograd.grad(_wide(loss) * scale, self._params, create_graph=True, allow_unused=True)
+                    slopes = torch.autograd.grad(
+                        _wide(loss) * scale, self._params, create_graph=True, allow_unused=True
+                    )
                     terms = [(g * v).sum() for g, v in zip(slopes, direction, strict=True) if g is not None]
                     if not terms or not (slope := torch.stack(terms).sum()).requires_grad:
                         continue  # a loss that is linear in the parameters
@@ -363,7 +374,7 @@ class SmoothnessProbe:
 
     def _keep(self, record: Record) -> None:
         self.records.append(record)
-        if self._path is not None and (not dist.is_initialized() or dist.get_rank(self._group) == 0):
+        if self._path is not None and (not _distributed() or dist.get_rank(self._group) == 0):
             append_record(self._path, record)
 
 
@@ -463,20 +474,30 @@ _BY_NAME: dict[str, BlockNorm] = {"spectral": _FastSpectral(), "max": Max(), "fr
 
 
 def _read_norms(
-    optimizer: Optimizer, norm: str | BlockNorm, model: nn.Module | None
+    optimizer: Optimizer, norm: str | BlockNorm | SupOverBlocks, model: nn.Module | None
 ) -> tuple[bool, list[_MeasuredBlock]]:
     """Whether all parameters are one vector, and the blocks."""
     names = _names(optimizer, model)
     everything = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     found: list[tuple[str, Tensor, dict[str, Any]]]
+    refusal = f"norm must be one of {', '.join(map(repr, NORM_CHOICES))} or an object with norm and dual, got {norm!r}"
     if not isinstance(norm, str):
-        own, label = norm, getattr(norm, "name", type(norm).__name__.lower())
-        blocks = [_MeasuredBlock(names[p], label, p, group, lambda _: own, split=False) for p, group in everything]
+        own: Sequence[BlockNorm] = norm.norms if isinstance(norm, SupOverBlocks) else [norm] * len(everything)
+        if not all(callable(getattr(one, what, None)) for one in own for what in ("norm", "dual")):
+            raise ValueError(refusal)
+        if len(own) != len(everything):
+            raise ValueError(
+                f"norm must have a norm for each of the optimizer's {len(everything)} parameters, got {len(own)}"
+            )
+        blocks = [
+            _MeasuredBlock(
+                names[p], getattr(one, "name", type(one).__name__.lower()), p, group, _constant(one), split=False
+            )
+            for one, (p, group) in zip(own, everything, strict=True)
+        ]
         return False, _usable(blocks)
     if norm not in NORM_CHOICES:
-        raise ValueError(
-            f"norm must be one of {', '.join(map(repr, NORM_CHOICES))} or an object with norm and dual, got {norm!r}"
-        )
+        raise ValueError(refusal)
     joint = norm == "euclidean"
     if norm == "gluon":
         found = [(_layer_rule(group, p), p, group) for p, group in everything]
@@ -583,6 +604,10 @@ def _iterated(returned: Any) -> Iterator[Any]:
         ) from None
 
 
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -625,6 +650,27 @@ def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, steps: 
         beside.append(remainder)
         basis.append(image / remainder)
     return value
+
+
+def _stepped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that makes the steps, where the one given only wraps it and runs no step hooks."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    inner: Any = optimizer
+    while not hasattr(inner, "_optimizer_step_post_hooks"):
+        inner = getattr(inner, "optimizer", None)
+        if not isinstance(inner, Optimizer):
+            raise ValueError(
+                f"{type(optimizer).__name__} only wraps an optimizer and runs no step hooks; make the probe on the "
+                "optimizer itself"
+            )
+    stepped: Optimizer = inner
+    return stepped
+
+
+def _trained(optimizer: Optimizer) -> list[int]:
+    """Which parameters it trains, by their identity."""
+    return [id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def _count_steps(optimizer: Optimizer, probe: SmoothnessProbe) -> None:
