@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -47,6 +48,14 @@ def test_a_file_cut_off_anywhere_is_read_and_appended_to(tmp_path: Path, whole: 
         assert read_records(path) == [RECORD] * whole
         append_record(path, RECORD)
         assert read_records(path) == [RECORD] * (whole + 1)
+
+
+def test_steps_that_were_measured_again_count_once(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    rows = [(0, 1.0), (1, 2.0), (2, 3.0), (3, 4.0), (1, 2.5), (1, 2.6), (2, 3.5)]
+    for step, loss in rows:
+        append_record(path, dataclasses.replace(RECORD, step=step, loss=loss))
+    assert [(record.step, record.loss) for record in read_records(path)] == [(0, 1.0), (1, 2.5), (1, 2.6), (2, 3.5)]
 
 
 def test_a_half_line_longer_than_a_look_is_dropped(tmp_path: Path) -> None:

@@ -569,6 +569,33 @@ def test_records_are_saved_as_they_come(tmp_path: Path) -> None:
         assert json.loads(path.read_text().splitlines()[-1])["step"] == count - 1
 
 
+def test_a_resumed_run_goes_on_with_its_file(tmp_path: Path) -> None:
+    def steps(first: int, last: int, start: float, **options: Any) -> float:
+        x = parameter(start)
+        optimizer = NormalizedSGD([x], lr=0.1, momentum=0.0)
+        probe = SmoothnessProbe(optimizer, **options)
+        for step in range(first, last):
+            x.grad = x.detach().clone()
+            with probe.measure(lambda: 0.5 * (x * x).sum(), step=step):
+                optimizer.step()
+        return float(x.detach())
+
+    steps(0, 10, 3.0, path=tmp_path / "whole")
+    at_four = steps(0, 4, 3.0)
+    steps(0, 7, 3.0, path=tmp_path / "stopped")  # and killed, with a checkpoint of step 4
+    steps(4, 10, at_four, path=tmp_path / "stopped")
+    assert read_records(tmp_path / "stopped") == read_records(tmp_path / "whole")
+
+    x = parameter(3.0)
+    optimizer = NormalizedSGD([x], lr=0.1)
+    probe = SmoothnessProbe(optimizer, path=tmp_path / "whole")
+    with pytest.raises(ValueError, match="would mix with them"), probe.measure(lambda: (x * x).sum()):
+        pytest.fail("the step was made")
+    (tmp_path / "other").write_text("something else\n")
+    with pytest.raises(ValueError, match=r"line 1 of .* is not a record"):
+        SmoothnessProbe(optimizer, path=tmp_path / "other")
+
+
 WORKER = """
 import json, sys, torch, torch.distributed as dist
 from torch import nn

@@ -1,7 +1,7 @@
 """What a probe saw along a trajectory: one row a measured step, kept as JSON lines.
 
 A file of records may be cut off anywhere by a crash: what was written before the cut is read, and appending goes on
-from there.
+from there, also from an earlier step.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def append_record(path: str | os.PathLike[str], record: Record) -> None:
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
     """Return the records of a file, in its order.
 
-    A last line that was cut off is left out.
+    A last line that was cut off is left out. Where the steps go back, because a run was resumed from a checkpoint
+    before its last record, what it measured again takes the place of what it had measured from that step on.
 
     Raises:
         OSError: If the file cannot be read.
@@ -111,16 +112,20 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     """
     place = Path(path)
     lines = place.read_bytes().split(b"\n")[:-1]  # what follows the last end of line is empty, or cut off
-    found = []
+    found: list[Record] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            found.append(Record.from_json(line.decode()))
+            record = Record.from_json(line.decode())
         except ValueError as error:
             raise ValueError(
                 f"line {number} of {place} is not a record ({error}); is this a file written by a SmoothnessProbe?"
             ) from error
+        if found and record.step < found[-1].step:
+            while found and record.step <= found[-1].step:
+                found.pop()
+        found.append(record)
     return found
 
 

@@ -13,6 +13,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from warmgap._checks import check_count, check_finite
-from warmgap.smoothness import Block, Record, append_record
+from warmgap.smoothness import Block, Record, append_record, read_records
 from warmgap.torch.norms import Frobenius, Max, SupOverBlocks
 from warmgap.torch.optimizers._base import matrices_of
 from warmgap.torch.orthogonalize import as_matrix
@@ -94,7 +95,8 @@ class SmoothnessProbe:
         estimator: What `ratio` is.
         also: Further estimators, written to `others` of each record; `"consecutive"` is not among them.
         model: For the blocks' names, and to keep its buffers (batch-norm statistics) as they were.
-        path: A file that each record is appended to at once; read it with `warmgap.smoothness.read_records`.
+        path: A file that each record is appended to at once; read it with `warmgap.smoothness.read_records`. A run that
+            was resumed goes on with its file: give `measure` the number of the step.
         lanczos_steps: Most Lanczos steps of an eigenvalue; each keeps a vector of the parameters' size.
         process_group: The ranks to average over; the default group where there is one.
         scaler: The GradScaler of a run in float16. Gradients are taken of the loss times its scale, as the run's own
@@ -105,7 +107,7 @@ class SmoothnessProbe:
 
     Raises:
         TypeError: If `optimizer` is not an optimizer, or a parameter is sharded.
-        ValueError: If an argument is out of range, or no parameter is left to measure.
+        ValueError: If an argument is out of range, no parameter is left to measure, or the file is none of records.
     """
 
     def __init__(
@@ -137,6 +139,8 @@ class SmoothnessProbe:
         self._also = also
         self._model = model
         self._path = path
+        # Of a run before this one: steps counted from 0 would mix with them.
+        self._recorded = bool(path is not None and Path(path).exists() and read_records(path))
         self._lanczos_steps = check_count("lanczos_steps", lanczos_steps, minimum=1)
         self._group = process_group
         self._scaler = scaler
@@ -164,13 +168,20 @@ class SmoothnessProbe:
             closure: Returns the loss of the step's own batch as a tensor with one element, unscaled, with its graph; or
                 an iterable of such losses, which are summed and differentiated one at a time: with accumulation, a
                 generator of `loss / micro_batches`. It may enter autocast; it must not call `backward`.
-            step: Number of the step; steps of the optimizer made since the probe was, unless given.
+            step: Number of the step; steps of the optimizer made since the probe was, unless given. It must be given
+                where the probe's file held records already.
 
         Raises:
             TypeError: If the closure returns no tensor.
             ValueError: If the closure returns no loss, or one with more than one element or no graph; the optimizer
-                trains other parameters than when the probe was made; or, with `"consecutive"`, a step was left out.
+                trains other parameters than when the probe was made; the file holds records of a run before this one
+                and no step is given; or, with `"consecutive"`, a step was left out.
         """
+        if step is None and self._recorded:
+            raise ValueError(
+                f"{self._path} held records before this probe was made, and steps counted from 0 would mix with them; "
+                "where they are of this run, give measure the number of the step, else another path"
+            )
         number = self._steps if step is None else check_count("step", step, minimum=0)
         measured = number % self._every == 0
         if not measured and self._pending is None:
