@@ -44,8 +44,10 @@ def test_another_exponent_is_found_by_a_search(method: Any, rho: float) -> None:
     np.testing.assert_allclose(bound, truth, rtol=1e-3)
 
 
-def test_a_given_exponent_is_used() -> None:
-    fit = fit_smoothness(records_of(lambda gap: 2.0 + 5.0 * gap**3), rho=3, resamples=20)
+@pytest.mark.parametrize("rho", [3, 3.0, np.int64(3), np.float32(3.0)])
+def test_a_given_exponent_is_used(rho: Any) -> None:
+    fit = fit_smoothness(records_of(lambda gap: 2.0 + 5.0 * gap**3), rho=rho, resamples=20)
+    assert fit(2.0) == pytest.approx(42.0)
     assert fit.constants == pytest.approx({"K0": 2.0, "K1": 0.0, "Krho": 5.0}, abs=1e-8)
     assert fit.rho == 3.0
 
@@ -213,6 +215,25 @@ def test_layers_come_back_and_a_block_that_never_moves_is_named() -> None:
     assert "step that is not of length zero" in found.skipped["still"]
 
 
+@pytest.mark.parametrize("method", ["hinge", "nnls", "lstsq", "envelope"])
+def test_a_gradient_that_is_nearly_always_zero_keeps_no_other_block_from_its_fit(method: Any) -> None:
+    rare = [
+        dataclasses.replace(
+            record,
+            blocks=(
+                record.blocks[0],
+                dataclasses.replace(record.blocks[1], dual_norm=float(index == 5), ratio=2.0 * (index == 5)),
+            ),
+        )
+        for index, record in enumerate(layered())
+    ]
+    found = fit_layers(rare, method=method, resamples=60)
+    assert set(found.fits) == {"good", "flat"}
+    low, high = found.fits["flat"].intervals["L1"]
+    assert math.isfinite(low)
+    assert math.isfinite(high)
+
+
 def test_the_hinge_punishes_ratios_above_the_fit() -> None:
     noisy = layered(200, noise=0.3)
     hinge, plain = (fit_layers(noisy, method=method, resamples=20).fits["good"] for method in ("hinge", "nnls"))
@@ -281,6 +302,33 @@ def test_rows_that_are_not_finite_are_left_out_and_counted(fit: Callable[..., Fi
         fit([dataclasses.replace(record, loss=math.nan, gap=math.nan) for record in records])
 
 
+@pytest.mark.parametrize("what", ["estimator", "norm"])
+@pytest.mark.parametrize("fit", FITS)
+def test_records_that_were_measured_in_several_ways(fit: Callable[..., Fit], what: str) -> None:
+    records = records_of(quadratic)
+    changed: Any = {what: "other"}
+    with pytest.raises(ValueError, match=rf"more than one {what} \(.*other.*\)"):
+        fit([dataclasses.replace(record, **changed) for record in records[:9]] + records[9:])
+
+
+@pytest.mark.parametrize("rho", [1e4, -1e4])
+def test_an_exponent_that_cannot_be_computed_with(rho: float) -> None:
+    records = [
+        dataclasses.replace(record, gap=record.gap ** (1 if rho > 0 else -1)) for record in records_of(quadratic)
+    ]
+    with pytest.raises(ValueError, match="give a rho nearer to 1"):
+        fit_smoothness(records, rho=abs(rho))
+
+
+def test_what_a_search_found_is_doubted_where_it_says_nothing() -> None:
+    flat = fit_smoothness(records_of(lambda gap: 10.0 - gap), rho="search", resamples=20)
+    assert flat.constants["Krho"] == 0.0
+    assert "Krho is 0, so that rho says nothing." in flat.notes
+    steep = fit_smoothness(records_of(lambda gap: 2.0 + gap**6), rho="search", resamples=20)
+    assert any("the end of what is searched, 0.25 to 4" in note for note in steep.notes)
+    assert fit_smoothness(records_of(quadratic), resamples=20).notes == ()
+
+
 def test_a_target_above_the_losses() -> None:
     with pytest.raises(ValueError, match=r"at or above \d+ of 60 losses"):
         fit_smoothness(records_of(quadratic), target_loss=3.0)
@@ -297,6 +345,7 @@ def test_a_target_above_the_losses() -> None:
         ({"quantile": 1.0}, "quantile must lie strictly between"),
         ({"at": "top"}, "at must be 'start'"),
         ({"resamples": 3}, "resamples must be at least 20"),
+        ({"seed": -1}, "seed must be at least 0"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,7 @@ class Points:
     step_length: NDArray[Any]
     dual_norm: NDArray[Any]
     dropped: int
+    estimator: str = "same-batch"
 
     def __len__(self) -> int:
         return len(self.gap)
@@ -34,19 +35,26 @@ class Points:
         """Return the rows with these indices, in their order."""
         columns = (self.step, self.gap, self.ratio, self.step_length, self.dual_norm)
         step, gap, ratio, step_length, dual_norm = (column[rows] for column in columns)
-        return Points(step, gap, ratio, step_length, dual_norm, self.dropped)
+        return Points(step, gap, ratio, step_length, dual_norm, self.dropped, self.estimator)
 
 
-def points_of(records: Sequence[Record], *, at: At = "start", target_loss: float | None = None) -> Points:
+def points_of(records: Iterable[Record], *, at: At = "start", target_loss: float | None = None) -> Points:
     """Return the rows whose numbers are finite and whose step is not of length zero.
 
     Raises:
-        ValueError: If there is none, or `at` is unknown.
+        ValueError: If there is none, `at` is unknown, or the rows were measured in several ways.
     """
     import numpy as np
 
+    records = list(records)
     if at not in ("start", "end", "middle"):
         raise ValueError(f"at must be 'start', 'end' or 'middle', got {at!r}")
+    for what in ("estimator", "norm"):
+        if len(seen := {getattr(record, what) for record in records}) > 1:
+            raise ValueError(
+                f"the records are of more than one {what} ({', '.join(sorted(seen))}), and their ratios cannot be "
+                "compared; take those of one"
+            )
     rows = []
     for record in sorted(records, key=lambda record: record.step):
         target = record.loss - record.gap if target_loss is None else check_finite("target_loss", target_loss)
@@ -63,7 +71,7 @@ def points_of(records: Sequence[Record], *, at: At = "start", target_loss: float
             "that is not of length zero; did the optimizer move these parameters?"
         )
     step, gap, ratio, step_length, dual_norm = table.T
-    return Points(step, gap, ratio, step_length, dual_norm, len(rows) - len(table))
+    return Points(step, gap, ratio, step_length, dual_norm, len(rows) - len(table), records[0].estimator)
 
 
 def check_gaps(points: Points) -> None:

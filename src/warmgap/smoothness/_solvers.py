@@ -49,7 +49,8 @@ def _scaled(solve: Solve, basis: Array, ratio: Array) -> Array:
     """Solve with columns and right side of size one: gap**rho and the ratio may differ by many orders."""
     import numpy as np
 
-    sizes = np.abs(basis).max(axis=0)
+    # A resample can miss the only points at which a column is not zero.
+    sizes = np.where((sizes := np.abs(basis).max(axis=0)) > 0.0, sizes, 1.0)
     size = np.abs(ratio).max() or 1.0
     return cast("Array", solve(basis / sizes, ratio / size) * size / sizes)
 

@@ -41,6 +41,8 @@ LEVEL = 0.95
 RHO_GRID = tuple(0.25 * index for index in range(1, 17) if index != 4)
 """Exponents that a search tries, 1 left out, since it is the linear term."""
 
+LOWEST_RHO, HIGHEST_RHO = RHO_GRID[0], RHO_GRID[-1]
+
 _TOLERANCE = 1e-9
 """A ratio counts as a violation where it lies above the fit by more than this share: rounding does not."""
 
@@ -151,6 +153,12 @@ class Fit:
         notes = [] if self.diagnosis.informative else [self.diagnosis.sentence]
         if self.trend.verdict != "rises" and self.assumption != "L0, L1":
             notes.append(self.trend.sentence)
+        if "rho" in self.constants and self.constants["Krho"] == 0.0:
+            notes.append("Krho is 0, so that rho says nothing.")
+        elif "rho" in self.constants and not LOWEST_RHO < self.constants["rho"] < HIGHEST_RHO:
+            notes.append(
+                f"rho lies at the end of what is searched, {LOWEST_RHO:g} to {HIGHEST_RHO:g}: another may fit better."
+            )
         if negative := [name for name, value in self.constants.items() if value < 0.0]:
             notes.append(f"Negative, which the assumption does not allow: {', '.join(negative)}.")
         if self.dropped:
@@ -195,9 +203,10 @@ def fit_smoothness(
     solve = solver(method, quantile)
     searched = rho == "search"
     if rho != "search":
-        check_positive("rho", rho, "or 'search'")
+        rho = check_positive("rho", rho, "or 'search'")
         if rho == 1.0:
             raise ValueError("rho = 1 is the linear term again; use fit_gap_linear, or another rho")
+        _check_powers(points, rho)
     _check_enough(points, 4 if searched else 3)
 
     def fitted(rows: Points) -> Array:
@@ -279,7 +288,7 @@ def fit_layers(
     import numpy as np
 
     solve = solver(method, quantile)
-    _check_resamples(resamples)
+    _check_resamples(resamples, seed)
     names = block_names(records)
     if not names:
         raise ValueError("the records have no blocks, and a layer-wise fit needs them")
@@ -318,8 +327,21 @@ def _check_enough(points: Points, constants: int) -> None:
         )
 
 
-def _check_resamples(resamples: int) -> None:
+def _check_powers(points: Points, rho: float) -> None:
+    import numpy as np
+
+    with np.errstate(over="ignore", under="ignore"):
+        powers = points.gap**rho
+    if not np.isfinite(powers).all() or not powers.any():
+        raise ValueError(
+            f"gap**rho cannot be computed with for rho = {rho:g} and gaps from {points.gap.min():g} to "
+            f"{points.gap.max():g}; give a rho nearer to 1"
+        )
+
+
+def _check_resamples(resamples: int, seed: int) -> None:
     check_count("resamples", resamples, minimum=20, hint="an interval needs that many")
+    check_count("seed", seed, minimum=0)
 
 
 def _power_basis(gap: Array, rho: float) -> Array:
@@ -353,7 +375,7 @@ def _result(
 ) -> Fit:
     import numpy as np
 
-    _check_resamples(resamples)
+    _check_resamples(resamples, seed)
     constants = fitted(points)
     slope = _slope(points)
     drawn = [(fitted(sample), _slope(sample)) for sample in _resampled(points, resamples, seed)]
@@ -361,7 +383,7 @@ def _result(
     lows, highs = np.quantile([sample for sample, _ in drawn], (tail, 1.0 - tail), axis=0)
     low, high = (float(value) for value in np.quantile([value for _, value in drawn], (tail, 1.0 - tail)))
     values = {name: float(value) for name, value in zip(names, constants, strict=True)}
-    exponent = values.get("rho", rho if isinstance(rho, int | float) else None)
+    exponent = values.get("rho", rho if isinstance(rho, float) else None)
     x = points.dual_norm if assumption == "L0, L1" else points.gap
     fit = Fit(
         assumption=assumption,
@@ -372,7 +394,7 @@ def _result(
             name: (min(float(lo), values[name]), max(float(hi), values[name]))
             for name, lo, hi in zip(names, lows, highs, strict=True)
         },
-        rho=None if exponent is None else float(exponent),
+        rho=exponent,
         r2=0.0,
         violations=0.0,
         largest_violation=0.0,
