@@ -31,6 +31,16 @@ def test_a_large_share_that_varies_is_a_mixture() -> None:
     assert diagnose_step_length(records).verdict == "long steps"
 
 
+@pytest.mark.parametrize("estimator", ["directional", "eigenvalue"])
+def test_an_estimate_at_the_point_knows_no_step(estimator: str) -> None:
+    found = diagnose_step_length(
+        [dataclasses.replace(record, estimator=estimator) for record in records_of(curve, share=1.2)]
+    )
+    assert found.informative
+    assert math.isnan(found.share)
+    assert "curvature at the point itself" in found.sentence
+
+
 def test_without_gradients_nothing_is_claimed() -> None:
     found = diagnose_step_length([dataclasses.replace(record, dual_norm=0.0) for record in records_of(curve)])
     assert math.isnan(found.share)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 LONG_STEP = 0.5
 """From this share on, a step changes the gradient by so much that the ratio is no longer local curvature."""
 
+AT_THE_POINT = ("directional", "eigenvalue")
+"""Estimators that look at the Hessian at the start of the step."""
+
 NARROW = 1.5
 """The share is called constant where its quartiles lie within this factor of each other."""
 
@@ -30,7 +33,8 @@ class StepLengthDiagnosis:
     """How far the gradient's change within a step is the gradient itself.
 
     Attributes:
-        share: Median of `step length * ratio / dual norm`: the gradient's change as a share of the gradient.
+        share: Median of `step length * ratio / dual norm`: the gradient's change as a share of the gradient. NaN for
+            an estimate at the point itself (`"directional"`, `"eigenvalue"`), in which no step has a part.
         low: Its lower quartile.
         high: Its upper quartile.
         verdict: `"local"`: steps are short against the curvature. `"follows the step length"`: the share is large and
@@ -52,6 +56,8 @@ class StepLengthDiagnosis:
     @property
     def sentence(self) -> str:
         """What that means, in words."""
+        if self.verdict == "local" and math.isnan(self.share):
+            return "The estimate is local: it is the curvature at the point itself, whatever the step."
         if self.verdict == "unknown":
             return "How long the steps are cannot be told: the gradient is zero in every record."
         seen = f"a step changes the gradient by {self.share:.2g} of itself (quartiles {self.low:.2g}, {self.high:.2g})"
@@ -81,6 +87,8 @@ def diagnosis_of(points: Points) -> StepLengthDiagnosis:
     """The same, of points that were already picked out."""
     import numpy as np
 
+    if points.estimator in AT_THE_POINT:
+        return StepLengthDiagnosis(math.nan, math.nan, math.nan, "local")
     usable = points.dual_norm > 0.0
     if not usable.any():
         return StepLengthDiagnosis(math.nan, math.nan, math.nan, "unknown")
