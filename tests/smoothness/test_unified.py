@@ -89,8 +89,15 @@ def test_bad_input() -> None:
         checker.finalize()
     with pytest.raises(ValueError, match="reference must have"):
         checker.finalize([1.0], progress="gradient")
+    broken = TrajectoryChecker()
+    for _ in range(2):
+        broken.record([1.0], [math.nan], 1.0)
     with pytest.raises(ValueError, match="no point of the trajectory is finite"):
+        broken.finalize(progress="gradient")
+    with pytest.raises(ValueError, match="the last point, which is the reference, is not finite"):
         checker.finalize(progress="gradient")
+    with pytest.raises(ValueError, match="the reference is not finite"):
+        checker.finalize([math.inf, 0.0], progress="gradient")
     checker.record([1.0, 2.0], [1.0, 2.0], 1.0)
     with pytest.raises(ValueError, match="c1 must be finite"):
         checker.finalize(progress="gradient").c2(math.inf)

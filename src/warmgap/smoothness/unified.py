@@ -84,7 +84,8 @@ class TrajectoryChecker:
         """Keep a point.
 
         Args:
-            params: The parameters, any shape.
+            params: The parameters as one array, any shape; of a PyTorch model
+                `torch.nn.utils.parameters_to_vector(model.parameters()).detach()`.
             grad: The gradient there, of the same shape, on `batch`.
             loss: The loss there, on `batch`.
             batch: Handed to `loss_fn` in `finalize`.
@@ -119,8 +120,8 @@ class TrajectoryChecker:
                 Euclidean norm of the gradient.
 
         Raises:
-            ValueError: If there are fewer than two points, none is finite, `progress` is unknown, or `"gap"` comes
-                without a `loss_fn`.
+            ValueError: If there are fewer than two points, none is finite, the reference is not, `progress` is
+                unknown, or `"gap"` comes without a `loss_fn`.
         """
         import numpy as np
 
@@ -133,6 +134,9 @@ class TrajectoryChecker:
         end = self._points[-1][0] if reference is None else np.asarray(reference, dtype=float)
         if end.shape != self._points[0][0].shape:
             raise ValueError(f"reference must have the points' shape {self._points[0][0].shape}, got {end.shape}")
+        if not np.isfinite(end).all():
+            where = "the last point, which is the reference," if reference is None else "the reference"
+            raise ValueError(f"{where} is not finite; give a reference that is")
         # The last point itself has nothing to say about the way to it.
         points = self._points[:-1] if reference is None else self._points
         inner = np.array([float(np.vdot(g, x - end)) for x, g, _, _ in points])
