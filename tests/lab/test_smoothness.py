@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.smoothness.trajectories import layered, records_of
@@ -22,8 +23,9 @@ from warmgap.lab.smoothness import (
     read_trajectories,
     write_page,
 )
+from warmgap.lab.smoothness_figures import blocks_figure, trajectory_figure
 from warmgap.lab.train import train
-from warmgap.smoothness import Record, append_record, read_records
+from warmgap.smoothness import Record, append_record, fit_smoothness, read_records
 
 PNG = b"\x89PNG\r\n"
 SENTENCES = [f"Line {number} tells of {number * 7919 % 1000} apples.\n" for number in range(1500)]
@@ -95,6 +97,38 @@ def test_the_page_holds_pictures_tables_and_verdicts(tmp_path: Path) -> None:
     assert "Skipped: still" in text
     fits = json.loads((page.parent / "fits.json").read_text())
     assert fits[1]["fits"][0]["constants"]["Krho"] == pytest.approx(24.0, rel=0.5)
+
+
+def test_the_numbers_of_a_fit_that_bounds_nothing_are_still_json(tmp_path: Path) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    save(tmp_path, [dataclasses.replace(r, estimator="directional") for r in records_of(lambda gap: 1.0 - gap)])
+    page = write_page(read_trajectories([tmp_path]), tmp_path / "out")
+    (found,) = json.loads((page.parent / "fits.json").read_text(), parse_constant=refuse)
+    assert found["fits"][0]["diagnosis"]["share"] is None
+    assert any(fit["largest_violation"] is None for fit in found["fits"])
+
+
+def test_ratios_below_zero_are_drawn_too() -> None:
+    def curvature(gap: float) -> float:
+        return 8.0 * (gap - 2.0)
+
+    records = [dataclasses.replace(record, estimator="directional") for record in records_of(curvature)]
+    figure = trajectory_figure(records, [fit_smoothness(records, method="envelope", resamples=20)])
+    axes = figure.axes[0]
+    drawn: Any = axes.collections[0].get_offsets()
+    assert len(drawn) == len(records)
+    low, high = axes.get_ylim()
+    assert (drawn[:, 1] >= low).all()
+    assert (drawn[:, 1] <= high).all()
+    assert axes.get_ylabel() == "curvature along the step"
+
+
+def test_violations_are_circled_block_by_block() -> None:
+    figure = blocks_figure(layered(60, noise=0.3))
+    circled = figure.axes[0].collections[1]
+    assert 0 < len(circled.get_offsets()) <= 4  # type: ignore[arg-type]
 
 
 def test_the_report_on_a_measured_run_has_a_section_on_it(tmp_path: Path, write_run: Callable[..., Path]) -> None:

@@ -29,6 +29,7 @@ from warmgap.smoothness import (
     rate_dependence,
     read_records,
 )
+from warmgap.smoothness.records import finite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -240,12 +241,14 @@ def print_fits(trajectories: Sequence[Trajectory], console: Console, *, target_l
 
     for trajectory in trajectories:
         analysis = analyse(trajectory, target_loss=target_loss)
-        table = Table(title=_heading(trajectory), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in HEADINGS:
-            table.add_column(heading, justify="left" if heading in HEADINGS[:3] else "right")
-        for fit in analysis.fits:
-            table.add_row(*fit_row(fit))
-        console.print(table)
+        console.print(_heading(trajectory), style="italic", highlight=False, markup=False)
+        if analysis.fits:
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            for heading in HEADINGS:
+                table.add_column(heading, justify="left" if heading in HEADINGS[:3] else "right")
+            for fit in analysis.fits:
+                table.add_row(*fit_row(fit))
+            console.print(table)
         told = [*analysis.notes, *([] if analysis.layers is None else [layers_sentence(analysis.layers)])]
         console.print(*told, sep="\n", highlight=False, markup=False)
         console.print()
@@ -256,6 +259,8 @@ def print_fits(trajectories: Sequence[Trajectory], console: Console, *, target_l
 def write_page(trajectories: Sequence[Trajectory], output: Path, *, target_loss: float | None = None) -> Path:
     """Write `smoothness.html`, the pictures as PNGs, and the fits as `fits.json`; return the page.
 
+    In the file, as in records, a number that is not finite is null.
+
     Raises:
         UserError: A place that cannot be written to.
     """
@@ -265,7 +270,8 @@ def write_page(trajectories: Sequence[Trajectory], output: Path, *, target_loss:
         output.mkdir(parents=True, exist_ok=True)
         for name, data in pictures.items():
             (output / name).write_bytes(data)
-        (output / "fits.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(finite(plain), indent=2, allow_nan=False)
+        (output / "fits.json").write_text(text + "\n", encoding="utf-8")
         (output / "smoothness.html").write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"The page cannot be written to {output}: {error.strerror or error}.") from error
@@ -318,7 +324,7 @@ def sections(
                         pictures[file],
                         f"Ratio against the gap block by block, {trajectory.name}",
                         "Each block's own ratio, in its own norm; the line is an (H0, H1) envelope over 95 % of "
-                        "the dots.",
+                        "the dots. Circled: above it.",
                     ),
                 ]
             plain.append(_plain(trajectory, analysis))

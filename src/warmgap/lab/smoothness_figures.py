@@ -45,29 +45,20 @@ def trajectory_figure(records: Sequence[Record], fits: Sequence[Fit], target_los
             continue
         colour, dashes, label = style
         drawn = np.asarray(fit(grid), dtype=float)
-        axes.plot(
-            grid, np.where(drawn > 0.0, drawn, math.nan), color=colour, linestyle=dashes, linewidth=1.8, label=label
-        )
+        if ratios.min() > 0.0:  # the axis may be logarithmic
+            drawn = np.where(drawn > 0.0, drawn, math.nan)
+        axes.plot(grid, drawn, color=colour, linestyle=dashes, linewidth=1.8, label=label)
         if fit.method == "envelope":
-            above = ratios > np.asarray(fit(gaps)) * (1.0 + 1e-9)
-            axes.scatter(
-                gaps[above],
-                ratios[above],
-                s=46,
-                facecolors="none",
-                edgecolors="#D00000",
-                linewidths=1.1,
-                label=f"above the envelope: {above.sum()} of {len(above)}",
-            )
+            _circled(axes, gaps, ratios, fit, size=46)
     _scales(axes, gaps, ratios)
-    axes.set(xlabel="gap: loss - target loss (nats)", ylabel="gradient change / step length", title="Ratio against gap")
+    axes.set(xlabel="gap: loss - target loss (nats)", ylabel=_measured(records), title="Ratio against gap")
     figure.colorbar(dots, ax=axes, label="optimizer step", pad=0.01)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
 def blocks_figure(records: Sequence[Record], target_loss: float | None = None) -> Figure:
-    """The same block by block, small, each with an (H0, H1) envelope."""
+    """The same block by block, small, each with an (H0, H1) envelope and the points above it circled."""
     from matplotlib.figure import Figure
 
     names = _some(block_names(records))
@@ -92,11 +83,12 @@ def blocks_figure(records: Sequence[Record], target_loss: float | None = None) -
         else:
             line = np.geomspace(gaps.min(), gaps.max(), 100)
             axes.plot(line, np.asarray(fit(line)), color="#222222", linewidth=1.3)
+            _circled(axes, gaps, ratios, fit, size=24)
         _scales(axes, gaps, ratios)
     for axes in list(grid.flat)[len(names) :]:
         axes.set_visible(False)
     figure.supxlabel("gap: loss - target loss (nats)", fontsize=10)
-    figure.supylabel("gradient change / step length", fontsize=10)
+    figure.supylabel(_measured(records), fontsize=10)
     if dots is not None:
         figure.colorbar(dots, ax=grid, label="optimizer step", pad=0.01, aspect=40)
     return figure
@@ -115,7 +107,8 @@ def rates_figure(runs: Mapping[str, Sequence[Record]], target_loss: float | None
         colour, mark = RATE_COLOURS[index % len(RATE_COLOURS)], RATE_MARKS[index % len(RATE_MARKS)]
         axes.scatter(gaps, ratios, s=13, color=colour, marker=mark, alpha=0.55, linewidths=0, label=name)
     _scales(axes, *(np.concatenate(column) for column in zip(*everything, strict=True)))
-    axes.set(xlabel="gap: loss - target loss (nats)", ylabel="gradient change / step length", title="Ratio against gap")
+    everyone = [record for records in runs.values() for record in records]
+    axes.set(xlabel="gap: loss - target loss (nats)", ylabel=_measured(everyone), title="Ratio against gap")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=1, markerscale=2)
     return figure
 
@@ -125,25 +118,51 @@ def _dots(axes: Axes, records: Sequence[Record], target_loss: float | None, *, s
     return axes.scatter(gaps, ratios, c=steps, cmap=COLOURS, s=size, linewidths=0, alpha=0.85)
 
 
+def _circled(axes: Axes, gaps: Any, ratios: Any, fit: Fit, *, size: float) -> None:
+    """Mark the points above a fit."""
+    above = ratios > np.asarray(fit(gaps)) * (1.0 + 1e-9)
+    axes.scatter(
+        gaps[above],
+        ratios[above],
+        s=size,
+        facecolors="none",
+        edgecolors="#D00000",
+        linewidths=1.0,
+        label=f"above the envelope: {above.sum()} of {len(above)}",
+    )
+
+
+def _measured(records: Sequence[Record]) -> str:
+    """What the vertical axis shows."""
+    names = {"directional": "curvature along the step", "eigenvalue": "largest eigenvalue of the Hessian"}
+    return " / ".join(dict.fromkeys(names.get(record.estimator, "gradient change / step length") for record in records))
+
+
 def _columns(records: Sequence[Record], target_loss: float | None) -> tuple[Any, Any, Any]:
     rows = [
         (record.gap if target_loss is None else record.loss - target_loss, record.ratio, record.step)
         for record in records
     ]
     table = np.array(rows, dtype=float).reshape(-1, 3)
-    table = table[np.isfinite(table).all(axis=1) & (table[:, 0] > 0.0) & (table[:, 1] > 0.0)]
+    table = table[np.isfinite(table).all(axis=1) & (table[:, 0] > 0.0)]
     return table[:, 0], table[:, 1], table[:, 2]
 
 
 def _scales(axes: Axes, gaps: Any, ratios: Any) -> None:
-    """A logarithmic vertical axis where the ratios span more than a factor of ten."""
-    if len(ratios) and ratios.max() > 10.0 * ratios.min():
+    """A logarithmic vertical axis where the ratios are above zero and span more than a factor of ten."""
+    if not len(ratios):
+        axes.set_ylim(0.0, 1.0)
+    elif ratios.min() < 0.0:
+        axes.axhline(0.0, color="#999999", linewidth=0.8)
+        margin = 0.1 * (max(0.0, ratios.max()) - ratios.min())
+        axes.set_ylim(ratios.min() - margin, max(0.0, ratios.max()) + margin)
+    elif ratios.min() > 0.0 and ratios.max() > 10.0 * ratios.min():
         axes.set_yscale("log")
         for formatting in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             formatting(_plain_number)
         axes.set_ylim(0.7 * ratios.min(), 1.4 * ratios.max())
     else:
-        axes.set_ylim(0.0, 1.1 * ratios.max() if len(ratios) else 1.0)
+        axes.set_ylim(0.0, 1.1 * ratios.max() or 1.0)
     if len(gaps) and gaps.max() > 10.0 * gaps.min():
         axes.set_xscale("log")
 

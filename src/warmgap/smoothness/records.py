@@ -67,7 +67,7 @@ class Record:
 
     def to_json(self) -> str:
         """Return the record as one line of JSON; a number that is not finite becomes null."""
-        return json.dumps(_finite(dataclasses.asdict(self)), allow_nan=False)
+        return json.dumps(finite(dataclasses.asdict(self)), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> Record:
@@ -173,13 +173,14 @@ def _end_of_whole_lines(file: Any) -> int:
     return 0
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return the same mapping, list or number with None for every number that is not finite, as JSON can hold it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
