@@ -3,22 +3,20 @@
     python benchmarks/smoothness.py FOLDER [--optimizers muon lion] [--seeds 3] [--steps 400]
 
 The runs are those of `warmgap smoothness`, which reads the folder too; what it already holds is not run again, so that
-one may stop at any time and go on later. The tables show the seeds that have every rate. A run is cut in two at the
-step with the lowest ratio (a running median of `WINDOW` records): before that cut the ratio falls with the loss, behind
-it not. The last columns say whether the gap has to do with it, over the whole run and its two parts.
+one may stop at any time and go on later. The tables, in Markdown, show the seeds that have every rate. A run is cut in
+two at the step with the lowest ratio (a running median of `WINDOW` records): before that cut the ratio falls with the
+loss, behind it not. The other tables say whether the gap or the step length has to do with it, over the whole run and
+its two parts. A run that diverged is counted and otherwise left out.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import shutil
 import statistics
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.smoothness import RECORDS_FILE, Measurement, measure
@@ -27,7 +25,15 @@ from warmgap.smoothness import Record, diagnose_step_length, fit_gap_linear, rat
 OPTIMIZERS = ("muon", "lion", "normalized-sgd")
 RATES = (0.25, 1.0, 4.0)
 CONFIG = TrainConfig(rule="linear:15", batch_size=8, sequence_length=64, eval_every=0, save_every=0, threads=1)
+EVERY = 2
 WINDOW = 7
+CUT = 60
+PARTS = {"whole run": (0, math.inf), f"first {CUT} steps": (0, CUT), f"from step {CUT} on": (CUT, math.inf)}
+FEWEST = 8
+"""Records that a part needs for a straight line."""
+
+Runs = Mapping[tuple[str, int], Mapping[float, Sequence[Record]]]
+"""The records of the runs that did not diverge, by optimizer and seed, then by rate."""
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -37,76 +43,127 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and standard deviation; of one run there is none."""
+    """Mean and standard deviation of those that are numbers; of one there is no deviation."""
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return "-"
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def verdicts(runs: Sequence[Sequence[Record]]) -> str:
-    """How often the ratio rises with the gap, falls as it rises, or neither, at 95 %."""
-    found = Counter(fit_gap_linear(run, method="lstsq").trend.verdict for run in runs)
-    return " ".join(f"{found[verdict]}" for verdict in ("rises", "unclear", "falls"))
+def part(run: Sequence[Record], name: str) -> list[Record]:
+    low, high = PARTS[name]
+    return [record for record in run if low <= record.step < high]
 
 
-def halves(run: Sequence[Record]) -> tuple[int, list[float]]:
-    """Index of the lowest smoothed ratio, and the smoothed ratios."""
+def halves(run: Sequence[Record]) -> tuple[Record, list[float]]:
+    """The record with the lowest smoothed ratio, and the smoothed ratios."""
+    run = [record for record in run if math.isfinite(record.ratio)]
     ratios = smooth([record.ratio for record in run])
-    return ratios.index(min(ratios)), ratios
+    return run[ratios.index(min(ratios))], ratios
 
 
-def finished(place: Path) -> bool:
-    return (place / "run.json").exists() and json.loads((place / "run.json").read_text())["status"] == "done"
+def status(place: Path, steps: int | None = None) -> str:
+    """How a run ended, empty where there is none; a run of another length is refused."""
+    file = place / "run.json"
+    if not file.exists():
+        return ""
+    run = json.loads(file.read_text())
+    if steps is not None and run["config"]["steps"] != steps:
+        raise SystemExit(
+            f"{place} holds a run of {run['config']['steps']} steps: give --steps {run['config']['steps']}, or another "
+            "folder"
+        )
+    return str(run["status"])
 
 
-def rows(console: Console, folder: Path, optimizers: Sequence[str]) -> None:
-    table = Table(
-        "optimizer",
-        "rate",
-        "runs",
-        "start/lowest",
-        "at gap",
-        "at step",
-        "end/lowest",
-        "share",
-        "all",
-        "first 60",
-        "later",
-    )
-    exponents = Table("optimizer", "runs", "exponent, all steps", "first 60", "later")
+def collect(folder: Path, optimizers: Sequence[str]) -> tuple[Runs, int]:
+    """The runs of a folder, and how many diverged."""
+    found, diverged = {}, 0
     for optimizer in optimizers:
-        of_rate: dict[float, list[list[Record]]] = {rate: [] for rate in RATES}
-        found: dict[str, list[float]] = {"all": [], "first": [], "later": []}
         for place in sorted(folder.glob(f"{optimizer}-[0-9]*")):
-            if not all(finished(place / f"rate-{rate:g}") for rate in RATES):
-                continue
-            runs = {rate: read_records(place / f"rate-{rate:g}" / RECORDS_FILE) for rate in RATES}
-            for rate, run in runs.items():
-                of_rate[rate].append(run)
-            for part, low, high in (("all", 0, 10**9), ("first", 0, 60), ("later", 60, 10**9)):
-                some = {rate: [r for r in run if low <= r.step < high] for rate, run in runs.items()}
-                found[part].append(rate_dependence(some).exponent)
-        if not found["all"]:
-            continue
-        for rate, runs_of in of_rate.items():
-            cuts = [halves(run) for run in runs_of]
-            table.add_row(
-                optimizer,
-                f"{rate:g}",
-                str(len(runs_of)),
-                spread([ratios[0] / ratios[cut] for cut, ratios in cuts], 1),
-                spread([run[cut].gap for run, (cut, _) in zip(runs_of, cuts, strict=True)]),
-                spread([run[cut].step for run, (cut, _) in zip(runs_of, cuts, strict=True)], 0),
-                spread([ratios[-1] / ratios[cut] for cut, ratios in cuts], 1),
-                spread([diagnose_step_length(run).share for run in runs_of]),
-                verdicts(runs_of),
-                verdicts([[record for record in run if record.step < 60] for run in runs_of]),
-                verdicts([[record for record in run if record.step >= 60] for run in runs_of]),
+            ends = {rate: status(place / f"rate-{rate:g}") for rate in RATES}
+            if set(ends.values()) <= {"done", "diverged"}:
+                diverged += list(ends.values()).count("diverged")
+                found[optimizer, int(place.name.rpartition("-")[2])] = {
+                    rate: read_records(place / f"rate-{rate:g}" / RECORDS_FILE)
+                    for rate, end in ends.items()
+                    if end == "done"
+                }
+    return found, diverged
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows)] + [""]
+
+
+def turns(runs: Runs) -> list[str]:
+    """From where to where the ratio falls."""
+    headings = ("optimizer", "rate", "runs", "start / lowest", "lowest at gap", "at step", "end / lowest", "share")
+    rows = []
+    for optimizer in dict.fromkeys(name for name, _ in runs):
+        for rate in RATES:
+            of_rate = [found[rate] for (name, _), found in runs.items() if name == optimizer and rate in found]
+            cuts = [halves(run) for run in of_rate]
+            columns = (
+                spread([ratios[0] / min(ratios) for _, ratios in cuts], 1),
+                spread([lowest.gap for lowest, _ in cuts]),
+                spread([lowest.step for lowest, _ in cuts], 0),
+                spread([ratios[-1] / min(ratios) for _, ratios in cuts], 1),
+                spread([diagnose_step_length(run).share for run in of_rate]),
             )
-        table.add_section()
-        exponents.add_row(optimizer, str(len(found["all"])), *(spread(values) for values in found.values()))
-    console.print(table)
-    console.print("The last three columns: runs whose ratio rises with the gap, is unclear, falls as the gap rises.")
-    console.print(exponents)
+            rows.append((optimizer, f"{rate:g}", str(len(of_rate)), *columns))
+    return table(headings, rows)
+
+
+def verdicts(runs: Runs) -> list[str]:
+    """In how many runs the ratio rises with the gap, at 95 %, and in which."""
+    rows = []
+    for name in PARTS:
+        who: dict[str, dict[str, int]] = {"rises": {}, "unclear": {}, "falls": {}}
+        for (optimizer, _), found in runs.items():
+            for rate, run in found.items():
+                verdict = fit_gap_linear(part(run, name), method="lstsq").trend.verdict
+                which = f"{optimizer} {rate:g}"
+                who[verdict][which] = who[verdict].get(which, 0) + 1
+        cells = [
+            f"{sum(counts.values())}" + (f" ({', '.join(f'{k}: {v}' for k, v in counts.items())})" if counts else "")
+            for counts in who.values()
+        ]
+        rows.append((f"{name}, {sum(map(len, runs.values()))} runs", *cells))
+    return table(("", "rises", "cannot be told", "falls"), rows)
+
+
+def exponents(runs: Runs) -> list[str]:
+    """The power of the step length with which the ratio goes at the same gap."""
+    rows = []
+    for optimizer in dict.fromkeys(name for name, _ in runs):
+        seeds = [found for (name, _), found in runs.items() if name == optimizer and len(found) > 1]
+        columns = [
+            spread(
+                [rate_dependence({rate: part(run, name) for rate, run in found.items()}).exponent for found in seeds]
+            )
+            for name in PARTS
+        ]
+        rows.append((optimizer, str(len(seeds)), *columns))
+    return table(("optimizer", "seeds", *PARTS), rows)
+
+
+def report(folder: Path, optimizers: Sequence[str]) -> str:
+    runs, diverged = collect(folder, optimizers)
+    if not runs:
+        return "No seed has every rate yet."
+    lines = [
+        *turns(runs),
+        'Share: median of the gradient\'s change over the gradient, within a step. "Rises": with the gap, as the '
+        "assumption says, at 95 %.",
+        "",
+        *verdicts(runs),
+        "At the same gap, the ratio goes with the step length to the power:",
+        "",
+        *exponents(runs),
+    ]
+    return "\n".join(lines + ([f"Runs left out because they diverged: {diverged}."] if diverged else []))
 
 
 def main() -> None:
@@ -116,16 +173,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
+    if arguments.steps < (fewest := CUT + FEWEST * EVERY):
+        parser.error(f"--steps must be at least {fewest}, or there is too little behind step {CUT} to tell anything")
     for seed in range(arguments.seeds):
         for optimizer in arguments.optimizers:
             config = dataclasses.replace(CONFIG, optimizer=optimizer, seed=seed, steps=arguments.steps)
             place = arguments.folder / f"{optimizer}-{seed}"
             for rate in RATES:
-                if not finished(place / f"rate-{rate:g}"):
+                if status(place / f"rate-{rate:g}", arguments.steps) not in ("done", "diverged"):
                     shutil.rmtree(place / f"rate-{rate:g}", ignore_errors=True)
-                    if not measure(config, Measurement(every=2), [rate], place):
+                    if not measure(config, Measurement(every=EVERY), [rate], place):
                         raise SystemExit(130)
-    rows(Console(width=160), arguments.folder, arguments.optimizers)
+    print(report(arguments.folder, arguments.optimizers))
 
 
 if __name__ == "__main__":

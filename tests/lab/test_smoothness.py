@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import json
 import math
 import re
@@ -147,6 +148,45 @@ def test_records_that_allow_no_fit_are_told_and_not_drawn(tmp_path: Path) -> Non
     assert analysis.fits == []
     assert any("usable records, got 3" in sentence for sentence in analysis.failed)
     assert "got 3" in write_page([trajectory], tmp_path / "out").read_text()
+
+
+def benchmark() -> Any:
+    path = Path(__file__).parents[2] / "benchmarks" / "smoothness.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_smoothness", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmarks_tables_have_mean_and_spread_over_seeds(tmp_path: Path) -> None:
+    module = benchmark()
+
+    def run(seed: int, rate: float, status: str = "done") -> None:
+        place = save(
+            tmp_path / f"lion-{seed}" / f"rate-{rate:g}",
+            [
+                dataclasses.replace(record, step=2 * index, step_length=0.01 * rate, ratio=record.ratio * rate**-0.5)
+                for index, record in enumerate(records_of(curve, 60, noise=0.02, seed=seed))
+            ],
+        )
+        (place / "run.json").write_text(json.dumps({"status": status, "config": {"steps": 120}}))
+
+    assert module.report(tmp_path, ["lion"]) == "No seed has every rate yet."
+    for seed in range(3):
+        for rate in (0.25, 1.0, 4.0):
+            run(seed, rate, "diverged" if (seed, rate) == (2, 4.0) else "done")
+    run(3, 1.0)  # its other rates have not run yet
+    text = module.report(tmp_path, ["lion", "muon"])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert [row[2] for row in rows if row[:2] in (["lion", "0.25"], ["lion", "4"])] == ["3", "2"]
+    assert all("±" in cell for row in rows if row[:2] == ["lion", "1"] for cell in row[3:])
+    assert ["whole run, 8 runs", "8 (lion 0.25: 3, lion 1: 3, lion 4: 2)", "0", "0"] in rows
+    assert next(row for row in rows if row[:2] == ["lion", "3"])[2].startswith("-0.50 ± 0.0")
+    assert "Runs left out because they diverged: 1." in text
+    with pytest.raises(SystemExit, match="holds a run of 120 steps: give --steps 120"):
+        module.status(tmp_path / "lion-0" / "rate-1", 400)
 
 
 def test_a_file_alone_and_a_folder_without_rates(tmp_path: Path) -> None:
