@@ -10,6 +10,7 @@ from warmgap.theory import Constants, Problem, deterministic, problems
 VECTOR = np.array([0.5, 1.0, -2.0])
 norms = st.sampled_from(["frobenius", "max", "spectral"])
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 4))
+shares = st.floats(0.2, 1.0)
 
 
 def start(problem: Problem, shape: tuple[int, ...], seed: int, size: float) -> np.ndarray:
@@ -17,28 +18,58 @@ def start(problem: Problem, shape: tuple[int, ...], seed: int, size: float) -> n
     return x * size / problem.norm.norm(x)
 
 
-@given(norm=norms, shape=shapes, seed=st.integers(0, 999), size=st.floats(0.6, 3.0), eps=st.floats(0.02, 0.15))
-def test_cosh(norm: str, shape: tuple[int, int], seed: int, size: float, eps: float) -> None:
+@given(
+    norm=norms,
+    shape=shapes,
+    seed=st.integers(0, 999),
+    size=st.floats(0.6, 3.0),
+    eps=st.floats(0.02, 0.15),
+    share=shares,
+)
+def test_cosh(norm: str, shape: tuple[int, int], seed: int, size: float, eps: float, share: float) -> None:
     problem = problems.cosh(norm, shape)
-    assert deterministic.check(problem, start(problem, shape, seed, size), eps).holds
+    assert deterministic.check(problem, start(problem, shape, seed, size), eps, share=share).holds
 
 
-@given(norm=norms, shape=shapes, seed=st.integers(0, 999), size=st.floats(0.4, 0.8), power=st.sampled_from([1, 2]))
-def test_barriers(norm: str, shape: tuple[int, int], seed: int, size: float, power: int) -> None:
+@given(
+    norm=norms,
+    shape=shapes,
+    seed=st.integers(0, 999),
+    size=st.floats(0.4, 0.8),
+    power=st.sampled_from([1, 2]),
+    share=shares,
+)
+def test_barriers(norm: str, shape: tuple[int, int], seed: int, size: float, power: int, share: float) -> None:
     problem = problems.barrier(norm, shape, power)
-    assert deterministic.check(problem, start(problem, shape, seed, size), 0.05).holds
+    assert deterministic.check(problem, start(problem, shape, seed, size), 0.05, share=share).holds
 
 
-@given(norm=st.sampled_from(["frobenius", "max"]), seed=st.integers(0, 999), size=st.floats(0.6, 3.0))
-def test_a_problem_that_is_star_convex_but_not_convex(norm: str, seed: int, size: float) -> None:
+@given(norm=norms, shape=shapes, seed=st.integers(0, 999), size=st.floats(0.6, 3.0), share=shares)
+def test_quadratics(norm: str, shape: tuple[int, int], seed: int, size: float, share: float) -> None:
+    problem = problems.quadratic(norm, shape)
+    assert deterministic.check(problem, start(problem, shape, seed, size), 0.05, share=share).holds
+
+
+@given(norm=st.sampled_from(["frobenius", "max"]), seed=st.integers(0, 999), size=st.floats(0.6, 3.0), share=shares)
+def test_a_problem_that_is_star_convex_but_not_convex(norm: str, seed: int, size: float, share: float) -> None:
     problem = problems.star(norm)
-    assert deterministic.check(problem, start(problem, (2,), seed, size), 0.05).holds
+    assert deterministic.check(problem, start(problem, (2,), seed, size), 0.05, share=share).holds
 
 
-@given(shape=st.tuples(st.integers(1, 20)), seed=st.integers(0, 999), size=st.floats(0.6, 2.9))
-def test_a_rough_problem(shape: tuple[int], seed: int, size: float) -> None:
+@given(shape=st.tuples(st.integers(1, 20)), seed=st.integers(0, 999), size=st.floats(0.6, 2.9), share=shares)
+def test_a_rough_problem(shape: tuple[int], seed: int, size: float, share: float) -> None:
     problem = problems.rough(*shape)
-    assert deterministic.check(problem, start(problem, shape, seed, size), 0.02).holds
+    assert deterministic.check(problem, start(problem, shape, seed, size), 0.02, share=share).holds
+
+
+def test_a_share_of_the_step_size_costs_what_it_says() -> None:
+    problem = problems.quadratic("frobenius", (3,))
+    whole, half = (deterministic.check(problem, VECTOR, 0.01, share=share) for share in (1.0, 0.5))
+    assert half.bound - 1.0 == pytest.approx((whole.bound - 1.0) / 0.75)
+    assert half.measured > whole.measured
+    for share, message in ((0.0, "share must be above 0"), (1.5, "share must be at most 1")):
+        with pytest.raises(ValueError, match=message):
+            deterministic.check(problem, VECTOR, 0.01, share=share)
 
 
 @settings(max_examples=20)

@@ -64,6 +64,30 @@ def test_the_curvature_keeps_to_its_bound(problem: Problem, seed: int) -> None:
         assert change <= problem.constants(problem.value(x)) * (1 + 1e-3)
 
 
+@pytest.mark.parametrize("problem", ALL, ids=lambda problem: problem.name)
+@given(seed=st.integers(0, 10_000), share=st.floats(0.01, 1.0))
+def test_a_step_along_the_lmo_descends_whatever_its_size(problem: Problem, seed: int, share: float) -> None:
+    # The descent lemma: up to 2 ||g||_*/K, and the gradient bounds itself by the gap.
+    x = point(problem, seed)
+    g, gap = problem.gradient(x), problem.value(x)
+    dual, curvature = problem.norm.dual(g), problem.constants(gap)
+    eta = share * 2.0 * dual / curvature
+    there = problem.value(x + eta * problem.norm.lmo(g))
+    assert there <= gap - eta * dual + curvature * eta**2 / 2.0 + 1e-12 * (1.0 + gap)
+    assert dual**2 <= 2.0 * curvature * gap * (1.0 + 1e-9)
+
+
+def test_a_step_descends_less_where_the_curvature_is_taken_for_smaller() -> None:
+    problem, x = problems.cosh("frobenius", (2, 2)), np.array([[0.4, -1.1], [2.0, 0.3]])
+    g, gap = problem.gradient(x), problem.value(x)
+    dual = problem.norm.dual(g)
+    for share, descends in ((1.0, True), (0.05, False)):
+        curvature = share * problem.constants(gap)
+        eta = dual / curvature
+        there = problem.value(x + eta * problem.norm.lmo(g))
+        assert (there <= gap - eta * dual + curvature * eta**2 / 2.0) == descends
+
+
 @pytest.mark.parametrize(("problem", "share"), [(PLANE[0], 0.97), (PLANE[1], 0.97)])
 def test_the_constants_of_the_star_are_not_too_large(problem: Problem, share: float) -> None:
     largest = 0.0

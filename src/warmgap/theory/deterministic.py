@@ -3,15 +3,16 @@
 Assumption: f is star-convex, `<grad f(x), x - x*> >= gap(x)`, and has curvature at most `K(gap)` (A2-H or A2);
 `||x_t - x*|| <= D` for all t, with D from `Problem.distance`.
 
-Step size: `eta_t = gap_t / (D K(gap_t))`, along the LMO of the gradient.
+Step size: `eta_t = gap_t / (D K(gap_t))`, along the LMO of the gradient; or the share a of it, `0 < a <= 1`.
 
 Statement: `gap_{t+1} <= gap_t - gap_t^2 / (2 D^2 K(gap_t))`, and `gap_T <= eps` after at most
 
     T = 1 + 2 D^2 [K0 (1/eps - 1/gap_0) + K1 ln(gap_0/eps) + Krho (gap_0^(rho-1) - eps^(rho-1))/(rho-1)]
 
-for rho <= 2 (`Constants.steps`, also for rho > 2). With one fixed step size, `eps / (D K(gap_0))`, what is guaranteed
-is `(K(gap_0) D^2/eps) ln(2 gap_0/eps)` steps. The comparison is between guarantees: on an easy function the best
-fixed step size, if one knew it, may be faster than either.
+for rho <= 2 (`Constants.steps`, also for rho > 2); with a share a, `D^2/(a (2 - a))` takes the place of D^2 in both.
+With one fixed step size, `eps / (D K(gap_0))`, what is guaranteed is `(K(gap_0) D^2/eps) ln(2 gap_0/eps)` steps. The
+comparison is between guarantees: on an easy function the best fixed step size, if one knew it, may be faster than
+either.
 
 Source: arXiv 2602.05813, Theorem 1 (setting FOUND, constants NOT FOUND); statement and proof DERIVED.
 
@@ -30,6 +31,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from warmgap._checks import check_positive
 from warmgap.theory import problems
 from warmgap.theory.check import Check, excess
 from warmgap.theory.descent import descend
@@ -39,17 +41,26 @@ from warmgap.theory.problems import Problem
 __all__ = ["check", "check_fixed", "examples"]
 
 
-def check(problem: Problem, start: Array, eps: float) -> Check:
+def check(problem: Problem, start: Array, eps: float, *, share: float = 1.0) -> Check:
     """Run Theorem 1's descent; measured: steps to a gap of eps.
 
+    Args:
+        problem: What is minimised.
+        start: The first point.
+        eps: The gap to reach.
+        share: The factor a on the step size.
+
     Raises:
-        ValueError: If eps is not above 0 and below the gap at the start.
+        ValueError: If eps is not above 0 and below the gap at the start, or share is not above 0 and at most 1.
     """
+    if check_positive("share", share) > 1.0:
+        raise ValueError(f"share must be at most 1, got {share!r}")
     constants, distance = problem.constants, problem.distance(start)
-    bound = constants.steps(problem.value(start), eps, distance)
-    path = descend(problem, start, lambda it: constants.step_size(it.gap, distance), steps=bound, eps=eps)
+    reach = distance / math.sqrt(share * (2.0 - share))
+    bound = constants.steps(problem.value(start), eps, reach)
+    path = descend(problem, start, lambda it: share * constants.step_size(it.gap, distance), steps=bound, eps=eps)
     gaps = path.gaps[:-1]
-    descent = excess(path.gaps[1:], gaps - gaps**2 / (2.0 * distance**2 * constants.along(gaps)))
+    descent = excess(path.gaps[1:], gaps - gaps**2 / (2.0 * reach**2 * constants.along(gaps)))
     away = excess(path.distances, np.full_like(path.distances, distance))
     return Check("Theorem 1", problem.name, f"steps to {eps:g}", path.steps_to(eps), bound, excess=max(descent, away))
 
