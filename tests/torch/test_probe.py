@@ -98,16 +98,7 @@ def test_cosh_of_singular_values() -> None:
     optimizer = Muon([x], lr=2e-3, **EXACT)
     probe = SmoothnessProbe(optimizer, every=20)
 
-    # sum of cosh(s) - 1, as a power series in x^T x, which differentiates well where singular values are equal
-    def loss() -> Tensor:
-        term = torch.eye(3, dtype=torch.float64)
-        total = torch.zeros((), dtype=torch.float64)
-        for k in range(1, 15):
-            term = term @ (x.mT @ x) / ((2 * k - 1) * (2 * k))
-            total = total + term.trace()
-        return total
-
-    descend(probe, optimizer, loss, 900)
+    descend(probe, optimizer, lambda: cosh_series(x), 900)
     fit = fit_gap_linear(probe.records, at="middle", resamples=20)
     assert fit.constants == pytest.approx({"H0": 3.0, "H1": 1.0}, rel=1e-3)
 
@@ -123,6 +114,40 @@ def test_the_barrier_stays_below_its_constants_and_reaches_them() -> None:
     fit = fit_smoothness(near, at="middle", method="lstsq", resamples=20)
     assert fit.constants["K0"] == pytest.approx(4.0, rel=0.02)
     assert fit.constants["K1"] == pytest.approx(18.0, rel=0.1)
+
+
+def cosh_series(x: Tensor) -> Tensor:
+    """Sum of cosh(s) - 1 over singular values: a series in x^T x differentiates well where some of them are equal."""
+    term = torch.eye(x.shape[1], dtype=x.dtype)
+    total = torch.zeros((), dtype=x.dtype)
+    for k in range(1, 15):
+        term = term @ (x.mT @ x) / ((2 * k - 1) * (2 * k))
+        total = total + term.trace()
+    return total
+
+
+def test_the_curvature_along_the_step_gives_back_the_constants_to_rounding() -> None:
+    # No step is too long for it: T1 in the max norm, T2 in the spectral norm, T3 near the minimum, where it is tight.
+    torch.manual_seed(0)
+    vector, wall = parameter(2.5, 2.5, 2.5), parameter(0.1)
+    matrix = nn.Parameter(2.0 * torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0])
+    runs: list[tuple[torch.optim.Optimizer, Callable[[], Tensor]]] = [
+        (Signum([vector], lr=0.1, momentum=0.0, weight_decay=0.0), lambda: (torch.cosh(vector) - 1).sum()),
+        (Muon([matrix], lr=0.1, **EXACT), lambda: cosh_series(matrix)),
+        (NormalizedSGD([wall], lr=2e-3, momentum=0.0), lambda: ((1 - wall * wall) ** -2 - 1).sum()),
+    ]
+    fits = []
+    for (optimizer, loss), steps in zip(runs, (24, 19, 45), strict=True):
+        probe = descend(SmoothnessProbe(optimizer, estimator="directional"), optimizer, loss, steps)
+        fits.append(probe.records)
+    for records in fits[:2]:
+        fit = fit_gap_linear(records, resamples=20)
+        assert fit.constants == pytest.approx({"H0": 3.0, "H1": 1.0}, rel=1e-8)
+        assert fit.r2 == pytest.approx(1.0)
+    barrier = fit_smoothness(fits[2], method="lstsq", resamples=20)
+    assert barrier.constants["K0"] == pytest.approx(4.0, rel=1e-5)
+    assert barrier.constants["K1"] == pytest.approx(18.0, rel=1e-3)
+    assert barrier.constants["Krho"] < 24.0
 
 
 def test_with_noise_the_truth_lies_in_the_stated_interval() -> None:
