@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from warmgap.torch import singular
 from warmgap.torch.singular import gram_singular_values
 
 
@@ -17,6 +18,41 @@ def test_they_are_those_of_the_decomposition(rows: int, columns: int, exponent: 
     assert found.shape == exact.shape
     assert float(found.max() / exact.max()) == pytest.approx(1.0, rel=1e-5)
     assert float(found.sum() / exact.sum()) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (256, 256), (128, 1024)])
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.12, 0.15, 0.2, 0.3])
+def test_no_spectrum_that_ends_is_between_the_precisions(rows: int, columns: int, share: float) -> None:
+    # The hardest: every value that is zero comes out as a root of rounding, above zero.
+    generator = torch.Generator().manual_seed(0)
+    rank = round(share * rows)
+    left, right = (
+        torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64))[0]
+        for size in (rows, columns)
+    )
+    found = gram_singular_values((left @ right.mT).float()).double().sum()
+    assert float(found) == pytest.approx(rank, rel=1e-3)
+
+
+def test_the_usual_spectra_need_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    eigenvalues = singular._eigenvalues
+
+    def watched(matrix: torch.Tensor) -> torch.Tensor:
+        seen.append(matrix.dtype)
+        return eigenvalues(matrix)
+
+    monkeypatch.setattr(singular, "_eigenvalues", watched)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(384, 1024, generator=generator)
+    left, right = (torch.linalg.qr(torch.randn(size, 384, generator=generator))[0] for size in (384, 1024))
+    few = torch.randn(384, 32, generator=generator) @ torch.randn(32, 1024, generator=generator)
+    for matrix in (noise, few + 0.3 * noise, (left / torch.arange(1, 385)) @ right.mT):
+        exact = torch.linalg.svdvals(matrix.double()).sum()
+        assert float(gram_singular_values(matrix).double().sum() / exact) == pytest.approx(1.0, rel=1e-5)
+    assert seen == [torch.float32] * 3
+    gram_singular_values((left / torch.arange(1, 385) ** 2) @ right.mT)
+    assert seen[3:] == [torch.float32, torch.float64]
 
 
 @pytest.mark.parametrize("rank", [1, 3, 64])

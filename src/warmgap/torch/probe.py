@@ -83,9 +83,10 @@ class SmoothnessProbe:
         "eigenvalue"    largest absolute eigenvalue of H in those blocks, by Lanczos iteration: the truth in the
                         Euclidean norm, for calibration (up to `lanczos_steps` gradients of gradients)
 
-    In half precision the gradients' rounding is part of the ratio: where steps are so short that they change the gradient
-    by less than a few percent, let the closure leave autocast out. The last two estimators differentiate twice, which a
-    compiled model cannot. Parameters beside the blocks that move in the same step have a part in the gradient's change.
+    In half precision the gradients' rounding is part of the ratio: where steps are so short that they change the
+    gradient by less than a few percent, let the closure leave autocast out. The last two estimators differentiate
+    twice, which a compiled model cannot. Parameters beside the blocks that move in the same step have a part in the
+    gradient's change.
 
     Where `torch.distributed` is initialised, gradients and losses are averaged over the ranks: measure on every rank.
     The closure may call the model or its `DistributedDataParallel` wrapper. Sharded parameters (FSDP) are refused.
