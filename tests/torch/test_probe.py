@@ -251,6 +251,8 @@ MAKERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "normalized-sgd": lambda model: NormalizedSGD(model.parameters(), lr=1e-2),
     "torch sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
     "torch adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3),
+    "torch's muon": lambda model: torch.optim.Muon([p for p in model.parameters() if p.ndim == 2], lr=1e-2),
+    "lion-pytorch": lambda model: lion_pytorch.Lion(model.parameters(), lr=1e-3),
 }
 
 
@@ -272,7 +274,8 @@ def test_the_numbers_are_what_they_are_called(name: str, norm: str) -> None:
     after.backward()
     (record,) = probe.records
     assert (record.loss, record.loss_after) == pytest.approx((loss.item(), after.item()))
-    own = {"muon": "spectral", "lion": "max", "signum": "max", "normalized-sgd": "frobenius"}
+    own = {"muon": "spectral", "torch's muon": "spectral", "lion": "max", "lion-pytorch": "max", "signum": "max"}
+    own["normalized-sgd"] = "frobenius"
     plain = {"spectral": norms.Spectral(), "max": norms.Max(), "frobenius": norms.Frobenius()}
     for block in record.blocks:
         p = dict(model.named_parameters())[block.name]
@@ -297,7 +300,7 @@ def test_the_numbers_are_what_they_are_called(name: str, norm: str) -> None:
     lengths = [block.step_length for block in record.blocks]
     duals = [block.dual_norm for block in record.blocks]
     changes = [block.ratio * block.step_length for block in record.blocks]
-    joint = norm == "euclidean" or (norm == "auto" and name.startswith("torch"))
+    joint = norm == "euclidean" or (norm == "auto" and name.startswith("torch "))
     assert record.norm == "euclidean" if joint else record.norm != "euclidean"
     size: Callable[[list[float]], float] = (lambda v: math.hypot(*v)) if joint else max
     total: Callable[[list[float]], float] = (lambda v: math.hypot(*v)) if joint else sum
@@ -405,7 +408,9 @@ def train(
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["muon", "lion", "normalized-sgd", "torch sgd", "torch adamw"])
+@pytest.mark.parametrize(
+    "name", ["muon", "lion", "normalized-sgd", "torch sgd", "torch adamw", "torch's muon", "lion-pytorch"]
+)
 @pytest.mark.parametrize(
     "options",
     [{}, {"every": 2}, {"estimator": "consecutive"}, {"also": ("directional", "eigenvalue"), "lanczos_steps": 2}],
