@@ -431,6 +431,37 @@ def test_a_probed_run_is_the_same_run_bit_for_bit(
     assert all(math.isfinite(record.ratio) and record.ratio > 0.0 for record in probed["records"])
 
 
+class Counting(nn.Module):
+    """Its one buffer is changed in place, its other replaced."""
+
+    calls: Tensor
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = parameter(3.0)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("average", torch.ones(1, dtype=torch.float64))
+        self.register_buffer("nothing", None)
+
+    def forward(self) -> Tensor:
+        self.calls += 1
+        self.average = 0.9 * self.average + 0.1 * self.weight.detach()
+        return (self.average * self.weight**2).sum()
+
+
+def test_buffers_are_put_back_whether_changed_or_replaced() -> None:
+    model = Counting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = copy.deepcopy(model.state_dict())
+    probe = SmoothnessProbe(optimizer, model=model, also=("directional",))
+    with probe.measure(model):
+        pass
+    assert {key: value.item() for key, value in model.state_dict().items()} == {
+        key: value.item() for key, value in before.items()
+    }
+
+
 def test_both_gradients_see_the_same_dropout() -> None:
     x = parameter(*[1.0] * 50)
     optimizer = NormalizedSGD([x], lr=0.1, momentum=0.0)

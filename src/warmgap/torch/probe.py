@@ -280,7 +280,9 @@ class SmoothnessProbe:
     def _aside(self, random: _RandomState) -> Iterator[None]:
         """Everything that a closure may touch, put back afterwards."""
         held = [(p, p.grad) for p in self._all]
-        buffers = [] if self._model is None else [(buffer, buffer.detach().clone()) for buffer in self._model.buffers()]
+        modules = [] if self._model is None else list(self._model.modules())
+        places = [(module._buffers, dict(module._buffers)) for module in modules if module._buffers]
+        buffers = [(b, b.detach().clone()) for _, found in places for b in found.values() if b is not None]
         for p, _ in held:
             p.grad = None
         # An autocast region around the loop keeps casts of the weights, which a step makes stale.
@@ -293,6 +295,8 @@ class SmoothnessProbe:
             for p, gradient in held:
                 p.grad = gradient
             with torch.no_grad():
+                for place, found in places:
+                    place.update(found)  # a module may have put a new tensor in the place of the old one
                 for buffer, kept in buffers:
                     buffer.copy_(kept)
 
