@@ -21,20 +21,33 @@ import optax
 from jax import Array
 
 from warmgap._checks import check_positive
+from warmgap.geometry import check_norm
 from warmgap.matching import best_share
 from warmgap.rules import (
     GapRule,
     LinearRule,
     LossRatioRule,
     MeasuredRule,
+    PaceRule,
     PowerRule,
-    RampRule,
     Rule,
     RuleState,
     by_name,
 )
 from warmgap.rules._gap_driven import GapDriven
-from warmgap.rules.ramp import _MATURE
+from warmgap.rules.pace import (
+    CERTAIN,
+    EARLIER,
+    INTERVALS,
+    KNEE_CERTAIN,
+    KNEE_TRAVELLED,
+    LEAST_FALLEN,
+    MATURE,
+    MOST_FALLEN,
+    RECENT,
+    SEEN,
+    TRAVELLED,
+)
 from warmgap.schedule import Schedule
 from warmgap.signal import _CHANGE_TO_DEVIATION, _MAD_TO_DEVIATION, Signal
 from warmgap.target import LOWEST_SHARE, MARGIN, MEAN_DECAY
@@ -64,7 +77,7 @@ class WarmupState(NamedTuple):
         gap: Loss minus target loss as the rule sees it, float32; NaN before the first loss or where the rule has none.
         target_loss: The target loss in use, float32; NaN like `gap`.
         rule: The rule's own state; each real number is the sum of three float32.
-        config: Version of this form and a digest of each setting, int32 of shape (6,), for `check_restored`.
+        config: Version of this form and a digest of each setting, int32 of shape (5,), for `check_restored`.
     """
 
     step: Array
@@ -93,6 +106,8 @@ class WarmupSchedule:
         floor: Starting learning rate / peak learning rate, in (0, 1). For rules given by name that use one.
         decay: A name of `warmgap.decay.NAMES`, or a callable from progress in [0, 1] to a factor in (0, 1], written
             with `jax.numpy`.
+        norm: The norm that bounds a step, `"spectral"` for Muon: the default goes up faster in that one.
+            `"auto"` is any other: an optimizer can't be recognised here.
         initial_loss: The mean loss of a batch before the first step: on it the default and the loss ratio may start
             above the floor, as after `AdaptiveWarmup.calibrate`. None to start at it. A restored state needs none.
 
@@ -109,10 +124,12 @@ class WarmupSchedule:
         target_loss: float | Literal["auto"] = "auto",
         floor: float = 0.01,
         decay: str | Callable[[Any], Any] = "cosine",
+        norm: str = "auto",
         initial_loss: float | None = None,
     ) -> None:
         if isinstance(rule, str):
-            rule = by_name(rule, total_iters, target_loss=target_loss, floor=floor)
+            check_norm(norm)
+            rule = by_name(rule, total_iters, target_loss=target_loss, floor=floor, norm=lambda: norm)
         self.peak = check_positive("peak", peak)
         self.schedule = Schedule(total_iters, rule, decay)
         self._decay = _DECAYS[decay] if isinstance(decay, str) else decay
@@ -171,7 +188,8 @@ class WarmupSchedule:
         if self.schedule.rule.bounded:
             line = self.schedule._line()
             ended = ended | (step >= line)
-            factor = jnp.where(ended, 1.0, jnp.maximum(factor, step.astype(jnp.float64) / line))
+            least = self.schedule.rule.least(step.astype(jnp.float64) / line)  # type: ignore[arg-type]
+            factor = jnp.where(ended, 1.0, jnp.maximum(factor, least))
             factor = jnp.minimum(jnp.minimum(1.0, factor), 2.0 * before["applied"])
         factor = jnp.where(decaying, self._decayed(step, state.handover), factor)
         handover = jnp.where(ended & (factor == 1.0), step, -1)
@@ -199,6 +217,7 @@ def scale_by_warmup(
     target_loss: float | Literal["auto"] = "auto",
     floor: float = 0.01,
     decay: str | Callable[[Any], Any] = "cosine",
+    norm: str = "auto",
     initial_loss: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Return a transformation that scales updates by the factor of a `WarmupSchedule`.
@@ -213,13 +232,21 @@ def scale_by_warmup(
         target_loss: As for `WarmupSchedule`.
         floor: As for `WarmupSchedule`.
         decay: As for `WarmupSchedule`.
+        norm: As for `WarmupSchedule`.
         initial_loss: As for `WarmupSchedule`.
 
     Raises:
         ValueError: If an argument lies outside its range, or the rule can't use `initial_loss`.
     """
     schedule = WarmupSchedule(
-        1.0, total_iters, rule=rule, target_loss=target_loss, floor=floor, decay=decay, initial_loss=initial_loss
+        1.0,
+        total_iters,
+        rule=rule,
+        target_loss=target_loss,
+        floor=floor,
+        decay=decay,
+        norm=norm,
+        initial_loss=initial_loss,
     )
 
     def init(params: optax.Params) -> WarmupState:
@@ -265,7 +292,7 @@ def _warmup_states(tree: Any) -> list[WarmupState]:
     return [leaf for leaf in leaves if isinstance(leaf, WarmupState)]
 
 
-_CONFIG = ("version", "total_iters", "decay", "max_warmup", "rule", "settings of the rule")
+_CONFIG = ("version", "total_iters", "decay", "rule", "settings of the rule")
 
 
 def _digests(schedule: Schedule) -> list[int]:
@@ -280,7 +307,7 @@ def _digests(schedule: Schedule) -> list[int]:
     return [
         STATE_VERSION,
         schedule.total_iters,
-        *map(digest, (config["decay"], config["max_warmup"], name)),
+        *map(digest, (config["decay"], name)),
         digest(config["rule"]),
     ]
 
@@ -337,10 +364,11 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
         level = math.nan if rule.level is None else rule.level
         return {**_signal_start(rule.signal), "level": level}, lambda state, loss: _loss_ratio(rule, state, loss)
     descent = {"initial_loss": math.nan, "lowest_loss": math.nan, "distance": 0.0}
-    if isinstance(rule, RampRule):
-        own: Values = {"best_loss": math.nan, "retreats": 0, "rest": 0, "held": 0, "steps": 0}
-        start = {**_signal_start(rule.signal), **descent, **own}
-        return start, lambda state, loss: _ramp(rule, total_iters, state, loss)
+    if isinstance(rule, PaceRule):
+        own: Values = {"best_loss": math.nan, "rest": 0, "knee_step": -1, "knee_factor": 1.0, "steps": 0}
+        course: Values = {"distances": jnp.zeros(INTERVALS), "sums": jnp.zeros(INTERVALS), "stride": 1}
+        start = {**_signal_start(rule.signal), **descent, **own, **course, "course_steps": 0, "ahead": 0.0}
+        return start, lambda state, loss: _pace(rule, total_iters, state, loss)
     if isinstance(rule, GapRule | PowerRule | MeasuredRule):
         start = {**_signal_start(rule.signal), **descent, "share": math.nan}
         return start, lambda state, loss: _gap_driven(rule, total_iters, state, loss)
@@ -426,7 +454,7 @@ def _target(target_loss: float | Literal["auto"], state: Values, total_iters: in
 
 def _reading(rule: Rule[Any], state: Values, total_iters: int) -> tuple[Array, Array]:
     """Return the gap and the target loss, NaN where the rule has none."""
-    if isinstance(rule, RampRule | GapDriven):
+    if isinstance(rule, PaceRule | GapDriven):
         target = _target(rule.target_loss, state, total_iters)
         return state["lowest_loss"] - target, target
     if isinstance(rule, LossRatioRule):
@@ -449,39 +477,93 @@ def _loss_ratio(rule: LossRatioRule, state: Values, loss: Array) -> Values:
     return {**state, "level": level, "applied": jnp.where(done, 1.0, factor), "done": done}
 
 
-def _ramp(rule: RampRule, total_iters: int, state: Values, loss: Array) -> Values:
+def _pace(rule: PaceRule, total_iters: int, state: Values, loss: Array) -> Values:
     state, clean = _signal(rule.signal, state, loss)
     state = _descended(state, clean)
     noise = _CHANGE_TO_DEVIATION * state["change"] / state["change_weight"]  # NaN after a single loss
-    best = jnp.where(state["weight"] >= _MATURE, jnp.fmin(clean, state["best_loss"]), math.nan)
-    state = {**state, "best_loss": best, "steps": state["steps"] + 1}
-    resting = {**state, "rest": state["rest"] - 1}
+    best = jnp.where(state["weight"] >= MATURE, jnp.fmin(clean, state["best_loss"]), math.nan)
+    before_knee = state["knee_step"] < 0
+    course = _travelled(state)
+    course = {name: jnp.where(before_knee, course[name], state[name]) for name in course}
+    state = {
+        **state,
+        **course,
+        "best_loss": best,
+        "rest": jnp.maximum(0, state["rest"] - 1),
+        "steps": state["steps"] + 1,
+    }
 
-    hold = max(1.0, rule.hold * total_iters)
+    back = jnp.maximum(rule.floor, 0.5 * state["applied"])
     retreating = {
         **state,
-        "applied": jnp.maximum(rule.floor, 0.5 * state["applied"]),
+        "applied": back,
         "best_loss": clean,
-        "retreats": state["retreats"] + 1,
         "rest": round(1.0 / (1.0 - rule.signal.averaging)),
-        "held": 0,
+        "knee_step": state["steps"],
+        "knee_factor": back,
         "done": False,
     }
-    growth = jnp.where(state["retreats"] > 0, 2.0 ** (1.0 / hold), 2.0)
-    held = jnp.where(state["applied"] == 1.0, state["held"] + 1, 0)
-    line = rule.climb * total_iters
-    clock = jnp.where(state["steps"] < line, rule.start + (1.0 - rule.start) * state["steps"] / line, 1.0)
-    fallen = jnp.minimum(1.0, rule.level * state["initial_loss"] / state["lowest_loss"])
-    aim = jnp.where(state["lowest_loss"] > 0.0, jnp.maximum(clock, fallen**rule.power), clock)
-    climbing = {**state, "applied": jnp.minimum(aim, state["applied"] * growth), "held": held, "done": held >= hold}
+    paced, over = _paced(rule, total_iters, state, noise)
+    over = over | ~before_knee
+    new_knee = over & before_knee
+    knee_step = jnp.where(new_knee, state["steps"], state["knee_step"])
+    knee_factor = jnp.where(new_knee, state["applied"], state["knee_factor"])
+    left = rule.max_warmup * total_iters - knee_step
+    risen = knee_factor ** jnp.maximum(0.0, 1.0 - (state["steps"] - knee_step) / jnp.where(left > 0.0, left, 1.0))
+    aim = jnp.where(over, jnp.where(left > 0.0, risen, 1.0), paced)
+    factor = jnp.minimum(jnp.minimum(1.0, aim), 2.0 * state["applied"])
+    done = over & (factor == 1.0) & (state["steps"] >= rule.hold * total_iters)
+    going = {**state, "knee_step": knee_step, "knee_factor": knee_factor, "applied": factor, "done": done}
 
-    rises = clean > best + rule.tolerance * noise  # never with NaN
-    return {
-        name: jnp.where(state["rest"] > 0, resting[name], jnp.where(rises, retreating[name], climbing[name])).astype(
-            value.dtype
-        )
-        for name, value in state.items()
-    }
+    rises = (clean > best + rule.tolerance * noise) & (state["rest"] == 0)  # never with NaN
+    return {name: jnp.where(rises, retreating[name], going[name]).astype(value.dtype) for name, value in state.items()}
+
+
+def _travelled(state: Values) -> Values:
+    """Return the course with one more loss; the stretches not begun are 0."""
+    steps, stride = state["course_steps"], state["stride"]
+    full = steps == INTERVALS * stride
+    stride = jnp.where(full, 2 * stride, stride)
+    here = jnp.arange(INTERVALS) == steps // stride
+    grown = {}
+    loss = jnp.minimum(state["accepted"], jnp.fmax(state["window"][-1], state["window"][-2]))
+    for name, more in (("distances", state["ahead"]), ("sums", state["ahead"] * loss)):
+        values = state[name]
+        halved = jnp.pad(values[::2] + values[1::2], (0, INTERVALS // 2))
+        grown[name] = jnp.where(full, halved, values) + jnp.where(here, more, 0.0)
+    steps = steps + (state["ahead"] > 0.0)
+    return {**grown, "stride": stride, "course_steps": steps, "ahead": state["applied"]}
+
+
+def _mean(state: Values, stretch: tuple[float, float]) -> tuple[Array, Array]:
+    """Return the mean loss over a stretch of the distance, and the number of losses in it."""
+    distances = state["distances"]
+    ends = jnp.cumsum(distances)
+    overlap = jnp.minimum(ends, stretch[1] * ends[-1]) - jnp.maximum(ends - distances, stretch[0] * ends[-1])
+    share = jnp.where(distances > 0.0, jnp.maximum(0.0, overlap) / jnp.where(distances > 0.0, distances, 1.0), 0.0)
+    steps = jnp.clip(state["course_steps"] - jnp.arange(INTERVALS) * state["stride"], 0, state["stride"])
+    return (share * state["sums"]).sum() / (share * distances).sum(), jnp.maximum(1.0, (share * steps).sum())
+
+
+def _paced(rule: PaceRule, total_iters: int, state: Values, noise: Array) -> tuple[Array, Array]:
+    """Return the factor that keeps the descent at its pace, and whether it is over."""
+    first, distance = state["initial_loss"], state["distances"].sum()
+    noise = jnp.where(jnp.isnan(noise), 0.0, noise)
+    recent, count = _mean(state, RECENT)
+    earlier, earlier_count = _mean(state, EARLIER)
+    drop, error = first - recent, noise / jnp.sqrt(count)
+    scaled = first > 0.0
+    way = (jnp.maximum(0.0, drop) + error) / (rule.depth * jnp.where(scaled, first, 1.0))
+    way = jnp.clip(way, LEAST_FALLEN, MOST_FALLEN)
+    length = 0.5 * sum(RECENT) * distance / -jnp.log1p(-way)
+    lowest = jnp.where(drop > CERTAIN * error, rule.low, rule.start)
+    aim = jnp.minimum(1.0, jnp.maximum(lowest, rule.pace * length / math.sqrt(total_iters)))
+    slack = KNEE_CERTAIN * noise * jnp.sqrt(1.0 / count + 1.0 / earlier_count)
+    fell = drop > jnp.maximum(CERTAIN * error, LEAST_FALLEN * jnp.abs(first))
+    flat = fell & (earlier - recent + slack < rule.flat * drop)
+    over = (distance >= KNEE_TRAVELLED) & ((scaled & (way >= rule.fallen)) | flat)
+    unseen = (state["steps"] < SEEN) | (distance < TRAVELLED)
+    return jnp.where(unseen | ~scaled, rule.start, aim), over & ~unseen
 
 
 def _gap_driven(rule: GapDriven, total_iters: int, state: Values, loss: Array) -> Values:

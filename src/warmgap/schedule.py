@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from warmgap import decay as decays
-from warmgap._checks import check_count, check_finite, check_fraction, plain_fields
+from warmgap._checks import check_count, check_finite, plain_fields
 from warmgap._state import State
 from warmgap.rules import Rule, RuleState
 
@@ -48,17 +48,16 @@ class Schedule:
     """Losses in, learning-rate factors out: a warm-up rule, then a decay over the steps that remain.
 
     `init` and `step` are pure. Whatever the losses do, the factor lies in (0, 1], is exactly 1 at the hand-over, and on
-    its way up at most doubles in a step. A rule that is `bounded` (all that look at the loss) is kept above a straight
-    line from 0 to 1 over `max_warmup * total_iters` steps: where a low rate can't lower the loss, the rate rises all
-    the same, and warm-up ends within that share of the run (or within the `log2(1/floor)` steps that doubling takes, if
-    that is longer).
+    its way up at most doubles in a step. A rule that is `bounded` (all that look at the loss) is kept above a curve of
+    its own (`Rule.least`) that is 1 after the share `rule.max_warmup` of the steps: where a low rate can't lower the
+    loss, the rate rises all the same, and warm-up ends within that share of the run (or within the `log2(1/floor)`
+    steps that doubling takes, if that is longer).
 
     Attributes:
         total_iters: Optimizer steps in the whole run, >= 1.
         rule: The warm-up rule.
         decay: A name of `warmgap.decay.NAMES`, or a callable from progress in [0, 1] to a factor in (0, 1] that is 1
             at 0.
-        max_warmup: The share of the run within which warm-up ends, in (0, 1).
 
     Raises:
         ValueError: If an attribute is outside its range, or the rule's warm-up does not fit in `total_iters`.
@@ -67,7 +66,6 @@ class Schedule:
     total_iters: int
     rule: Rule[Any]
     decay: str | Callable[[float], float] = "cosine"
-    max_warmup: float = 0.4
     _decay: Callable[[float], float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,7 +73,6 @@ class Schedule:
         check_count(
             "total_iters", self.total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run"
         )
-        check_fraction("max_warmup", self.max_warmup)
         if not isinstance(self.rule, Rule):
             raise ValueError(f"rule must be a rule of warmgap.rules, got {self.rule!r}")
         if not (isinstance(self.decay, str) or callable(self.decay)):
@@ -145,7 +142,6 @@ class Schedule:
         return {
             "total_iters": self.total_iters,
             "decay": known,
-            "max_warmup": self.max_warmup,
             "rule": self.rule.config(),
         }
 
@@ -168,13 +164,13 @@ class Schedule:
 
     def _line(self) -> int:
         """Steps from the start to the latest hand-over."""
-        return max(1, math.ceil(self.max_warmup * self.total_iters))
+        return max(1, math.ceil(self.rule.max_warmup * self.total_iters))
 
     def _ended(self, step: int) -> bool:
         return self.rule.bounded and step >= self._line()
 
     def _bound(self, step: int, state: ScheduleState, rule: RuleState) -> float:
-        wanted = 1.0 if rule.done or self._ended(step) else max(rule.factor, step / self._line())
+        wanted = 1.0 if rule.done or self._ended(step) else max(rule.factor, self.rule.least(step / self._line()))
         return min(1.0, wanted, 2.0 * state.factor)
 
     def _decayed(self, steps: int, handover: int) -> float:

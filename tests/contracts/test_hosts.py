@@ -44,14 +44,14 @@ from transformers import TrainingArguments
 
 from warmgap.lightning import WarmupCallback, configure_warmup
 from warmgap.optax import scale_by_warmup
-from warmgap.rules import GapRule, LinearRule, LossRatioRule, PowerRule, RampRule, Rule
+from warmgap.rules import GapRule, LinearRule, LossRatioRule, PaceRule, PowerRule, Rule
 from warmgap.torch import AdaptiveWarmup
 from warmgap.transformers import WarmgapTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
 
 RULES: dict[str, Rule[Any]] = {
-    "ramp": RampRule(),
+    "pace": PaceRule(),
     "gap": GapRule(kappa=300.0, target_loss=0.0),
     "power": PowerRule(),
     "loss-ratio": LossRatioRule(),

@@ -405,7 +405,7 @@ def test_a_damaged_state_changes_nothing() -> None:
         {**state, "last_epoch": 77, "schedule": {key: v for key, v in state["schedule"].items() if key != "rule"}},
     ]
     for other in damaged:
-        with pytest.raises(ValueError, match=r"damaged or was edited|RampState"):
+        with pytest.raises(ValueError, match=r"damaged or was edited|PaceState"):
             scheduler.load_state_dict(other)
         assert scheduler.state_dict() == before
 
@@ -453,7 +453,7 @@ def test_calibration_lets_a_rule_start_on_evidence() -> None:
     scheduler.step(1.0)
     default = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100)
     default.calibrate(lambda: 3.0)
-    assert default.factor == 0.5
+    assert default.factor == 0.25
     with pytest.raises(ValueError, match="calibrate looks before the first step, and 1 were made"):
         scheduler.calibrate(lambda: 1.0)
     with pytest.raises(ValueError, match="must be finite, got nan"):

@@ -40,7 +40,7 @@ from warmgap.lab.record import (
 from warmgap.lab.tasks import make_task
 from warmgap.rules import LinearRule, Rule, by_name
 from warmgap.torch import AdaptiveWarmup, SmoothnessProbe
-from warmgap.torch.recognition import optimizer_kappa
+from warmgap.torch.recognition import optimizer_kappa, optimizer_norm
 
 __all__ = ["RunRecord", "TrainConfig", "train"]
 
@@ -431,6 +431,7 @@ def _rule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> Rule[Any]:
         floor=config.floor,
         target_loss="auto" if config.target_loss is None else config.target_loss,
         kappa=partial(optimizer_kappa, optimizer),
+        norm=partial(optimizer_norm, optimizer),
     )
     if config.averaging is not None:
         rule = dataclasses.replace(rule, signal=dataclasses.replace(rule.signal, averaging=config.averaging))

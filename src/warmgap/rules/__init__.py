@@ -12,8 +12,8 @@ from warmgap.rules.gap import GapRule
 from warmgap.rules.linear import LinearRule
 from warmgap.rules.loss_ratio import LossRatioRule
 from warmgap.rules.measured import MeasuredRule
+from warmgap.rules.pace import PaceRule
 from warmgap.rules.power import PowerRule
-from warmgap.rules.ramp import RampRule
 
 __all__ = [
     "NAMES",
@@ -21,8 +21,8 @@ __all__ = [
     "LinearRule",
     "LossRatioRule",
     "MeasuredRule",
+    "PaceRule",
     "PowerRule",
-    "RampRule",
     "Rule",
     "RuleState",
     "by_name",
@@ -39,6 +39,7 @@ def by_name(
     floor: float = 0.01,
     target_loss: float | Literal["auto"] = "auto",
     kappa: Callable[[], float] | None = None,
+    norm: Callable[[], str | None] | None = None,
 ) -> Rule[Any]:
     """Return the rule of that name.
 
@@ -49,6 +50,7 @@ def by_name(
         floor: Factor of the first step, for the rules that have one.
         target_loss: The loss taken as optimal, or `"auto"`, for the rules that have one.
         kappa: Gives the constant of the optimizer's norm; asked for the gap rule only.
+        norm: Gives the name of that norm, or None where it is not known; asked for `"auto"` only.
 
     Raises:
         ValueError: If the name is unknown, `total_iters` is no whole number >= 1, or the gap rule is asked for and
@@ -56,7 +58,7 @@ def by_name(
     """
     check_count("total_iters", total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run")
     if name == "auto":
-        return RampRule(floor=floor, target_loss=target_loss)
+        return PaceRule.for_norm(norm() if norm else None, floor=floor, target_loss=target_loss)
     if name == "gap":
         if kappa is None:
             raise ValueError("the gap rule needs the constant of a norm: GapRule(kappa=warmgap.kappa(norm, shapes))")

@@ -30,15 +30,17 @@ class Rule(abc.ABC, Generic[S]):
 
     Attributes:
         name: The name in checkpoints and messages.
-        bounded: Whether a schedule keeps the rule between its envelopes: at most doubling, and at an end within a
-            stated share of the run. A rule that keeps those promises by construction, or is here to show what happens
-            without them, sets False.
+        bounded: Whether a schedule keeps the rule between its envelopes: at most doubling, and at an end within
+            `max_warmup`. A rule that keeps those promises by construction, or is here to show what happens without
+            them, sets False.
+        max_warmup: Share of the run within which a schedule ends the warm-up, in (0, 1).
         needs_loss: Whether a step without a finite loss is kept from the rule; a rule by the clock alone sets False.
     """
 
     name: ClassVar[str]
     bounded: ClassVar[bool] = True
     needs_loss: ClassVar[bool] = True
+    max_warmup: float = 0.4
 
     @abc.abstractmethod
     def init(self, total_iters: int | None = None) -> S:
@@ -62,6 +64,17 @@ class Rule(abc.ABC, Generic[S]):
         """
         del loss
         return state
+
+    def least(self, share: float) -> float:
+        """Return the factor that a schedule keeps a bounded rule above: a straight line, unless a rule says otherwise.
+
+        Args:
+            share: Steps made / the most that warm-up may take, in [0, 1] (a number, or an array of any library).
+
+        Returns:
+            A factor that rises with `share` and is 1 at 1.
+        """
+        return share
 
     def reading(self, state: S) -> tuple[float | None, float | None]:
         """Return the (gap, target loss) the rule sees, each None where it has none (yet)."""

@@ -21,7 +21,7 @@ from warmgap.rules import Rule, by_name
 from warmgap.schedule import Schedule
 from warmgap.target import Target
 from warmgap.torch.loss_mean import LossMean, PendingLoss
-from warmgap.torch.recognition import optimizer_kappa
+from warmgap.torch.recognition import optimizer_kappa, optimizer_norm
 
 STATE_VERSION = 1
 
@@ -51,7 +51,8 @@ class AdaptiveWarmup(LRScheduler):
         floor: Starting learning rate / peak learning rate, in (0, 1). For rules given by name that use one.
         decay: A name of `warmgap.decay.NAMES` or a callable from progress to factor.
         norm: The norm that bounds a step: `"spectral"`, `"max"`, `"frobenius"`, or `"auto"` to tell it from the
-            optimizer. Only the gap rule looks at it.
+            optimizer. The gap rule needs it; the default goes up faster in the spectral one, and takes an optimizer that
+            is not recognised for another one. Where several optimizers share a model, give all of them the same one.
         process_group: The ranks to average the loss over; None for the default group where `torch.distributed` is
             initialised.
         last_epoch: Only -1: an adaptive schedule can't be resumed from a step number; use `load_state_dict`.
@@ -90,7 +91,8 @@ class AdaptiveWarmup(LRScheduler):
         Target(target_loss)  # raises where it is neither a number nor "auto"
         if isinstance(rule, str):
             constant = partial(optimizer_kappa, optimizer, norm)
-            rule = by_name(rule, total_iters, floor=floor, target_loss=target_loss, kappa=constant)
+            name = partial(optimizer_norm, optimizer, norm)
+            rule = by_name(rule, total_iters, floor=floor, target_loss=target_loss, kappa=constant, norm=name)
         self.schedule = Schedule(total_iters, rule, decay)
         self._state = self.schedule.init()
         self._loss = LossMean(process_group)
