@@ -84,7 +84,7 @@ Plan = Sequence[tuple[Workload, Sequence[str]]]
 _TINY = TrainConfig(model="tiny", steps=200, batch_size=16, eval_every=0, save_every=0)
 _IMAGES = replace(_TINY, model="mlp", corpus="digits")
 
-_WIKI, _STDLIB, _DIGITS = 1.8, 1.3, 0.05
+_WIKI, _BPE, _STDLIB, _DIGITS = 1.8, 3.5, 1.3, 0.05
 """Losses that a person would call optimal for runs of these lengths: somewhat below those reached."""
 
 
@@ -97,6 +97,11 @@ def _text(
 def _finetune(name: str, split: Split, optimizer: str, lr: float) -> Workload:
     base = replace(_TINY, corpus="wiki", optimizer=optimizer, lr=lr, steps=600, rule="linear:30")
     return Workload(name, split, replace(_TINY, corpus="stdlib", optimizer=optimizer, lr=lr), _STDLIB, base)
+
+
+def _continued(name: str, split: Split, optimizer: str, base_lr: float, lr: float) -> Workload:
+    base = replace(_TINY, corpus="wiki", optimizer=optimizer, lr=base_lr, steps=600, rule="linear:30")
+    return Workload(name, split, replace(_TINY, corpus="wiki", optimizer=optimizer, lr=lr, steps=400), _WIKI, base)
 
 
 SUITE = (
@@ -128,19 +133,35 @@ SUITE = (
     _finetune("lion-finetune", "development", "lion", 2e-3),
     Workload("digits-lion", "development", replace(_IMAGES, optimizer="lion", lr=5e-4), _DIGITS),
     Workload("digits-muon", "development", replace(_IMAGES, optimizer="muon", lr=1e-2), _DIGITS),
-    _text("gluon-wiki", "test", "gluon", 1e-3),
-    _text("muon-wiki-batch-x1/2", "test", "muon", 2e-2, batch_size=8),
-    _text("muon-stdlib-x1/3", "test", "muon", 2e-2 / 3, "stdlib", _STDLIB),
-    _text("torch-muon-stdlib", "test", "torch-muon", 1e-2, "stdlib", _STDLIB),
-    _text("scion-stdlib", "test", "scion", 1e-3, "stdlib", _STDLIB),
-    _text("lion-stdlib-x3", "test", "lion", 6e-3, "stdlib", _STDLIB),
-    _text("signum-stdlib-x3", "test", "signum", 6e-3, "stdlib", _STDLIB),
-    _text("nsgd-stdlib-x1/3", "test", "normalized-sgd", 2e-2, "stdlib", _STDLIB),
-    _finetune("signum-finetune", "test", "signum", 2e-3),
-    Workload("digits-signum", "test", replace(_IMAGES, optimizer="signum", lr=5e-4), _DIGITS),
+    _text("gluon-wiki", "development", "gluon", 1e-3),
+    _text("muon-wiki-batch-x1/2", "development", "muon", 2e-2, batch_size=8),
+    _text("muon-stdlib-x1/3", "development", "muon", 2e-2 / 3, "stdlib", _STDLIB),
+    _text("torch-muon-stdlib", "development", "torch-muon", 1e-2, "stdlib", _STDLIB),
+    _text("scion-stdlib", "development", "scion", 1e-3, "stdlib", _STDLIB),
+    _text("lion-stdlib-x3", "development", "lion", 6e-3, "stdlib", _STDLIB),
+    _text("signum-stdlib-x3", "development", "signum", 6e-3, "stdlib", _STDLIB),
+    _text("nsgd-stdlib-x1/3", "development", "normalized-sgd", 2e-2, "stdlib", _STDLIB),
+    _finetune("signum-finetune", "development", "signum", 2e-3),
+    Workload("digits-signum", "development", replace(_IMAGES, optimizer="signum", lr=5e-4), _DIGITS),
+    _text("muon-wiki-bpe", "test", "muon", 2e-2, target_loss=_BPE, steps=400, vocab_size=512),
+    _text("muon-stdlib-long", "test", "muon", 2e-2, "stdlib", _STDLIB, steps=800),
+    _text("torch-muon-wiki-x3", "test", "torch-muon", 3e-2, steps=400),
+    _text("scion-wiki-x1/3", "test", "scion", 1e-3 / 3, steps=400),
+    _text("gluon-stdlib", "test", "gluon", 1e-3, "stdlib", _STDLIB, steps=400),
+    _text("lion-stdlib-longer", "test", "lion", 2e-3, "stdlib", _STDLIB, steps=600),
+    _text("lion-wiki-sequence-x2", "test", "lion", 2e-3, steps=400, batch_size=8, sequence_length=128),
+    _text("lion-pytorch-wiki-x3", "test", "lion-pytorch", 6e-3, steps=400),
+    _text("signum-wiki-bpe-x1/3", "test", "signum", 2e-3 / 3, target_loss=_BPE, steps=400, vocab_size=1024),
+    _text("signum-stdlib-batch-x2", "test", "signum", 2e-3, "stdlib", _STDLIB, batch_size=32),
+    _text("signum-wiki-wsd", "test", "signum", 2e-3, steps=400, decay="wsd"),
+    _text("nsgd-stdlib-x3", "test", "normalized-sgd", 1.8e-1, "stdlib", _STDLIB, steps=400),
+    _finetune("nsgd-finetune", "test", "normalized-sgd", 6e-2),
+    _continued("lion-wiki-continued-x1/3", "test", "lion", 2e-3, 2e-3 / 3),
+    Workload("digits-nsgd", "test", replace(_IMAGES, optimizer="normalized-sgd", lr=1e-1), _DIGITS),
+    Workload("digits-lion-x3", "test", replace(_IMAGES, optimizer="lion", lr=1.5e-3), _DIGITS),
 )
-"""The suite: thirty-eight workloads, ten of them for the test. A peak rate is the optimizer's tuned one, or three times
-or a third of it."""
+"""The suite: fifty-four workloads, sixteen for the test. A peak rate is the optimizer's tuned one, or three times or a
+third of it."""
 
 MINI = (
     Workload("digits-lion", "development", replace(_IMAGES, optimizer="lion", lr=5e-4, steps=30), _DIGITS),
