@@ -39,12 +39,14 @@ from warmgap.rules.pace import (
     CERTAIN,
     EARLIER,
     INTERVALS,
+    JUDGED,
     KNEE_CERTAIN,
     KNEE_TRAVELLED,
     LEAST_FALLEN,
     MATURE,
     MOST_FALLEN,
     RECENT,
+    SECOND_TO_DEVIATION,
     SEEN,
     TRAVELLED,
 )
@@ -367,7 +369,14 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
     if isinstance(rule, PaceRule):
         own: Values = {"best_loss": math.nan, "rest": 0, "knee_step": -1, "knee_factor": 1.0, "steps": 0}
         course: Values = {"distances": jnp.zeros(INTERVALS), "sums": jnp.zeros(INTERVALS), "stride": 1}
-        start = {**_signal_start(rule.signal), **descent, **own, **course, "course_steps": 0, "ahead": 0.0}
+        start = {
+            **_signal_start(rule.signal),
+            **descent,
+            **own,
+            **course,
+            "course_steps": 0,
+            "ahead": 0.0,
+        }
         return start, lambda state, loss: _pace(rule, total_iters, state, loss)
     if isinstance(rule, GapRule | PowerRule | MeasuredRule):
         start = {**_signal_start(rule.signal), **descent, "share": math.nan}
@@ -504,10 +513,12 @@ def _pace(rule: PaceRule, total_iters: int, state: Values, loss: Array) -> Value
         "done": False,
     }
     paced, over = _paced(rule, total_iters, state, noise)
-    over = over | ~before_knee
+    knew = _knew(rule, state)
+    over = over | knew | ~before_knee
     new_knee = over & before_knee
     knee_step = jnp.where(new_knee, state["steps"], state["knee_step"])
-    knee_factor = jnp.where(new_knee, state["applied"], state["knee_factor"])
+    knee_here = jnp.where(knew, jnp.maximum(rule.known, state["applied"]), state["applied"])
+    knee_factor = jnp.where(new_knee, knee_here, state["knee_factor"])
     left = rule.max_warmup * total_iters - knee_step
     risen = knee_factor ** jnp.maximum(0.0, 1.0 - (state["steps"] - knee_step) / jnp.where(left > 0.0, left, 1.0))
     aim = jnp.where(over, jnp.where(left > 0.0, risen, 1.0), paced)
@@ -517,6 +528,15 @@ def _pace(rule: PaceRule, total_iters: int, state: Values, loss: Array) -> Value
 
     rises = (clean > best + rule.tolerance * noise) & (state["rest"] == 0)  # never with NaN
     return {name: jnp.where(rises, retreating[name], going[name]).astype(value.dtype) for name, value in state.items()}
+
+
+def _knew(rule: PaceRule, state: Values) -> Array:
+    """Return whether these are the first losses of a model that has learned before."""
+    losses = state["window"][-JUDGED:]
+    noise = SECOND_TO_DEVIATION * _low_median(jnp.abs(losses[2:] - 2.0 * losses[1:-1] + losses[:-2]))
+    least: Array = rule.varied * state["initial_loss"]
+    knew: Array = (state["steps"] == JUDGED) & (noise > least) & (least > 0.0)
+    return knew
 
 
 def _travelled(state: Values) -> Values:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from warmgap import Schedule, Signal
 from warmgap.rules import PaceRule, by_name
-from warmgap.rules.pace import INTERVALS, Course, PaceState
+from warmgap.rules.pace import INTERVALS, JUDGED, Course, PaceState
 
 TOTAL = 400
 
@@ -162,6 +162,22 @@ def test_the_spectral_norm_has_a_pace_of_its_own() -> None:
     assert descend(20.0, PaceRule.for_norm("spectral")).index(1.0) < 15 < descend(20.0).index(1.0)
 
 
+def test_a_model_that_tells_batches_apart_has_learned_and_is_not_held_back() -> None:
+    for seed in range(5):
+        losses = noisy([3.2 + 1.8 * math.exp(-t / 8) for t in range(TOTAL)], 0.25, seed)
+        factors, states, handover = run(losses)
+        assert states[JUDGED - 1].knee_step == JUDGED
+        assert factors[JUDGED + 3] == pytest.approx(0.5, rel=0.02)
+        assert factors[JUDGED:handover] == sorted(factors[JUDGED:handover])
+        assert handover == math.ceil(0.6 * TOTAL)
+
+
+@pytest.mark.parametrize("spike", range(JUDGED))
+def test_a_spike_among_the_first_losses_is_not_taken_for_variety(spike: int) -> None:
+    losses = [100.0 if t == spike else 8.0 - 0.02 * t for t in range(TOTAL)]
+    assert run(noisy(losses, 0.03))[1][JUDGED].knee_step is None
+
+
 # -------------------------------------------------------------------------------------------------------------- safety
 
 
@@ -209,7 +225,8 @@ def test_it_ends_where_a_user_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["floor", "start", "low", "pace", "depth", "fallen", "flat", "hold", "max_warmup", "tolerance"]
+    "name",
+    ["floor", "start", "low", "pace", "depth", "fallen", "flat", "varied", "known", "hold", "max_warmup", "tolerance"],
 )
 def test_bad_settings_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must"):

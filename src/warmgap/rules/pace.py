@@ -23,6 +23,8 @@ from warmgap.target import Descent, Target
 
 MATURE = 0.5  # weight of the average below which it is too noisy to have a lowest value
 SEEN, TRAVELLED, KNEE_TRAVELLED = 6, 0.5, 2.0  # losses and distance before the aim is measured, and before the knee is
+JUDGED = 8  # losses after which a model is known to have learned before, or not
+SECOND_TO_DEVIATION = 1.0 / (0.6745 * math.sqrt(6.0))  # median |second difference| -> standard deviation
 RECENT, EARLIER = (0.75, 1.0), (0.375, 0.5)  # the stretches of the distance that are compared
 CERTAIN, KNEE_CERTAIN = 3.0, 2.0  # standard errors that make a fall, and a knee, beyond doubt
 MOST_FALLEN, LEAST_FALLEN = 0.99, 1e-9  # where the time constant is cut off
@@ -126,9 +128,11 @@ class PaceRule(Rule[PaceState]):
     the knee, and for the share `hold` of the run at least. When the averaged loss lies more than `tolerance` standard
     deviations of a single loss above its lowest, the factor is halved, and rises by the clock from there.
 
-    A loss that is not positive at first has no scale: then the factor stays at `start` until the knee, or the rise that
-    the schedule asks for. The rule needs no norm, though the spectral one wants no pace (`for_norm`), and only shows
-    the gap to the target loss.
+    A model that has learned before tells batches apart: where the noise of the first losses (the median of their second
+    differences, as a standard deviation) is more than the share `varied` of the first loss, there is no pace, and the
+    rise by the clock begins there, from the factor `known`. A loss that is not positive at first has no scale: then the
+    factor stays at `start` until the knee, or the rise that the schedule asks for. The rule needs no norm, though the
+    spectral one wants no pace (`for_norm`), and only shows the gap to the target loss.
 
     Attributes:
         floor: Factor of the first step, in (0, 1).
@@ -138,6 +142,8 @@ class PaceRule(Rule[PaceState]):
         depth: Share of the first loss that a descent is taken to go down, in (0, 1).
         fallen: Share of that way at which the descent is over, in (0, 1).
         flat: Share of the fall below which the later part of it counts as none, in (0, 1).
+        varied: Noise of the first losses, as a share of the first one, above which the model had learned before; > 0.
+        known: Factor at which such a model begins the rise by the clock, in (0, 1].
         hold: Share of the run before which a factor of 1 is not left, in [0, 1).
         max_warmup: Share of the run within which warm-up ends, in (0, 1).
         tolerance: Rise that sends the factor back, in standard deviations of a single loss, > 0.
@@ -155,6 +161,8 @@ class PaceRule(Rule[PaceState]):
     depth: float = 0.6
     fallen: float = 0.75
     flat: float = 0.2
+    varied: float = 0.015
+    known: float = 0.5
     hold: float = 0.2
     max_warmup: float = 0.6
     tolerance: float = 3.0
@@ -168,13 +176,13 @@ class PaceRule(Rule[PaceState]):
         check_fraction("floor", self.floor, "it is starting learning rate / peak learning rate")
         for name in ("depth", "fallen", "flat", "max_warmup"):
             check_fraction(name, getattr(self, name))
-        for name in ("start", "low", "pace", "tolerance"):
+        for name in ("start", "low", "pace", "varied", "known", "tolerance"):
             check_positive(name, getattr(self, name))
-        if max(self.start, self.low) > 1.0 or not 0.0 <= check_finite("hold", self.hold) < 1.0:
-            raise ValueError(
-                f"start and low must be at most 1, and hold must lie in [0, 1), got {self.start!r}, {self.low!r} and "
-                f"{self.hold!r}"
-            )
+        for name in ("start", "low", "known"):
+            if getattr(self, name) > 1.0:
+                raise ValueError(f"{name} must be at most 1, the peak, got {getattr(self, name)!r}")
+        if not 0.0 <= check_finite("hold", self.hold) < 1.0:
+            raise ValueError(f"hold must lie in [0, 1), got {self.hold!r}; it is a share of the run")
         Target(self.target_loss)  # raises where it is neither a number nor "auto"
 
     @classmethod
@@ -232,29 +240,40 @@ class PaceRule(Rule[PaceState]):
             rest = round(1.0 / (1.0 - self.signal.averaging))
             state = replace(state, factor=factor, best_loss=clean, rest=rest, done=False)
             return replace(state, knee_step=state.steps, knee_factor=factor), factor
-        aim, over = self._risen(state) if state.knee_step is not None else self._paced(state)
-        if over and state.knee_step is None:
-            state = replace(state, knee_step=state.steps, knee_factor=state.factor)
-            aim = self._risen(state)[0]
+        aim = 1.0
+        if state.knee_factor is None:
+            aim, knee_factor = self._paced(state)
+            if knee_factor is not None:
+                state = replace(state, knee_step=state.steps, knee_factor=knee_factor)
+        if state.knee_step is not None and state.knee_factor is not None:
+            aim = self._risen(state, state.knee_step, state.knee_factor)
         factor = min(1.0, aim, 2.0 * state.factor)
-        done = over and factor == 1.0 and state.steps >= self.hold * state.total_iters
+        over = state.knee_step is not None and state.steps >= self.hold * state.total_iters
+        done = over and factor == 1.0
         return replace(state, factor=factor, done=done), factor
 
-    def _risen(self, state: PaceState) -> tuple[float, bool]:
-        """Return the factor after the knee, and that the descent is over."""
-        assert state.knee_step is not None and state.knee_factor is not None  # noqa: S101, PT018 - set together
-        left = self.max_warmup * state.total_iters - state.knee_step
-        if left <= 0.0:
-            return 1.0, True
-        return float(state.knee_factor ** max(0.0, 1.0 - (state.steps - state.knee_step) / left)), True
+    def _knew(self, state: PaceState) -> bool:
+        """Return whether these are the first losses of a model that has learned before: they vary more."""
+        losses, first = state.signal.window[-JUDGED:], state.descent.initial_loss
+        if state.steps != JUDGED or first is None:
+            return False
+        bends = sorted(abs(a - 2.0 * b + c) for a, b, c in zip(losses, losses[1:], losses[2:], strict=False))
+        return bool(bends) and SECOND_TO_DEVIATION * bends[(len(bends) - 1) // 2] > self.varied * first > 0.0
 
-    def _paced(self, state: PaceState) -> tuple[float, bool]:
-        """Return the factor that keeps the descent at its pace, and whether it is over."""
+    def _risen(self, state: PaceState, knee_step: int, knee_factor: float) -> float:
+        """Return the factor after the knee."""
+        left = self.max_warmup * state.total_iters - knee_step
+        return float(knee_factor ** max(0.0, 1.0 - (state.steps - knee_step) / left)) if left > 0.0 else 1.0
+
+    def _paced(self, state: PaceState) -> tuple[float, float | None]:
+        """Return the factor that keeps the descent at its pace, and where the knee is now, the factor there."""
         if state.total_iters == 0:
-            return 1.0, True
+            return 1.0, 1.0
+        if self._knew(state):
+            return self.known, max(self.known, state.factor)
         first, distance = state.descent.initial_loss, state.course.distance
         if first is None or state.steps < SEEN or distance < TRAVELLED:
-            return self.start, False
+            return self.start, None
         noise = state.signal.noise or 0.0
         recent, count = state.course.mean(RECENT)
         earlier, earlier_count = state.course.mean(EARLIER)
@@ -268,7 +287,7 @@ class PaceRule(Rule[PaceState]):
         slack = KNEE_CERTAIN * noise * math.sqrt(1.0 / count + 1.0 / earlier_count)
         fell = drop > max(CERTAIN * error, LEAST_FALLEN * abs(first))
         flat = fell and earlier - recent + slack < self.flat * drop
-        return aim, distance >= KNEE_TRAVELLED and (way >= self.fallen or flat)
+        return aim, state.factor if distance >= KNEE_TRAVELLED and (way >= self.fallen or flat) else None
 
     def reading(self, state: PaceState) -> tuple[float | None, float | None]:
         """Return the gap of the lowest clean loss, and the target loss."""
