@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, SequentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from warmgap import Schedule
-from warmgap.rules import GapRule, LinearRule
+from warmgap.rules import GapRule, LinearRule, PaceRule
 from warmgap.torch import AdaptiveWarmup, Lion, LossMean, Muon, NormalizedSGD, Signum
 from warmgap.torch.loss_mean import PendingLoss
 
@@ -508,6 +508,17 @@ def test_what_is_no_optimizer_or_no_loss_is_named() -> None:
         scheduler.observe("low")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="finite number >= 0, got -1"):
         scheduler.observe(1.0, weight=-1)
+
+
+def test_the_default_knows_the_spectral_norm_when_it_sees_or_is_told_it() -> None:
+    model, _, _ = problem()
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    assert AdaptiveWarmup(Lion(model.parameters()), 100).schedule.rule == PaceRule()
+    both = [AdaptiveWarmup(torch.optim.Muon(matrices), 100)]
+    both.append(AdaptiveWarmup(AdamW(vectors), 100, norm="spectral"))
+    assert [each.schedule.rule for each in both] == [PaceRule.for_norm("spectral")] * 2
+    assert AdaptiveWarmup(AdamW(vectors), 100).schedule.rule == PaceRule()
 
 
 def test_an_unknown_optimizer_is_asked_for_its_norm() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from warmgap.torch import Lion, Muon, NormalizedSGD, Scion, Signum, split_parameters
-from warmgap.torch.recognition import optimizer_kappa
+from warmgap.torch.recognition import optimizer_kappa, optimizer_norm
 
 
 def model() -> nn.Sequential:
@@ -58,6 +58,30 @@ ENTRIES = 8 * 16 + 16 * 4  # matrices only: vectors are left out where there are
 )
 def test_the_norm_is_told_by_what_the_optimizer_is(make: Any, expected: float) -> None:
     assert optimizer_kappa(make(model())) == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda m: Lion(m.parameters(), lr=1e-3), "max"),
+        (lambda m: NormalizedSGD(m.parameters(), lr=1e-3), "frobenius"),
+        (lambda m: Muon(split_parameters(m, head=m[2]), lr=1e-3), "spectral"),
+        (lambda m: Muon(split_parameters(m, head=m[2]), lr=1e-3, second="sign"), "spectral"),
+        (lambda m: Scion(split_parameters(m, head=m[2]), lr=1e-3), "spectral"),
+        (lambda m: torch.optim.Muon([m[0].weight, m[2].weight], lr=1e-3), "spectral"),
+        (lambda m: lion_pytorch.Lion(m.parameters(), lr=1e-3), "max"),
+        (lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3), None),
+    ],
+)
+def test_the_spectral_norm_counts_where_any_block_steps_in_it(make: Any, expected: str | None) -> None:
+    assert optimizer_norm(make(model())) == expected
+
+
+def test_the_norm_may_be_said() -> None:
+    optimizer = torch.optim.AdamW(model().parameters(), lr=1e-3)
+    assert optimizer_norm(optimizer, "spectral") == "spectral"
+    with pytest.raises(ValueError, match="norm must be 'auto' or one of"):
+        optimizer_norm(optimizer, "nuclear")
 
 
 def test_scion_mixes_norms() -> None:
