@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -19,6 +20,7 @@ TOTAL = 60
 
 RULES: dict[str, Rule[Any]] = {
     "pace": PaceRule(),
+    "pace-spectral": PaceRule.for_norm("spectral", floor=0.005),
     "pace-small": PaceRule(
         floor=0.2, start=0.3, low=0.25, pace=0.9, fallen=0.4, hold=0.1, tolerance=0.5, target_loss=-9.0
     ),
@@ -47,7 +49,9 @@ def compiled(schedule: WarmupSchedule) -> Any:
     return jax.jit(lambda losses: jax.lax.scan(body, schedule.init(), losses))
 
 
-SCANS = {name: compiled(WarmupSchedule(1.0, TOTAL, rule=rule)) for name, rule in RULES.items()}
+@functools.cache
+def scan_of(name: str, total: int = TOTAL) -> Any:
+    return compiled(WarmupSchedule(1.0, total, rule=RULES[name]))
 
 
 def plain(schedule: Schedule, losses: list[float]) -> tuple[list[float], list[int], list[float]]:
@@ -68,7 +72,7 @@ def plain(schedule: Schedule, losses: list[float]) -> tuple[list[float], list[in
 def test_it_is_the_core_s_schedule(rule: str, losses: list[float]) -> None:
     if rule in NEEDS_POSITIVE:
         losses = [abs(loss) + 0.125 for loss in losses]
-    _, (factors, handovers, gaps) = SCANS[rule](jnp.asarray(losses, jnp.float32))
+    _, (factors, handovers, gaps) = scan_of(rule)(jnp.asarray(losses, jnp.float32))
     expected = plain(Schedule(TOTAL, RULES[rule]), losses)
     np.testing.assert_allclose(factors, expected[0], rtol=1e-6)
     np.testing.assert_array_equal(handovers, expected[1])
@@ -89,6 +93,43 @@ def test_it_is_the_core_s_schedule_over_a_long_run(rule: str, x64: bool) -> None
     expected = plain(Schedule(2000, RULES[rule]), losses)
     np.testing.assert_allclose(factors, expected[0], rtol=1e-6)
     np.testing.assert_array_equal(handovers, expected[1])
+
+
+STEPS = np.arange(700)
+COURSES: dict[str, Any] = {
+    "slow": 8.0 - 2.0 * STEPS / 700,
+    "steep": 3.2 + 4.8 * np.exp(-STEPS / 8),
+    "long": 3.2 + 4.8 * np.exp(-STEPS / 80),
+    "rises twice": 8.0 - 0.01 * STEPS + 1.5 * (STEPS > 100) + 1.5 * (STEPS > 160),
+    "has learned": 5.0 - 0.001 * STEPS + np.random.default_rng(2).normal(scale=0.2, size=700),
+}
+
+
+@pytest.mark.parametrize("rule", ["pace", "pace-spectral", "pace-small"])
+@pytest.mark.parametrize("course", COURSES)
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_it_is_the_core_s_pace(rule: str, course: str, noise: float) -> None:
+    losses = COURSES[course] + np.random.default_rng(3).normal(scale=noise, size=700)
+    losses = losses.astype(np.float32)
+    _, (factors, handovers, _) = scan_of(rule, 700)(jnp.asarray(losses))
+    expected = plain(Schedule(700, RULES[rule]), [float(loss) for loss in losses])
+    np.testing.assert_allclose(factors, expected[0], rtol=1e-6)
+    np.testing.assert_array_equal(handovers, expected[1])
+
+
+@pytest.mark.parametrize("loss", [5.545177, 6.9, 0.1])
+def test_it_is_the_core_s_schedule_where_the_loss_stays(loss: float) -> None:
+    losses = np.full(700, loss, np.float32)
+    _, (factors, _, _) = scan_of("pace", 700)(jnp.asarray(losses))
+    expected = plain(Schedule(700, PaceRule()), [float(loss) for loss in losses])
+    np.testing.assert_allclose(factors, expected[0], rtol=1e-6)
+
+
+def test_the_default_goes_by_the_norm() -> None:
+    assert WarmupSchedule(1.0, 100).schedule.rule == PaceRule()
+    assert WarmupSchedule(1.0, 100, norm="spectral").schedule.rule == PaceRule.for_norm("spectral")
+    with pytest.raises(ValueError, match="norm must be 'auto' or one of"):
+        WarmupSchedule(1.0, 100, rule=PaceRule(), norm="nuclear")
 
 
 @pytest.mark.parametrize("name", decay.NAMES)

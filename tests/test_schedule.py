@@ -194,6 +194,7 @@ def test_a_callable_decay_is_held_to_its_contract() -> None:
         (lambda: Schedule(10, LinearRule(10)), "does not end within total_iters=10"),
         (lambda: Schedule(10, LinearRule(1), "cosinus"), "decay must be one of"),
         (lambda: Schedule(10, LinearRule(1), ANY(3)), "decay must be a name"),
+        (lambda: PaceRule(max_warmup=1.5), "max_warmup must lie strictly"),
         (lambda: Schedule(10, ANY("linear")), "rule must be a rule of warmgap.rules"),
         (lambda: LinearRule(-1), "iters must be at least 0"),
         (lambda: GapRule(kappa=0.0), "kappa must be above 0"),

@@ -46,6 +46,7 @@ from warmgap.rules.pace import (
     MATURE,
     MOST_FALLEN,
     RECENT,
+    ROUNDING,
     SECOND_TO_DEVIATION,
     SEEN,
     TRAVELLED,
@@ -129,8 +130,8 @@ class WarmupSchedule:
         norm: str = "auto",
         initial_loss: float | None = None,
     ) -> None:
+        check_norm(norm)
         if isinstance(rule, str):
-            check_norm(norm)
             rule = by_name(rule, total_iters, target_loss=target_loss, floor=floor, norm=lambda: norm)
         self.peak = check_positive("peak", peak)
         self.schedule = Schedule(total_iters, rule, decay)
@@ -367,7 +368,7 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
         return {**_signal_start(rule.signal), "level": level}, lambda state, loss: _loss_ratio(rule, state, loss)
     descent = {"initial_loss": math.nan, "lowest_loss": math.nan, "distance": 0.0}
     if isinstance(rule, PaceRule):
-        own: Values = {"best_loss": math.nan, "rest": 0, "knee_step": -1, "knee_factor": 1.0, "steps": 0}
+        own: Values = {"best_loss": math.nan, "noise": 0.0, "rest": 0, "knee_step": -1, "knee_factor": 1.0, "steps": 0}
         course: Values = {"distances": jnp.zeros(INTERVALS), "sums": jnp.zeros(INTERVALS), "stride": 1}
         start = {
             **_signal_start(rule.signal),
@@ -490,6 +491,8 @@ def _pace(rule: PaceRule, total_iters: int, state: Values, loss: Array) -> Value
     state, clean = _signal(rule.signal, state, loss)
     state = _descended(state, clean)
     noise = _CHANGE_TO_DEVIATION * state["change"] / state["change_weight"]  # NaN after a single loss
+    noise = jnp.where(jnp.isnan(noise), 0.0, noise)
+    largest = jnp.maximum(noise, (1.0 - 0.1 * (1.0 - rule.signal.averaging)) * state["noise"])
     best = jnp.where(state["weight"] >= MATURE, jnp.fmin(clean, state["best_loss"]), math.nan)
     before_knee = state["knee_step"] < 0
     course = _travelled(state)
@@ -498,6 +501,7 @@ def _pace(rule: PaceRule, total_iters: int, state: Values, loss: Array) -> Value
         **state,
         **course,
         "best_loss": best,
+        "noise": largest,
         "rest": jnp.maximum(0, state["rest"] - 1),
         "steps": state["steps"] + 1,
     }
@@ -510,14 +514,13 @@ def _pace(rule: PaceRule, total_iters: int, state: Values, loss: Array) -> Value
         "rest": round(1.0 / (1.0 - rule.signal.averaging)),
         "knee_step": state["steps"],
         "knee_factor": back,
-        "done": False,
     }
     paced, over = _paced(rule, total_iters, state, noise)
     knew = _knew(rule, state)
     over = over | knew | ~before_knee
     new_knee = over & before_knee
     knee_step = jnp.where(new_knee, state["steps"], state["knee_step"])
-    knee_here = jnp.where(knew, jnp.maximum(rule.known, state["applied"]), state["applied"])
+    knee_here = jnp.where(knew, jnp.maximum(max(rule.known, rule.low), state["applied"]), state["applied"])
     knee_factor = jnp.where(new_knee, knee_here, state["knee_factor"])
     left = rule.max_warmup * total_iters - knee_step
     risen = knee_factor ** jnp.maximum(0.0, 1.0 - (state["steps"] - knee_step) / jnp.where(left > 0.0, left, 1.0))
@@ -526,7 +529,8 @@ def _pace(rule: PaceRule, total_iters: int, state: Values, loss: Array) -> Value
     done = over & (factor == 1.0) & (state["steps"] >= rule.hold * total_iters)
     going = {**state, "knee_step": knee_step, "knee_factor": knee_factor, "applied": factor, "done": done}
 
-    rises = (clean > best + rule.tolerance * noise) & (state["rest"] == 0)  # never with NaN
+    most = best + jnp.maximum(rule.tolerance * largest, ROUNDING * jnp.abs(best))
+    rises = (clean > most) & (state["rest"] == 0)  # never with NaN
     return {name: jnp.where(rises, retreating[name], going[name]).astype(value.dtype) for name, value in state.items()}
 
 
@@ -568,18 +572,18 @@ def _mean(state: Values, stretch: tuple[float, float]) -> tuple[Array, Array]:
 def _paced(rule: PaceRule, total_iters: int, state: Values, noise: Array) -> tuple[Array, Array]:
     """Return the factor that keeps the descent at its pace, and whether it is over."""
     first, distance = state["initial_loss"], state["distances"].sum()
-    noise = jnp.where(jnp.isnan(noise), 0.0, noise)
     recent, count = _mean(state, RECENT)
     earlier, earlier_count = _mean(state, EARLIER)
     drop, error = first - recent, noise / jnp.sqrt(count)
+    doubt = CERTAIN * noise * jnp.sqrt(1.0 + 1.0 / count)
+    fell = drop > jnp.maximum(doubt, LEAST_FALLEN * jnp.abs(first))
     scaled = first > 0.0
-    way = (jnp.maximum(0.0, drop) + error) / (rule.depth * jnp.where(scaled, first, 1.0))
+    way = (jnp.maximum(0.0, drop) + error) / rule.depth / jnp.where(scaled, first, 1.0)
     way = jnp.clip(way, LEAST_FALLEN, MOST_FALLEN)
     length = 0.5 * sum(RECENT) * distance / -jnp.log1p(-way)
-    lowest = jnp.where(drop > CERTAIN * error, rule.low, rule.start)
+    lowest = jnp.where(fell, rule.low, rule.start)
     aim = jnp.minimum(1.0, jnp.maximum(lowest, rule.pace * length / math.sqrt(total_iters)))
     slack = KNEE_CERTAIN * noise * jnp.sqrt(1.0 / count + 1.0 / earlier_count)
-    fell = drop > jnp.maximum(CERTAIN * error, LEAST_FALLEN * jnp.abs(first))
     flat = fell & (earlier - recent + slack < rule.flat * drop)
     over = (distance >= KNEE_TRAVELLED) & ((scaled & (way >= rule.fallen)) | flat)
     unseen = (state["steps"] < SEEN) | (distance < TRAVELLED)

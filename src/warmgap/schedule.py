@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from warmgap import decay as decays
-from warmgap._checks import check_count, check_finite, plain_fields
+from warmgap._checks import check_count, check_finite, check_fraction, plain_fields
 from warmgap._state import State
 from warmgap.rules import Rule, RuleState
 
@@ -82,6 +82,7 @@ class Schedule:
             raise ValueError(
                 f"a decay must be exactly 1 at progress 0, for a continuous hand-over, got {self._decay(0.0)!r}"
             )
+        check_fraction("the rule's max_warmup", self.rule.max_warmup)
         self.rule.init(self.total_iters)  # raises if the rule does not fit
 
     def init(self) -> ScheduleState:

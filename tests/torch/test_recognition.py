@@ -77,6 +77,15 @@ def test_the_spectral_norm_counts_where_any_block_steps_in_it(make: Any, expecte
     assert optimizer_norm(make(model())) == expected
 
 
+def test_groups_of_unknown_norm_hide_no_others() -> None:
+    net = model()
+    groups: list[dict[str, Any]] = [{"params": [net[0].weight]}, {"params": [net[2].weight], "norm": "spectral"}]
+    assert optimizer_norm(torch.optim.AdamW(groups, lr=1e-3)) == "spectral"
+    assert optimizer_norm(torch.optim.AdamW(groups[::-1], lr=1e-3)) == "spectral"
+    several = [{**groups[0], "norm": "max"}, {**groups[1], "norm": "frobenius"}]
+    assert optimizer_norm(torch.optim.AdamW(several, lr=1e-3)) is None
+
+
 def test_the_norm_may_be_said() -> None:
     optimizer = torch.optim.AdamW(model().parameters(), lr=1e-3)
     assert optimizer_norm(optimizer, "spectral") == "spectral"

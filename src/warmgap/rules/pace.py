@@ -28,6 +28,7 @@ SECOND_TO_DEVIATION = 1.0 / (0.6745 * math.sqrt(6.0))  # median |second differen
 RECENT, EARLIER = (0.75, 1.0), (0.375, 0.5)  # the stretches of the distance that are compared
 CERTAIN, KNEE_CERTAIN = 3.0, 2.0  # standard errors that make a fall, and a knee, beyond doubt
 MOST_FALLEN, LEAST_FALLEN = 0.99, 1e-9  # where the time constant is cut off
+ROUNDING = 2.0**-7  # share of a loss that is no rise: a step of bfloat16
 INTERVALS = 64
 
 
@@ -93,9 +94,10 @@ class PaceState(RuleState):
 
     Attributes:
         signal: The loss filter's state.
-        descent: What is known of the run so far, for the gap that is shown.
+        descent: The first loss, and what else is known of the run for the gap that is shown.
         course: The loss against the distance, until the knee.
         best_loss: The lowest clean loss since the last retreat; None before the first.
+        noise: The largest standard deviation of a single loss, slowly forgotten; for retreats.
         rest: Steps until the next retreat may come.
         knee_step: The step from which the factor rises by the clock; None before it.
         knee_factor: The factor there.
@@ -107,6 +109,7 @@ class PaceState(RuleState):
     descent: Descent = field(default_factory=Descent)
     course: Course = field(default_factory=Course)
     best_loss: float | None = None
+    noise: float = 0.0
     rest: int = 0
     knee_step: int | None = None
     knee_factor: float | None = None
@@ -123,10 +126,12 @@ class PaceRule(Rule[PaceState]):
     says which share `x` of the way to `(1 - depth)` of the first loss is done; of an exponential fall that gives the
     length `s = -distance/log(1 - x)` in steps at the peak. The factor aims at `pace * s / sqrt(total_iters)`, between
     `low` and 1. The descent is over at the knee: where `fallen` of the way is done, or the loss of the later distance
-    lies hardly lower than that of the earlier (by less than `flat` of all that it fell). From there the factor rises to
+    lies hardly lower than that of the earlier (by less than `flat` of all that it fell, which is beyond doubt); not
+    before two steps' worth of distance. From there the factor rises to
     1 at the share `max_warmup` of the run, geometrically: by the same part at every step. A factor of 1 is held until
     the knee, and for the share `hold` of the run at least. When the averaged loss lies more than `tolerance` standard
-    deviations of a single loss above its lowest, the factor is halved, and rises by the clock from there.
+    deviations of a single loss above its lowest, the factor is halved, and rises by the clock from there. The clock
+    counts the losses that were seen; a step without one does not move it.
 
     A model that has learned before tells batches apart: where the noise of the first losses (the median of their second
     differences, as a standard deviation) is more than the share `varied` of the first loss, there is no pace, and the
@@ -137,7 +142,7 @@ class PaceRule(Rule[PaceState]):
     Attributes:
         floor: Factor of the first step, in (0, 1).
         start: Factor that is doubled to before anything is known, in (0, 1].
-        low: Lowest factor that the pace asks for, in (0, 1]; at 1 there is no pace.
+        low: Lowest factor that the pace asks for, in (0, 1]; where it and `start` are 1 there is no pace.
         pace: What the time constant of the descent is, inversely, in square roots of the run's length; > 0.
         depth: Share of the first loss that a descent is taken to go down, in (0, 1).
         fallen: Share of that way at which the descent is over, in (0, 1).
@@ -221,7 +226,12 @@ class PaceRule(Rule[PaceState]):
         best = None
         if signal.weight >= MATURE:
             best = clean if state.best_loss is None else min(clean, state.best_loss)
-        rises = best is not None and signal.noise is not None and clean > best + self.tolerance * signal.noise
+        if state.done:  # it only looks on
+            return replace(state, signal=signal, descent=descent), 1.0
+        # Noise that is averaged over a few losses is now and then far too small, most of all between rounded losses.
+        forgotten = 0.1 * (1.0 - self.signal.averaging)
+        noise = max(signal.noise or 0.0, (1.0 - forgotten) * state.noise)
+        rises = best is not None and clean > best + max(self.tolerance * noise, ROUNDING * abs(best))
         course = state.course
         if state.knee_step is None:
             # The filter takes the start of a steep fall for a spike; here two low losses in a row are a fall.
@@ -232,13 +242,14 @@ class PaceRule(Rule[PaceState]):
             descent=descent,
             course=course,
             best_loss=best,
+            noise=noise,
             rest=max(0, state.rest - 1),
             steps=state.steps + 1,
         )
         if rises and state.rest == 0:
             factor = max(self.floor, 0.5 * state.factor)
             rest = round(1.0 / (1.0 - self.signal.averaging))
-            state = replace(state, factor=factor, best_loss=clean, rest=rest, done=False)
+            state = replace(state, factor=factor, best_loss=clean, rest=rest)
             return replace(state, knee_step=state.steps, knee_factor=factor), factor
         aim = 1.0
         if state.knee_factor is None:
@@ -270,7 +281,7 @@ class PaceRule(Rule[PaceState]):
         if state.total_iters == 0:
             return 1.0, 1.0
         if self._knew(state):
-            return self.known, max(self.known, state.factor)
+            return self.known, max(self.known, self.low, state.factor)
         first, distance = state.descent.initial_loss, state.course.distance
         if first is None or state.steps < SEEN or distance < TRAVELLED:
             return self.start, None
@@ -278,14 +289,14 @@ class PaceRule(Rule[PaceState]):
         recent, count = state.course.mean(RECENT)
         earlier, earlier_count = state.course.mean(EARLIER)
         drop, error = first - recent, noise / math.sqrt(count)
+        fell = drop > max(CERTAIN * noise * math.sqrt(1.0 + 1.0 / count), LEAST_FALLEN * abs(first))
         aim, way = self.start, 0.0
         if first > 0.0:
-            way = min(MOST_FALLEN, max(LEAST_FALLEN, (max(0.0, drop) + error) / (self.depth * first)))
+            way = min(MOST_FALLEN, max(LEAST_FALLEN, (max(0.0, drop) + error) / self.depth / first))
             length = 0.5 * sum(RECENT) * distance / -math.log1p(-way)
-            lowest = self.low if drop > CERTAIN * error else self.start
+            lowest = self.low if fell else self.start
             aim = min(1.0, max(lowest, self.pace * length / math.sqrt(state.total_iters)))
         slack = KNEE_CERTAIN * noise * math.sqrt(1.0 / count + 1.0 / earlier_count)
-        fell = drop > max(CERTAIN * error, LEAST_FALLEN * abs(first))
         flat = fell and earlier - recent + slack < self.flat * drop
         return aim, state.factor if distance >= KNEE_TRAVELLED and (way >= self.fallen or flat) else None
 

@@ -114,7 +114,7 @@ def _blocks(optimizer: Optimizer, norm: str) -> Iterator[tuple[str, Tensor, dict
         else:
             own, layout = of_class, {}
             if own is None:
-                break
+                continue
         known = True
         if own is not None:
             yield from ((own, parameter, layout) for parameter in group["params"] if parameter.numel())
