@@ -386,7 +386,10 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
 
 
 def _known(start: Values, state: RuleState) -> Values:
-    """Return `start` with what the core's state of the same rule knows; the names are the core's, but for one."""
+    """Return `start` with what the core's state of the same rule knows; the names are the core's, but for one.
+
+    Before the first step there is no course to take over.
+    """
     own = state.to_dict()
     signal, descent = own.pop("signal", {}), own.pop("descent", {})
     window, lowest = signal.pop("window", []), descent.pop("best_loss", None)

@@ -237,24 +237,26 @@ def test_the_rates_are_the_schedules(host: str, rule: str, tmp_path: Path) -> No
     assert_same(rates, work.expected(), exact=host != "optax")
 
 
-def assert_promises_1_2_and_5(rates: Rates, exact: bool = True) -> None:
+def assert_promises_1_2_and_5(rates: Rates, longest: float, exact: bool = True) -> None:
     peak = PEAKS[0] if exact else float(np.float32(PEAKS[0]))
     factors = [a / peak for a, _ in rates]
     assert factors[0] == pytest.approx(0.01)
     assert all(0.0 < factor <= 1.0 for factor in factors)
     assert all(after <= 2.0 * before * (1.0 + 1e-6) for before, after in itertools.pairwise(factors))
-    assert factors.index(1.0) <= math.ceil(0.4 * TOTAL)
+    assert factors.index(1.0) <= math.ceil(longest * TOTAL)
     assert [b / a for a, b in rates] == pytest.approx([PEAKS[1] / PEAKS[0]] * len(rates))
 
 
 @every_host
-@pytest.mark.parametrize("losses", ["flat", "bad", "never"])
+@pytest.mark.parametrize(
+    ("losses", "rule"), [("flat", "gap"), ("flat", "pace"), ("bad", "pace"), ("never", "gap"), ("never", "pace")]
+)
 @pytest.mark.filterwarnings("ignore:AdaptiveWarmup has seen no finite loss:UserWarning")
-def test_promises_1_2_and_5_hold_with_losses_of_every_kind(host: str, losses: str, tmp_path: Path) -> None:
-    work = Work(losses)
+def test_promises_1_2_and_5_hold_with_losses_of_every_kind(host: str, losses: str, rule: str, tmp_path: Path) -> None:
+    work = Work(losses, rule=RULES[rule])
     rates = rates_of(host, work, tmp_path)
     assert_same(rates, work.expected(), exact=host != "optax")
-    assert_promises_1_2_and_5(rates, exact=host != "optax")
+    assert_promises_1_2_and_5(rates, work.rule.max_warmup, exact=host != "optax")
 
 
 def test_promise_4_in_optax(tmp_path: Path) -> None:
@@ -283,7 +285,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def test_the_same_losses_give_the_same_rates_and_weights(host: str, optimizer: str, runs: Runs) -> None:
     trained, _ = runs(host, optimizer)
     assert trained.rates == Work("troubled", optimizer).expected()
-    assert_promises_1_2_and_5(trained.rates)
+    assert_promises_1_2_and_5(trained.rates, Work().rule.max_warmup)
     assert trained.weights == runs("pytorch", optimizer)[0].weights
     before = Network().parameters()
     assert not any(torch.equal(a, b) for a, b in zip(trained.model.parameters(), before, strict=True))

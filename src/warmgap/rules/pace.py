@@ -121,16 +121,16 @@ class PaceState(RuleState):
 class PaceRule(Rule[PaceState]):
     """The factor makes the first descent last about `sqrt(total_iters)/pace` steps, then rises to 1 by the clock.
 
-    From `floor` the factor doubles at every step up to `start`. From then on the loss is looked at as a function of the
-    distance travelled (the sum of the factors). The mean over the last quarter of the distance, against the first loss,
-    says which share `x` of the way to `(1 - depth)` of the first loss is done; of an exponential fall that gives the
-    length `s = -distance/log(1 - x)` in steps at the peak. The factor aims at `pace * s / sqrt(total_iters)`, between
-    `low` and 1. The descent is over at the knee: where `fallen` of the way is done, or the loss of the later distance
-    lies hardly lower than that of the earlier (by less than `flat` of all that it fell, which is beyond doubt); not
-    before two steps' worth of distance. From there the factor rises to
-    1 at the share `max_warmup` of the run, geometrically: by the same part at every step. A factor of 1 is held until
-    the knee, and for the share `hold` of the run at least. When the averaged loss lies more than `tolerance` standard
-    deviations of a single loss above its lowest, the factor is halved, and rises by the clock from there. The clock
+    From `floor` the factor doubles at every step up to `start`. From then on the loss is looked at as a function of
+    the distance travelled (the sum of the factors). The mean over the last quarter of the distance, against the first
+    loss, says which share `x` of the way to `(1 - depth)` of the first loss is done; of an exponential fall that
+    gives the length `s = -distance/log(1 - x)` in steps at the peak. The factor aims at `pace*s/sqrt(total_iters)`,
+    between `low` and 1. The descent is over at the knee: where `fallen` of the way is done, or the loss of the later
+    distance lies hardly lower than that of the earlier (by less than `flat` of all that it fell, which is beyond
+    doubt); not before two steps' worth of distance. From there the factor rises to 1 at the share `max_warmup` of the
+    run, geometrically: by the same part at every step. A factor of 1 is held until the knee, and for the share `hold`
+    of the run at least. When the averaged loss lies more than `tolerance` standard deviations of a single loss above
+    its lowest, and by more than rounding makes, the factor is halved, and rises by the clock from there. The clock
     counts the losses that were seen; a step without one does not move it.
 
     A model that has learned before tells batches apart: where the noise of the first losses (the median of their second
