@@ -186,7 +186,7 @@ def test_the_published_rule_runs_its_first_step_at_the_peak(small: TrainConfig) 
 
 
 @pytest.mark.parametrize(
-    ("rule", "first"), [("auto", 0.01), ("auto-calibrated", 0.5), ("gap", 0.01), ("power", 0.01), ("loss-ratio", 0.5)]
+    ("rule", "first"), [("auto", 0.01), ("auto-calibrated", 1.0), ("gap", 0.01), ("power", 0.01), ("loss-ratio", 0.5)]
 )
 def test_the_rules_by_name(small: TrainConfig, rule: str, first: float) -> None:
     record = train(dataclasses.replace(small, rule=rule), progress=False)
@@ -307,7 +307,7 @@ def test_the_kills_above_fall_into_warm_up_hand_over_and_decay(small: TrainConfi
     for optimizer in ("muon", "lion"):
         record = train(dataclasses.replace(small, optimizer=optimizer, output=None), progress=False)
         assert record.warmup_iters is not None
-        assert 4 <= record.warmup_iters <= 8
+        assert 4 <= record.warmup_iters <= 10
 
 
 @pytest.mark.parametrize("step", [1, 4, 6, 7, 13])
