@@ -157,6 +157,8 @@ def test_promise_6_a_state_that_does_not_fit_is_refused() -> None:
         schedule.from_dict({"step": 3})
     with pytest.raises(ValueError, match="damaged or was edited"):
         schedule.from_dict({**data, "step": "three"})
+    with pytest.raises(ValueError, match=r"got 7\.0 and 0: this state is damaged"):
+        schedule.from_dict({**data, "factor": 7.0})
     with pytest.raises(ValueError, match="it needs the fields"):
         schedule.from_dict({key: value for key, value in data.items() if key != "factor"})
     with pytest.raises(ValueError, match="GapState"):

@@ -161,6 +161,11 @@ class Schedule:
             )
         _refuse_other_config(data.get("config"), self.config())
         state = ScheduleState.from_dict({**data, "rule": None})
+        if not 0.0 < state.factor <= 1.0 or state.step < 0:
+            raise ValueError(
+                f"a factor lies in (0, 1] and a step at 0 or above, got {state.factor!r} and {state.step!r}: "
+                "this state is damaged or was edited"
+            )
         return replace(state, rule=type(self.rule.init(self.total_iters)).from_dict(data.get("rule")))
 
     def _line(self) -> int:

@@ -454,6 +454,8 @@ def test_calibration_lets_a_rule_start_on_evidence() -> None:
     default = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100)
     default.calibrate(lambda: 3.0)
     assert default.factor == 0.25
+    with pytest.raises(TypeError, match=r"needs a function that returns the loss, got 3\.0"):
+        default.calibrate(3.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="calibrate looks before the first step, and 1 were made"):
         scheduler.calibrate(lambda: 1.0)
     with pytest.raises(ValueError, match="must be finite, got nan"):

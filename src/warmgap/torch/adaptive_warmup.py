@@ -51,8 +51,8 @@ class AdaptiveWarmup(LRScheduler):
         floor: Starting learning rate / peak learning rate, in (0, 1). For rules given by name that use one.
         decay: A name of `warmgap.decay.NAMES` or a callable from progress to factor.
         norm: The norm that bounds a step: `"spectral"`, `"max"`, `"frobenius"`, or `"auto"` to tell it from the
-            optimizer. The gap rule needs it; the default goes up faster in the spectral one than in another or unknown
-            one. Where several optimizers share a model, give all of them the same.
+            optimizer. For rules given by name: the gap rule needs it, and the default goes up faster in the spectral
+            one than in another or unknown one. Where several optimizers share a model, give all of them the same.
         process_group: The ranks to average the loss over; None for the default group where `torch.distributed` is
             initialised.
         last_epoch: Only -1: an adaptive schedule can't be resumed from a step number; use `load_state_dict`.
@@ -141,7 +141,12 @@ class AdaptiveWarmup(LRScheduler):
 
         Raises:
             ValueError: If a step was made already, or the loss is not finite.
+            TypeError: If `closure` can't be called.
         """
+        if not callable(closure):
+            raise TypeError(
+                f"calibrate needs a function that returns the loss, got {closure!r:.80}: give lambda: model(batch)"
+            )
         with torch.no_grad():
             self._loss.add(closure())
         loss = self._loss.take().result()
