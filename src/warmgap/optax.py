@@ -38,6 +38,7 @@ from warmgap.rules._gap_driven import GapDriven
 from warmgap.rules.pace import (
     CERTAIN,
     EARLIER,
+    FORGOTTEN,
     INTERVALS,
     JUDGED,
     KNEE_CERTAIN,
@@ -369,15 +370,9 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
     descent = {"initial_loss": math.nan, "lowest_loss": math.nan, "distance": 0.0}
     if isinstance(rule, PaceRule):
         own: Values = {"best_loss": math.nan, "noise": 0.0, "rest": 0, "knee_step": -1, "knee_factor": 1.0, "steps": 0}
-        course: Values = {"distances": jnp.zeros(INTERVALS), "sums": jnp.zeros(INTERVALS), "stride": 1}
-        start = {
-            **_signal_start(rule.signal),
-            **descent,
-            **own,
-            **course,
-            "course_steps": 0,
-            "ahead": 0.0,
-        }
+        none = jnp.zeros(INTERVALS)
+        course: Values = {"distances": none, "sums": none, "stride": 1, "course_steps": 0, "ahead": 0.0}
+        start = {**_signal_start(rule.signal), **descent, **own, **course}
         return start, lambda state, loss: _pace(rule, total_iters, state, loss)
     if isinstance(rule, GapRule | PowerRule | MeasuredRule):
         start = {**_signal_start(rule.signal), **descent, "share": math.nan}
@@ -495,7 +490,7 @@ def _pace(rule: PaceRule, total_iters: int, state: Values, loss: Array) -> Value
     state = _descended(state, clean)
     noise = _CHANGE_TO_DEVIATION * state["change"] / state["change_weight"]  # NaN after a single loss
     noise = jnp.where(jnp.isnan(noise), 0.0, noise)
-    largest = jnp.maximum(noise, (1.0 - 0.1 * (1.0 - rule.signal.averaging)) * state["noise"])
+    largest = jnp.maximum(noise, (1.0 - FORGOTTEN * (1.0 - rule.signal.averaging)) * state["noise"])
     best = jnp.where(state["weight"] >= MATURE, jnp.fmin(clean, state["best_loss"]), math.nan)
     before_knee = state["knee_step"] < 0
     course = _travelled(state)

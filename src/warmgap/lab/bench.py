@@ -94,14 +94,22 @@ def _text(
     return Workload(name, split, replace(_TINY, corpus=corpus, optimizer=optimizer, lr=lr, **more), target_loss)
 
 
-def _finetune(name: str, split: Split, optimizer: str, lr: float) -> Workload:
-    base = replace(_TINY, corpus="wiki", optimizer=optimizer, lr=lr, steps=600, rule="linear:30")
-    return Workload(name, split, replace(_TINY, corpus="stdlib", optimizer=optimizer, lr=lr), _STDLIB, base)
-
-
-def _continued(name: str, split: Split, optimizer: str, base_lr: float, lr: float) -> Workload:
-    base = replace(_TINY, corpus="wiki", optimizer=optimizer, lr=base_lr, steps=600, rule="linear:30")
-    return Workload(name, split, replace(_TINY, corpus="wiki", optimizer=optimizer, lr=lr, steps=400), _WIKI, base)
+def _finetune(
+    name: str,
+    split: Split,
+    optimizer: str,
+    lr: float,
+    corpus: str = "stdlib",
+    target_loss: float = _STDLIB,
+    *,
+    base_lr: float | None = None,
+    **more: Any,
+) -> Workload:
+    """Training on from a model of `wiki`, which was trained at `base_lr`, or the same rate."""
+    base = replace(
+        _TINY, corpus="wiki", optimizer=optimizer, lr=lr if base_lr is None else base_lr, steps=600, rule="linear:30"
+    )
+    return replace(_text(name, split, optimizer, lr, corpus, target_loss, **more), start_from=base)
 
 
 SUITE = (
@@ -156,7 +164,7 @@ SUITE = (
     _text("signum-wiki-wsd", "test", "signum", 2e-3, steps=400, decay="wsd"),
     _text("nsgd-stdlib-x3", "test", "normalized-sgd", 1.8e-1, "stdlib", _STDLIB, steps=400),
     _finetune("nsgd-finetune", "test", "normalized-sgd", 6e-2),
-    _continued("lion-wiki-continued-x1/3", "test", "lion", 2e-3, 2e-3 / 3),
+    _finetune("lion-wiki-continued-x1/3", "test", "lion", 2e-3 / 3, "wiki", _WIKI, base_lr=2e-3, steps=400),
     Workload("digits-nsgd", "test", replace(_IMAGES, optimizer="normalized-sgd", lr=1e-1), _DIGITS),
     Workload("digits-lion-x3", "test", replace(_IMAGES, optimizer="lion", lr=1.5e-3), _DIGITS),
 )

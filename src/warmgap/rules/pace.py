@@ -29,6 +29,7 @@ RECENT, EARLIER = (0.75, 1.0), (0.375, 0.5)  # the stretches of the distance tha
 CERTAIN, KNEE_CERTAIN = 3.0, 2.0  # standard errors that make a fall, and a knee, beyond doubt
 MOST_FALLEN, LEAST_FALLEN = 0.99, 1e-9  # where the time constant is cut off
 ROUNDING = 2.0**-7  # share of a loss that is no rise: a step of bfloat16
+FORGOTTEN = 0.1  # share of the largest noise that is forgotten while the average forgets all of a loss
 INTERVALS = 64
 
 
@@ -223,14 +224,13 @@ class PaceRule(Rule[PaceState]):
         if clean is None or signal.accepted is None:
             return state, state.factor
         descent, _ = Target(self.target_loss).step(state.descent, clean, state.factor)
+        if state.done:  # it only looks on
+            return replace(state, signal=signal, descent=descent), 1.0
         best = None
         if signal.weight >= MATURE:
             best = clean if state.best_loss is None else min(clean, state.best_loss)
-        if state.done:  # it only looks on
-            return replace(state, signal=signal, descent=descent), 1.0
         # Noise that is averaged over a few losses is now and then far too small, most of all between rounded losses.
-        forgotten = 0.1 * (1.0 - self.signal.averaging)
-        noise = max(signal.noise or 0.0, (1.0 - forgotten) * state.noise)
+        noise = max(signal.noise or 0.0, (1.0 - FORGOTTEN * (1.0 - self.signal.averaging)) * state.noise)
         rises = best is not None and clean > best + max(self.tolerance * noise, ROUNDING * abs(best))
         course = state.course
         if state.knee_step is None:
