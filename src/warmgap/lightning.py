@@ -76,6 +76,12 @@ class WarmupCallback(Callback):
         for scheduler in _schedulers(trainer):
             scheduler.observe(unscaled, weight=self._weight)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Let the first step start on its loss: Lightning makes forward and backward inside the optimizer's `step`."""
+        del pl_module, optimizer
+        for scheduler in _schedulers(trainer):
+            scheduler._look_first()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -31,7 +31,6 @@ from warmgap.rules import (
     PaceRule,
     PowerRule,
     Rule,
-    RuleState,
     by_name,
 )
 from warmgap.rules._gap_driven import GapDriven
@@ -100,7 +99,8 @@ class WarmupSchedule:
     needs `update(..., value=loss)`, the mean training loss of the step over all its tokens on all devices. A value that
     is NaN or infinite is not seen. Where a rule of the core raises at a first loss that it can't use (below
     `target_loss`, or not positive for the loss ratio), here it stays at its floor, and the schedule warms up by the
-    clock.
+    clock. The first step's own loss is looked at before that step, so that the default and the loss ratio may start
+    above the floor.
 
     Args:
         peak: The peak learning rate, > 0.
@@ -112,11 +112,9 @@ class WarmupSchedule:
             with `jax.numpy`.
         norm: The norm that bounds a step, `"spectral"` for Muon: the default goes up faster in that one.
             `"auto"` is any other: an optimizer can't be recognised here.
-        initial_loss: The mean loss of a batch before the first step: on it the default and the loss ratio may start
-            above the floor, as after `AdaptiveWarmup.calibrate`. None to start at it. A restored state needs none.
 
     Raises:
-        ValueError: If an argument lies outside its range, or the rule can't use `initial_loss`.
+        ValueError: If an argument lies outside its range.
     """
 
     def __init__(
@@ -129,7 +127,6 @@ class WarmupSchedule:
         floor: float = 0.01,
         decay: str | Callable[[Any], Any] = "cosine",
         norm: str = "auto",
-        initial_loss: float | None = None,
     ) -> None:
         check_norm(norm)
         if isinstance(rule, str):
@@ -139,9 +136,7 @@ class WarmupSchedule:
         self._decay = _DECAYS[decay] if isinstance(decay, str) else decay
         self._start, self._step = _compiled(rule, total_iters)
         self._first = self.schedule.init()
-        if initial_loss is not None:
-            self._first = self.schedule.calibrate(self._first, float(initial_loss))
-            self._start = _known(self._start, self._first.rule)
+        self._look = _look(rule)
         self._config = _digests(self.schedule)
 
     def init(self) -> WarmupState:
@@ -172,13 +167,28 @@ class WarmupSchedule:
             value = math.nan
         if jnp.shape(value) != ():
             raise ValueError(f"value must be a scalar, the mean loss of the step, got the shape {jnp.shape(value)}")
+        state = self._looked(state, value)
         with jax.enable_x64(True):
             return self._next(state, jnp.asarray(value, jnp.float64))
 
-    def __call__(self, state: WarmupState, **extra: Any) -> Array:
-        """Return the learning rate of the next step."""
+    def __call__(self, state: WarmupState, *, value: jax.typing.ArrayLike | None = None, **extra: Any) -> Array:
+        """Return the learning rate of the next step; of the first one, given the loss of its batch."""
         del extra
-        return self.peak * state.factor
+        return self.peak * (state if value is None else self._looked(state, value)).factor
+
+    def _looked(self, state: WarmupState, value: jax.typing.ArrayLike) -> WarmupState:
+        """Return the state before the first step given the loss there, and any other as it is."""
+        if self._look is None:
+            return state
+        with jax.enable_x64(True):
+            loss = jnp.asarray(value, jnp.float64)
+            looks = (state.step == 0) & jnp.isfinite(loss.astype(jnp.float32))
+            before = _unpacked(state.rule)
+            rule = {name: jnp.where(looks, new, before[name]) for name, new in self._look(before, loss).items()}
+            handover = jnp.where(looks & rule["done"], 0, state.handover)
+            return state._replace(
+                factor=rule["applied"].astype(jnp.float32), handover=handover.astype(jnp.int32), rule=_packed(rule)
+            )
 
     def _next(self, state: WarmupState, loss: Array) -> WarmupState:
         before = _unpacked(state.rule)
@@ -222,7 +232,6 @@ def scale_by_warmup(
     floor: float = 0.01,
     decay: str | Callable[[Any], Any] = "cosine",
     norm: str = "auto",
-    initial_loss: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Return a transformation that scales updates by the factor of a `WarmupSchedule`.
 
@@ -237,10 +246,9 @@ def scale_by_warmup(
         floor: As for `WarmupSchedule`.
         decay: As for `WarmupSchedule`.
         norm: As for `WarmupSchedule`.
-        initial_loss: As for `WarmupSchedule`.
 
     Raises:
-        ValueError: If an argument lies outside its range, or the rule can't use `initial_loss`.
+        ValueError: If an argument lies outside its range.
     """
     schedule = WarmupSchedule(
         1.0,
@@ -250,7 +258,6 @@ def scale_by_warmup(
         floor=floor,
         decay=decay,
         norm=norm,
-        initial_loss=initial_loss,
     )
 
     def init(params: optax.Params) -> WarmupState:
@@ -261,8 +268,10 @@ def scale_by_warmup(
         updates: optax.Updates, state: WarmupState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, WarmupState]:
         del params
-        scaled = jax.tree.map(lambda update: update * state.factor.astype(jnp.result_type(update)), updates)
-        return scaled, schedule.update(state, **extra)
+        after = schedule.update(state, **extra)
+        factor = schedule(state, **extra)
+        scaled = jax.tree.map(lambda update: update * factor.astype(jnp.result_type(update)), updates)
+        return scaled, after
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -380,19 +389,14 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
     raise ValueError(f"warmgap.optax knows the rules of warmgap.rules, got {type(rule).__name__}")
 
 
-def _known(start: Values, state: RuleState) -> Values:
-    """Return `start` with what the core's state of the same rule knows; the names are the core's, but for one.
-
-    Before the first step there is no course to take over.
-    """
-    own = state.to_dict()
-    signal, descent = own.pop("signal", {}), own.pop("descent", {})
-    window, lowest = signal.pop("window", []), descent.pop("best_loss", None)
-    values = {"lowest_loss": lowest, **descent, **signal, **own}
-    known = {name: values[name] for name in start.keys() & values.keys() if values[name] is not None}
-    if window:
-        known["window"] = np.pad(np.asarray(window), (len(start["window"]) - len(window), 0), constant_values=math.nan)
-    return {**start, **known}
+def _look(rule: Rule[Any]) -> Callable[[Values, Array], Values] | None:
+    """Return the rule's `calibrate`; None for a rule that has none."""
+    if isinstance(rule, LossRatioRule):
+        return lambda state, loss: _loss_ratio(rule, state, loss)
+    if isinstance(rule, PaceRule):
+        start = max(rule.floor, rule.start)
+        return lambda state, loss: {**state, "initial_loss": loss, "lowest_loss": loss, "applied": start}
+    return None
 
 
 def _signal_start(signal: Signal) -> Values:

@@ -237,10 +237,10 @@ def test_the_rates_are_the_schedules(host: str, rule: str, tmp_path: Path) -> No
     assert_same(rates, work.expected(), exact=host != "optax")
 
 
-def assert_promises_1_2_and_5(rates: Rates, longest: float, exact: bool = True) -> None:
+def assert_promises_1_2_and_5(rates: Rates, longest: float, start: float = 0.01, exact: bool = True) -> None:
     peak = PEAKS[0] if exact else float(np.float32(PEAKS[0]))
     factors = [a / peak for a, _ in rates]
-    assert factors[0] == pytest.approx(0.01)
+    assert factors[0] == pytest.approx(start)
     assert all(0.0 < factor <= 1.0 for factor in factors)
     assert all(after <= 2.0 * before * (1.0 + 1e-6) for before, after in itertools.pairwise(factors))
     assert factors.index(1.0) <= math.ceil(longest * TOTAL)
@@ -256,7 +256,8 @@ def test_promises_1_2_and_5_hold_with_losses_of_every_kind(host: str, losses: st
     work = Work(losses, rule=RULES[rule])
     rates = rates_of(host, work, tmp_path)
     assert_same(rates, work.expected(), exact=host != "optax")
-    assert_promises_1_2_and_5(rates, work.rule.max_warmup, exact=host != "optax")
+    start = 0.25 if rule == "pace" and losses != "never" else 0.01  # without a loss there is no evidence
+    assert_promises_1_2_and_5(rates, work.rule.max_warmup, start, exact=host != "optax")
 
 
 def test_promise_4_in_optax(tmp_path: Path) -> None:

@@ -170,8 +170,11 @@ class Work:
         """The rates of the steps made: those of the schedule itself on the losses of these steps."""
         schedule = Schedule(TOTAL, self.rule)
         state = schedule.init()
+        losses = LOSSES[self.losses]
+        if math.isfinite(losses[0]):  # every host sees it before the first step
+            state = schedule.calibrate(state, losses[0])
         rates = []
-        for step, loss in enumerate(LOSSES[self.losses]):
+        for step, loss in enumerate(losses):
             if step != self.overflow:
                 rates.append([peak * state.factor for peak in PEAKS])
                 state, _ = schedule.step(state, loss)
@@ -200,10 +203,13 @@ def watched(model: nn.Module, work: Work) -> tuple[list[Optimizer], Rates]:
     optimizers = OPTIMIZERS[work.optimizer](model)
     rates: Rates = []
 
-    def add(*_: Any) -> None:
-        rates.append([float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups])
+    def add(optimizer: Optimizer, *_: Any) -> None:
+        if optimizer is optimizers[0]:
+            rates.append([])
+        rates[-1].extend(float(group["lr"]) for group in optimizer.param_groups)
 
-    optimizers[0].register_step_pre_hook(add)
+    for optimizer in optimizers:  # after the step, as the first one may set its rates when it begins
+        optimizer.register_step_post_hook(add)
     return optimizers, rates
 
 

@@ -13,6 +13,7 @@ from tests.contracts.training import OPTIMIZERS, Work
 from tests.hosts.conftest import start_ranks
 from torch import nn
 
+from warmgap.rules import PaceRule
 from warmgap.torch import AdaptiveWarmup, Lion
 
 TOTAL = 24
@@ -27,6 +28,8 @@ def test_promise_3_a_nan_on_one_rank_keeps_all_ranks_together_with_every_optimiz
     assert first == second
     for name in OPTIMIZERS:
         assert first[name]["rates"] == Work("troubled", name).expected()
+    # the ranks agree on the loss that the first step starts on
+    assert first["the default rule"]["rates"] == Work("troubled", rule=PaceRule()).expected()
 
 
 @pytest.mark.parametrize(("how", "ranks"), [("kill", 3), ("stop", 2)])

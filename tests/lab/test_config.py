@@ -18,7 +18,7 @@ from warmgap.lab.options import Parser, add_options, build
         ({"optimizer": "adamm"}, "Unknown optimizer 'adamm': choose one of muon, lion"),
         ({"decay": "cos"}, "Unknown decay 'cos': choose one of cosine, linear"),
         ({"precision": "fp8"}, "Unknown precision 'fp8': choose one of fp32, bf16"),
-        ({"rule": "linear"}, "Unknown rule 'linear': choose one of auto, auto-calibrated, gap"),
+        ({"rule": "linear"}, "Unknown rule 'linear': choose one of auto, auto-late, gap"),
         ({"rule": "linear:-3"}, "Unknown rule 'linear:-3'"),
         ({"rule": "linear:4.5"}, "Unknown rule 'linear:4.5'"),
         ({"rule": "none:4"}, "Unknown rule 'none:4'"),

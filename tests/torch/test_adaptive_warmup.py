@@ -462,6 +462,61 @@ def test_calibration_lets_a_rule_start_on_evidence() -> None:
         AdaptiveWarmup(optimizer, 100).calibrate(lambda: math.nan)
 
 
+def test_a_loss_observed_before_the_first_step_lets_it_start_on_evidence() -> None:
+    model, _, _ = problem()
+    observed, after = (AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100) for _ in range(2))
+    calibrated = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100)
+    calibrated.calibrate(lambda: 3.0)
+    for scheduler in (observed, calibrated):
+        scheduler.observe(3.0)
+        scheduler.observe(3.0)
+        scheduler.optimizer.step()
+        assert scheduler.factor == 0.25
+        scheduler.step()
+    after.optimizer.step()
+    assert after.factor == 0.01
+    after.step(3.0)
+    assert after.factor == 0.02
+    assert observed.state_dict() == calibrated.state_dict()
+
+
+@pytest.mark.parametrize(("rule", "loss"), [("auto", math.nan), ("gap", 3.0), ("linear", 3.0)])
+def test_the_first_step_is_made_at_the_floor_without_evidence_or_use_for_it(rule: str, loss: float) -> None:
+    model, _, _ = problem()
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100, rule=rule, target_loss=0.0)
+    start = scheduler.factor
+    scheduler.observe(loss)
+    scheduler.optimizer.step()
+    assert scheduler.factor == start < 0.1
+
+
+def test_a_first_loss_that_the_rule_refuses_is_refused_by_the_step() -> None:
+    model, _, _ = problem()
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100, rule="loss-ratio")
+    scheduler.observe(-1.0)
+    scheduler.optimizer.step()
+    assert scheduler.factor == 0.01
+    with pytest.raises(ValueError, match="needs positive losses"):
+        scheduler.step()
+
+
+def test_a_scheduler_whose_turn_has_not_come_sets_no_rate() -> None:
+    model, x, y = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    first = torch.optim.lr_scheduler.ConstantLR(optimizer, 0.5, total_iters=10)
+    second = AdaptiveWarmup(optimizer, 100)
+    both = torch.optim.lr_scheduler.SequentialLR(optimizer, [first, second], milestones=[2])
+    rates = []
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    for _ in range(3):
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        second.observe(loss)
+        optimizer.step()
+        both.step()
+    assert rates == [0.5, 0.5, 0.25]
+
+
 def test_losses_that_never_come_are_told() -> None:
     model, _, _ = problem()
     optimizer = Lion(model.parameters(), lr=1.0)

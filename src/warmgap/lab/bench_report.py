@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OURS = "auto"
-RIVALS = ("none", "linear:10%", "loss-ratio", "power", "published", "gap", "auto-calibrated")
+RIVALS = ("none", "linear:10%", "loss-ratio", "power", "published", "gap", "auto-late")
 """The methods that `auto` is compared with, workload by workload."""
 
 EXPLANATION = (

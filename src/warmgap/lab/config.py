@@ -19,9 +19,11 @@ from warmgap.lab.optimizers import OPTIMIZERS
 from warmgap.lab.options import option
 from warmgap.lab.record import final_weights
 
-RULES = ("auto", "auto-calibrated", "gap", "loss-ratio", "power", "linear:STEPS", "none", "published")
-"""The warm-up rules by name; `linear:40` is a linear warm-up of 40 steps, `none` starts at the peak. `auto-calibrated`
-and `loss-ratio` start on a loss measured before the first step."""
+LATE = "auto-late"
+"""The default, shown each loss after the optimizer's step: its first step is made at the floor."""
+
+RULES = ("auto", LATE, "gap", "loss-ratio", "power", "linear:STEPS", "none", "published")
+"""The warm-up rules by name; `linear:40` is a linear warm-up of 40 steps, `none` starts at the peak."""
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -31,7 +33,7 @@ _ASIDE = ("output", "resume", "threads", "save_every")
 _OPTIONAL = ("start_from", "averaging")
 """Settings that a run has only where they are given."""
 
-_AVERAGES = ("auto", "auto-calibrated", "gap", "loss-ratio", "power")
+_AVERAGES = ("auto", LATE, "gap", "loss-ratio", "power")
 """The rules that average the losses."""
 
 _OF_TEXTS = ("vocab_size", "sequence_length", "tied")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ADAPTIVE_STYLES: dict[str, tuple[str, Any]] = {
     "auto": ("#D55E00", "-"),
-    "auto-calibrated": ("#8C3B00", (0, (8, 1.5))),
+    "auto-late": ("#8C3B00", (0, (8, 1.5))),
     "gap": ("#009E73", (0, (6, 1.5))),
     "loss-ratio": ("#CC79A7", (0, (5, 1.5, 1, 1.5))),
     "power": ("#E69F00", (0, (3, 1))),

@@ -22,7 +22,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from warmgap.lab.config import TrainConfig
+from warmgap.lab.config import LATE, TrainConfig
 from warmgap.lab.corpus import load_tokens
 from warmgap.lab.digits import NAME as DIGITS
 from warmgap.lab.errors import UserError
@@ -39,7 +39,7 @@ ERROR_FILE = "error.txt"
 
 _LOOK_EVERY = 0.5  # seconds between two looks at the runs under way
 _PATIENCE = 60.0  # seconds a worker has, after ctrl-C, to write its checkpoint
-_WITH_TARGET = ("auto", "auto-calibrated", "gap", "power", "published")
+_WITH_TARGET = ("auto", LATE, "gap", "power", "published")
 
 Status = Literal["done", "diverged", "interrupted", "failed", "waiting"]
 

@@ -30,7 +30,7 @@ Series = tuple[list[int], list[float]]
 
 ADAPTIVE_NAMES = {
     "auto": "adaptive (auto)",
-    "auto-calibrated": "adaptive, calibrated",
+    "auto-late": "adaptive, loss after the step",
     "gap": "gap rule",
     "loss-ratio": "loss ratio",
     "power": "power rule",

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from warmgap.lab.config import TrainConfig
+from warmgap.lab.config import LATE, TrainConfig
 from warmgap.lab.errors import RULE_GAVE_UP, UserError
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.optimizers import OPTIMIZERS
@@ -152,12 +152,6 @@ class _Run:
         self.pending: list[_Seen] = []
         if config.output is not None and config.resume and (checkpoint := last_checkpoint(config.output)):
             self.load(checkpoint)
-        elif config.rule in ("auto-calibrated", "loss-ratio"):
-            try:
-                for scheduler in self.schedulers:
-                    scheduler.calibrate(lambda: self.loss(self.network, self.micro_batches()[0]))
-            except ValueError as error:
-                raise UserError(f"{RULE_GAVE_UP} start: {error}.") from error
         self.accelerator.wait_for_everyone()
 
     # --------------------------------------------------------------------------------------------------------- the loop
@@ -194,9 +188,7 @@ class _Run:
     def one_step(self) -> _Seen:
         """Make one optimizer step; nothing here waits for the device."""
         config, accelerator = self.config, self.accelerator
-        scheduler = self.schedulers[0]
-        factor, lr = scheduler.factor, max(float(rate) for rate in scheduler.get_last_lr())
-        phase = scheduler.phase
+        losses: list[Tensor] = []
         total = torch.zeros((), device=self.device)
         micro_batches = self.micro_batches()
         for index, examples in enumerate(micro_batches):
@@ -204,15 +196,21 @@ class _Run:
             with contextlib.nullcontext() if last else accelerator.no_sync(self.parallel):
                 loss = self.loss(self.parallel, examples)
                 (loss / config.accumulation).backward()
-            loss = loss.detach()
-            for each in self.schedulers:
-                each.observe(loss, weight=self.micro_batch * self.task.predictions)
-            total += loss / config.accumulation
+            losses.append(loss.detach())
+            total += losses[-1] / config.accumulation
+        if config.rule != LATE:
+            self.observe(losses)
         if config.clip:
             accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
         with self.probed(micro_batches):
             for optimizer in self.optimizers:
                 optimizer.step()
+        # Only now: the first step may have started on its own loss.
+        scheduler = self.schedulers[0]
+        factor, lr = scheduler.factor, max(float(rate) for rate in scheduler.get_last_lr())
+        phase = scheduler.phase
+        if config.rule == LATE:
+            self.observe(losses)
         try:
             for each in self.schedulers:
                 each.step()
@@ -222,6 +220,12 @@ class _Run:
             optimizer.zero_grad()
         self.step += 1
         return _Seen(self.step, self.mean(total), lr, factor, phase, scheduler.gap)
+
+    def observe(self, losses: list[Tensor]) -> None:
+        """Show the schedulers the micro-batches' losses."""
+        for scheduler in self.schedulers:
+            for loss in losses:
+                scheduler.observe(loss, weight=self.micro_batch * self.task.predictions)
 
     def micro_batches(self) -> list[NDArray[np.int64]]:
         """This process's micro-batches of the next step, each of shape `(micro_batch, width)`."""
@@ -426,7 +430,7 @@ def _rule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> Rule[Any]:
             floor=config.floor,
         )
     rule: Any = by_name(
-        config.rule.removesuffix("-calibrated"),
+        "auto" if config.rule == LATE else config.rule,
         config.steps,
         floor=config.floor,
         target_loss="auto" if config.target_loss is None else config.target_loss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 import weakref
@@ -102,7 +103,7 @@ class AdaptiveWarmup(LRScheduler):
         self._trains = False
         self._optimizer_steps = 0
         self._seen_steps = 0
-        _count_steps(optimizer, self)
+        _watch_steps(optimizer, self)
         super().__init__(optimizer, last_epoch)
         self.base_lrs = [float(lr) for lr in self.base_lrs]
 
@@ -276,7 +277,7 @@ class AdaptiveWarmup(LRScheduler):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        _count_steps(self.optimizer, self)  # a copied optimizer has lost its hooks
+        _watch_steps(self.optimizer, self)  # a copied optimizer has lost its hooks
 
     def _update_lr(self, epoch: int | None = None) -> None:
         """Set the rates without a step: what `SequentialLR` asks for when it hands over to this scheduler."""
@@ -295,6 +296,20 @@ class AdaptiveWarmup(LRScheduler):
             group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
             for group in self.optimizer.param_groups
         ]
+
+    def _look_first(self) -> None:
+        """Start on the losses observed before the first step, as after `calibrate`; called as that step begins."""
+        rule = self.schedule.rule
+        if self._state.step > 0 or type(rule).calibrate is Rule.calibrate or self._state != self.schedule.init():
+            return
+        groups = zip(self.optimizer.param_groups, self._last_lr, strict=False)
+        if any(float(group["lr"]) != float(last) for group, last in groups):
+            return  # in a SequentialLR, where another scheduler's turn is
+        loss = self._loss.peek().result()
+        if loss is not None:
+            with contextlib.suppress(ValueError):  # a loss that the rule refuses: `step` says so
+                self._state = self.schedule.calibrate(self._state, loss)
+                self._set_lrs()
 
     def _skipped(self) -> bool:
         """Return whether the optimizer missed a step since the last call; without gradients it need not step."""
@@ -327,11 +342,16 @@ def _read(loss: PendingLoss | float | None) -> float | None:
     return loss.result() if isinstance(loss, PendingLoss) else loss
 
 
-def _count_steps(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
+def _watch_steps(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
     owner = weakref.ref(scheduler)
 
-    def hook(*_: Any) -> None:
+    def before(*_: Any) -> None:
+        if (alive := owner()) is not None:
+            alive._look_first()
+
+    def after(*_: Any) -> None:
         if (alive := owner()) is not None:
             alive._optimizer_steps += 1
 
-    optimizer.register_step_post_hook(hook)
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)

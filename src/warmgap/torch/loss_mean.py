@@ -79,6 +79,16 @@ class LossMean:
         """Forget what was added since the last `take`: its optimizer step did not happen."""
         self._totals = None
 
+    def peek(self) -> PendingLoss:
+        """Return what `take` would, and keep what was added.
+
+        Every rank of the group must call it at the same step.
+        """
+        kept = self._totals
+        mean = self.take()
+        self._totals = kept
+        return mean
+
     def take(self) -> PendingLoss:
         """Return the mean over everything added since the last `take`, over all ranks, and start afresh.
 
