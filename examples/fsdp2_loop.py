@@ -52,8 +52,9 @@ model, optimizer, scheduler = build()
 for batch in batches[:25]:
     loss = model(batch.tensor_split(dist.get_world_size())[dist.get_rank()])
     loss.backward()
+    scheduler.observe(loss)
     optimizer.step()
-    scheduler.step(loss)
+    scheduler.step()
     optimizer.zero_grad()
 dcp.save(checkpoint(model, optimizer, scheduler), checkpoint_id="checkpoint")
 
@@ -65,8 +66,9 @@ set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_di
 for batch in batches[25:]:
     loss = model(batch.tensor_split(dist.get_world_size())[dist.get_rank()])
     loss.backward()
+    scheduler.observe(loss)
     optimizer.step()
-    scheduler.step(loss)
+    scheduler.step()
     optimizer.zero_grad()
 print(scheduler.last_epoch, scheduler.phase, scheduler.warmup_iters)
 dist.destroy_process_group()

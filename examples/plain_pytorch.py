@@ -27,8 +27,9 @@ scheduler = AdaptiveWarmup(optimizer, total_iters=len(loader))
 for batch in loader:
     loss = model(batch)
     loss.backward()
+    scheduler.observe(loss)
     optimizer.step()
-    scheduler.step(loss)
+    scheduler.step()
     optimizer.zero_grad()
 print(f"loss {loss.item():.3f} after a warm-up of {scheduler.warmup_iters} steps")
 

@@ -189,6 +189,26 @@ def test_promise_7_a_loss_on_a_device_is_read_one_step_late(monkeypatch: pytest.
     assert revived.factor == scheduler.schedule.step(expected, losses[-1])[1]
 
 
+def test_promise_7_only_the_first_step_waits_for_its_own_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, _ = problem()
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100)
+    read: list[int] = []
+    events = iter(range(100))
+    plain_take = LossMean.take
+
+    def take(self: LossMean) -> PendingLoss:
+        return PendingLoss(plain_take(self)._totals, FakeEvent(next(events), read))
+
+    monkeypatch.setattr(LossMean, "take", take)
+    for t in range(20):
+        scheduler.observe(5.0 - 0.1 * t)
+        scheduler.optimizer.step()
+        assert read == list(range(max(1, t)))  # 0 is the look before the first step, t the loss of step t - 1
+        assert t > 0 or scheduler.factor == 0.25
+        scheduler.step()
+        assert read == list(range(t + 1))
+
+
 class HostReads(TorchDispatchMode):
     """Counts the operations that bring a tensor's value to the host."""
 

@@ -31,12 +31,15 @@ _MANY_SKIPPED = 100  # calls without an optimizer step before a warning; a host 
 
 
 class AdaptiveWarmup(LRScheduler):
-    """A warm-up that ends itself, then a decay: call `step(loss)` after every `optimizer.step()`.
+    """A warm-up that ends itself, then a decay: call `observe(loss)` before every `optimizer.step()`, `step()` after.
 
-    The loss is the mean training loss of that optimizer step, unscaled. Micro-batches: `observe(loss, weight)` each,
-    then a bare `step()`. Ranks are averaged here, so that all of them set the same learning rate. On a CUDA device a
-    loss takes effect one step late: it is copied while the next step runs, and neither host nor device waits for the
-    other.
+    The loss is the mean training loss of that optimizer step, unscaled; of micro-batches, `observe(loss, weight)` each.
+    Ranks are averaged here, so that all of them set the same learning rate. Observed before the first step, its loss is
+    the evidence on which the default and the loss ratio may start above the floor. `step(loss)` alone will do: the
+    first step is then made at the floor.
+
+    On a CUDA device a loss takes effect one step late: it is copied while the next step runs, and neither host nor
+    device waits for the other. Only the first step waits, once, for the loss that it may start on.
 
     A step that an AMP scaler skipped does not count, and its loss is dropped: `step` does nothing if the optimizer has
     not stepped since the last call. (An optimizer with `fused=True` skips inside its kernel, where nobody can tell:
@@ -135,7 +138,8 @@ class AdaptiveWarmup(LRScheduler):
     def calibrate(self, closure: Callable[[], float | Tensor]) -> None:
         """Measure the loss before the first step: on it the default and the loss ratio may start above the floor.
 
-        Every rank must call it.
+        For loops that show the loss after the step; one observed before the first step does the same. Every rank must
+        call it.
 
         Args:
             closure: Returns the mean loss of a batch, of this rank; called once, without gradients.
@@ -331,7 +335,7 @@ class AdaptiveWarmup(LRScheduler):
         if self._without_loss == _PATIENCE and self.phase == "warmup" and self.schedule.rule.bounded:
             warnings.warn(
                 f"AdaptiveWarmup has seen no finite loss for {_PATIENCE} steps and can only warm up by the clock: "
-                "call scheduler.step(loss), or observe(loss) before step()",
+                "call scheduler.observe(loss) before step(), or step(loss)",
                 UserWarning,
                 stacklevel=3,
             )
