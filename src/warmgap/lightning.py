@@ -46,6 +46,7 @@ class WarmupCallback(Callback):
     def __init__(self, tokens: Callable[[Any], float | Tensor] | None = None) -> None:
         self._tokens = tokens
         self._weight: float | Tensor = 1.0
+        self._losses: list[tuple[Tensor, float | Tensor]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is a schedule to show losses to.
@@ -67,20 +68,25 @@ class WarmupCallback(Callback):
             self._weight = self._tokens(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Observe the micro-batch's loss; the scheduler is stepped by Lightning after the optimizer, before a save."""
+        """Keep the micro-batch's loss."""
         del pl_module
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         unscaled = loss.detach() * trainer.accumulate_grad_batches
         if scaler is not None:
             unscaled = unscaled / scaler.scale(torch.ones_like(unscaled))
-        for scheduler in _schedulers(trainer):
-            scheduler.observe(unscaled, weight=self._weight)
+        self._losses.append((unscaled, self._weight))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Let the first step start on its loss: Lightning makes forward and backward inside the optimizer's `step`."""
+        """Show the step's losses; Lightning steps the scheduler after the optimizer, before a save.
+
+        The last one was made inside the optimizer's `step`, so that its hook came too early for the first look.
+        """
         del pl_module, optimizer
         for scheduler in _schedulers(trainer):
+            for loss, weight in self._losses:
+                scheduler.observe(loss, weight=weight)
             scheduler._look_first()
+        self._losses.clear()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -107,7 +107,8 @@ class WarmupSchedule:
         total_iters: Optimizer steps in the whole run.
         rule: `"auto"`, `"loss-ratio"`, `"power"`, `"linear"` (a tenth of the run), or a rule of `warmgap.rules`.
         target_loss: The loss taken as optimal, or `"auto"`. For rules given by name.
-        floor: Starting learning rate / peak learning rate, in (0, 1). For rules given by name that use one.
+        floor: Starting learning rate / peak learning rate of a rule that does not start on the first loss, in (0, 1).
+            For rules given by name that use one.
         decay: A name of `warmgap.decay.NAMES`, or a callable from progress in [0, 1] to a factor in (0, 1], written
             with `jax.numpy`.
         norm: The norm that bounds a step, `"spectral"` for Muon: the default goes up faster in that one.
@@ -155,7 +156,7 @@ class WarmupSchedule:
             )
 
     def update(self, state: WarmupState, *, value: jax.typing.ArrayLike | None = None, **extra: Any) -> WarmupState:
-        """Return the state after a step that ran at `state.factor` and had the loss `value`.
+        """Return the state after a step that ran at the rate of `self(state, value=value)` and had the loss `value`.
 
         Raises:
             ValueError: If the rule needs a value and there is none, or it is not a scalar.
@@ -172,7 +173,10 @@ class WarmupSchedule:
             return self._next(state, jnp.asarray(value, jnp.float64))
 
     def __call__(self, state: WarmupState, *, value: jax.typing.ArrayLike | None = None, **extra: Any) -> Array:
-        """Return the learning rate of the next step; of the first one, given the loss of its batch."""
+        """Return the learning rate of the next step.
+
+        That of the first step needs its loss, as `value`, which `update` is given too: without it, it is at the floor.
+        """
         del extra
         return self.peak * (state if value is None else self._looked(state, value)).factor
 
@@ -392,7 +396,8 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
 def _look(rule: Rule[Any]) -> Callable[[Values, Array], Values] | None:
     """Return the rule's `calibrate`; None for a rule that has none."""
     if isinstance(rule, LossRatioRule):
-        return lambda state, loss: _loss_ratio(rule, state, loss)
+        kept = ("level", "applied", "done")
+        return lambda state, loss: {**state, **{name: _loss_ratio(rule, state, loss)[name] for name in kept}}
     if isinstance(rule, PaceRule):
         start = max(rule.floor, rule.start)
         return lambda state, loss: {**state, "initial_loss": loss, "lowest_loss": loss, "applied": start}

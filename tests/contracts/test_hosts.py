@@ -310,8 +310,16 @@ def test_promise_6_a_checkpoint_of_other_settings_is_refused(host: str, runs: Ru
 
 
 @pytest.mark.parametrize("host", TORCH_HOSTS)
-def test_accumulated_micro_batches_give_the_rates_of_the_large_batch(host: str, tmp_path: Path) -> None:
-    work = Work("troubled", parts=4)
+@pytest.mark.parametrize("rule", ["gap", "pace", "loss-ratio"])
+def test_accumulated_micro_batches_give_the_rates_of_the_large_batch(host: str, rule: str, tmp_path: Path) -> None:
+    work = Work("troubled", rule=RULES[rule], parts=4)
+    assert TORCH_HOSTS[host](work, tmp_path).rates == work.expected()
+
+
+@pytest.mark.parametrize("host", TORCH_HOSTS)
+@pytest.mark.parametrize("rule", ["pace", "loss-ratio"])
+def test_a_first_step_that_is_skipped_is_no_evidence(host: str, rule: str, tmp_path: Path) -> None:
+    work = Work("troubled", rule=RULES[rule], parts=2, overflow=0)
     assert TORCH_HOSTS[host](work, tmp_path).rates == work.expected()
 
 

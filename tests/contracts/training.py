@@ -170,14 +170,13 @@ class Work:
         """The rates of the steps made: those of the schedule itself on the losses of these steps."""
         schedule = Schedule(TOTAL, self.rule)
         state = schedule.init()
-        losses = LOSSES[self.losses]
+        losses = [loss for step, loss in enumerate(LOSSES[self.losses]) if step != self.overflow]
         if math.isfinite(losses[0]):  # every host sees it before the first step
             state = schedule.calibrate(state, losses[0])
         rates = []
-        for step, loss in enumerate(losses):
-            if step != self.overflow:
-                rates.append([peak * state.factor for peak in PEAKS])
-                state, _ = schedule.step(state, loss)
+        for loss in losses:
+            rates.append([peak * state.factor for peak in PEAKS])
+            state, _ = schedule.step(state, loss)
         return rates
 
 

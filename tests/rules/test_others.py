@@ -43,6 +43,16 @@ def test_the_loss_ratio_without_a_level_takes_half_the_first_loss() -> None:
         rule.step(rule.init(), -1.0)
 
 
+def test_the_loss_that_the_loss_ratio_starts_on_is_yet_to_come() -> None:
+    rule = LossRatioRule()
+    state = rule.calibrate(rule.init(), 10.0)
+    assert (state.level, state.factor, state.done) == (5.0, 0.5, False)
+    assert state.signal == rule.init().signal
+    for loss in (10.0, 6.0):
+        state, factor = rule.step(state, loss)
+    assert factor == rule.step(rule.step(rule.init(), 10.0)[0], 6.0)[1]
+
+
 def test_the_power_rule_is_a_power_of_the_gap() -> None:
     rule = PowerRule(rho=2.0, floor=0.04, target_loss=1.0, signal=RAW)
     state = rule.init()

@@ -510,31 +510,54 @@ def test_the_first_step_is_made_at_the_floor_without_evidence_or_use_for_it(rule
     assert scheduler.factor == start < 0.1
 
 
-def test_a_first_loss_that_the_rule_refuses_is_refused_by_the_step() -> None:
+def test_a_first_loss_that_the_rule_refuses_is_refused_before_the_step() -> None:
     model, _, _ = problem()
     scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100, rule="loss-ratio")
     scheduler.observe(-1.0)
-    scheduler.optimizer.step()
-    assert scheduler.factor == 0.01
     with pytest.raises(ValueError, match="needs positive losses"):
-        scheduler.step()
+        scheduler.optimizer.step()
+    assert scheduler.factor == 0.01
 
 
-def test_a_scheduler_whose_turn_has_not_come_sets_no_rate() -> None:
-    model, x, y = problem()
-    optimizer = Lion(model.parameters(), lr=1.0)
-    first = torch.optim.lr_scheduler.ConstantLR(optimizer, 0.5, total_iters=10)
-    second = AdaptiveWarmup(optimizer, 100)
-    both = torch.optim.lr_scheduler.SequentialLR(optimizer, [first, second], milestones=[2])
-    rates = []
-    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
-    for _ in range(3):
-        loss = nn.functional.mse_loss(model(x), y)
-        loss.backward()
-        second.observe(loss)
-        optimizer.step()
-        both.step()
-    assert rates == [0.5, 0.5, 0.25]
+@pytest.mark.parametrize("start", [0.5, 0.01])  # 0.01 is the second one's floor too
+def test_a_scheduler_whose_turn_has_not_come_sets_no_rate(start: float) -> None:
+    def run(losses: list[float], saved: list[Any]) -> tuple[list[float], list[Any], AdaptiveWarmup]:
+        model, _, _ = problem()
+        optimizer = Lion(model.parameters(), lr=1.0)
+        second = AdaptiveWarmup(optimizer, 100)
+        first = torch.optim.lr_scheduler.LinearLR(optimizer, start, total_iters=8)
+        both = torch.optim.lr_scheduler.SequentialLR(optimizer, [first, second], milestones=[4])
+        for part, state in zip((optimizer, both), saved, strict=False):
+            part.load_state_dict(state)
+        rates = []
+        optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+        for loss in losses:
+            second.observe(loss)
+            optimizer.step()
+            both.step()
+        return rates, [optimizer.state_dict(), both.state_dict()], second
+
+    losses = [9.0, 9.0, 9.0, 9.0, 5.0, 5.0]
+    whole, _, second = run(losses, [])
+    assert whole == pytest.approx([start + (1.0 - start) * t / 8 for t in range(4)] + [0.25, 0.25])
+    assert second.schedule.reading(second._state)[0] is not None
+    assert second._state.rule.descent.initial_loss == 5.0  # the losses of the first one's steps are not its own
+    before, saved, _ = run(losses[:2], [])
+    assert before + run(losses[2:], saved)[0] == whole
+
+
+def test_what_a_discarded_first_step_started_on_is_forgotten() -> None:
+    model, _, _ = problem()
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100)
+    scheduler.observe(12.0)
+    scheduler.optimizer.step()
+    assert scheduler.factor == 0.25
+    scheduler.discard()
+    assert scheduler.factor == scheduler.optimizer.param_groups[0]["lr"] == 0.01
+    scheduler.observe(5.0)
+    scheduler.optimizer.step()
+    scheduler.step()
+    assert scheduler._state.rule.descent.initial_loss == 5.0
 
 
 def test_losses_that_never_come_are_told() -> None:

@@ -202,7 +202,7 @@ class _Run:
             self.observe(losses)
         if config.clip:
             accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
-        with self.probed(micro_batches):
+        with self.probed(micro_batches), self.refusals():
             for optimizer in self.optimizers:
                 optimizer.step()
         # Only now: the first step may have started on its own loss.
@@ -211,15 +211,21 @@ class _Run:
         phase = scheduler.phase
         if config.rule == LATE:
             self.observe(losses)
-        try:
+        with self.refusals():
             for each in self.schedulers:
                 each.step()
-        except ValueError as error:
-            raise UserError(f"{RULE_GAVE_UP} go on: {error}") from error
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.step += 1
         return _Seen(self.step, self.mean(total), lr, factor, phase, scheduler.gap)
+
+    @contextlib.contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Where the rule refuses a loss, end the run with a sentence."""
+        try:
+            yield
+        except ValueError as error:
+            raise UserError(f"{RULE_GAVE_UP} go on: {error}") from error
 
     def observe(self, losses: list[Tensor]) -> None:
         """Show the schedulers the micro-batches' losses."""

@@ -26,13 +26,13 @@ class LossRatioState(RuleState):
 class LossRatioRule(Rule[LossRatioState]):
     """The factor is `1 / max(1, loss/level)`, of the clean loss; warm-up ends when the loss is at or below `level`.
 
-    The first step, which no loss precedes, runs at `floor`. The schedule then lets the factor double at most to reach
-    the rule's own.
+    A first step that no loss precedes runs at `floor`. The schedule then lets the factor double at most to reach the
+    rule's own.
 
     Attributes:
         level: The paper's C, a loss > 0; None takes half the first clean loss. How the paper chose C is not stated;
             useful values lie between the final and the initial loss.
-        floor: Factor of the first step, in (0, 1).
+        floor: Factor of a first step that no loss precedes, in (0, 1).
         signal: How the raw losses are cleaned.
 
     Raises:
@@ -58,7 +58,8 @@ class LossRatioRule(Rule[LossRatioState]):
 
     def calibrate(self, state: LossRatioState, loss: float) -> LossRatioState:
         """Return the state that starts at the rule's own factor for the loss measured before the first step."""
-        return self.step(state, loss)[0]
+        first, _ = self.step(state, loss)
+        return replace(state, level=first.level, factor=first.factor, done=first.done)  # the loss itself is yet to come
 
     def step(self, state: LossRatioState, loss: float) -> tuple[LossRatioState, float]:
         """Take in one loss; return the new state and the factor of the next step."""

@@ -122,7 +122,8 @@ class PaceState(RuleState):
 class PaceRule(Rule[PaceState]):
     """The factor makes the first descent last about `sqrt(total_iters)/pace` steps, then rises to 1 by the clock.
 
-    From `floor` the factor doubles at every step up to `start`. From then on the loss is looked at as a function of
+    The first step is made at `start`, if its loss was seen before it (`calibrate`); else at `floor`, and the factor
+    doubles at every step up to `start`. From then on the loss is looked at as a function of
     the distance travelled (the sum of the factors). The mean over the last quarter of the distance, against the first
     loss, says which share `x` of the way to `(1 - depth)` of the first loss is done; of an exponential fall that
     gives the length `s = -distance/log(1 - x)` in steps at the peak. The factor aims at `pace*s/sqrt(total_iters)`,
@@ -141,8 +142,8 @@ class PaceRule(Rule[PaceState]):
     spectral one wants no pace (`for_norm`), and only shows the gap to the target loss.
 
     Attributes:
-        floor: Factor of the first step, in (0, 1).
-        start: Factor that is doubled to before anything is known, in (0, 1].
+        floor: Factor of a first step that no loss precedes, in (0, 1).
+        start: Factor before anything but the first loss is known, in (0, 1].
         low: Lowest factor that the pace asks for, in (0, 1]; where it and `start` are 1 there is no pace.
         pace: What the time constant of the descent is, inversely, in square roots of the run's length; > 0.
         depth: Share of the first loss that a descent is taken to go down, in (0, 1).
@@ -198,7 +199,7 @@ class PaceRule(Rule[PaceState]):
         """Return the rule for steps bounded in that norm; None where it is not known.
 
         A step in the spectral norm changes every direction of a matrix by the same amount, and no slow descent was
-        found to help it: there the factor doubles up to 1, and only a rise of the loss sends it back.
+        found to help it: there the factor starts at 1, or doubles up to it, and only a rise of the loss sends it back.
         """
         start, low = (1.0, 1.0) if norm == "spectral" else (cls.start, cls.low)
         return cls(floor=floor, target_loss=target_loss, start=start, low=low)

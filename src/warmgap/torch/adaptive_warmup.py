@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 import weakref
@@ -52,7 +51,8 @@ class AdaptiveWarmup(LRScheduler):
         rule: `"auto"` (the best there is here), `"gap"`, `"loss-ratio"`, `"power"`, `"linear"` (the usual tenth of the
             run), or a rule of `warmgap.rules`.
         target_loss: The loss taken as optimal, or `"auto"`: an estimate from the run. For rules given by name.
-        floor: Starting learning rate / peak learning rate, in (0, 1). For rules given by name that use one.
+        floor: Starting learning rate / peak learning rate where no loss was observed before the first step, in (0, 1).
+            For rules given by name that use one.
         decay: A name of `warmgap.decay.NAMES` or a callable from progress to factor.
         norm: The norm that bounds a step: `"spectral"`, `"max"`, `"frobenius"`, or `"auto"` to tell it from the
             optimizer. For rules given by name: the gap rule needs it, and the default goes up faster in the spectral
@@ -104,6 +104,7 @@ class AdaptiveWarmup(LRScheduler):
         self._without_loss = 0
         self._without_step = 0
         self._trains = False
+        self._looked = False
         self._optimizer_steps = 0
         self._seen_steps = 0
         _watch_steps(optimizer, self)
@@ -178,7 +179,7 @@ class AdaptiveWarmup(LRScheduler):
 
         Only for hosts that then don't call `step` at all; `step` itself drops the loss of a skipped step.
         """
-        self._loss.clear()
+        self._forget_step()
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """Move on by one optimizer step and set the learning rates of the next.
@@ -190,7 +191,8 @@ class AdaptiveWarmup(LRScheduler):
                 one element.
 
         Raises:
-            ValueError: If the loss has more than one element, or the rule refuses the first one.
+            ValueError: If the loss has more than one element, or the rule refuses the first one; the optimizer's first
+                `step` raises it too, on a loss observed before.
             TypeError: If the loss is neither a number nor a tensor.
         """
         if self._is_initial:  # the base class's constructor, or a host that starts over: no step was made
@@ -206,7 +208,7 @@ class AdaptiveWarmup(LRScheduler):
         if loss is not None:
             self.observe(loss)
         if self._skipped():
-            self._loss.clear()
+            self._forget_step()
             self._without_step += 1
             if self._without_step == _MANY_SKIPPED:
                 warnings.warn(
@@ -272,7 +274,9 @@ class AdaptiveWarmup(LRScheduler):
         self._step_count = state_dict["_step_count"]
         self._seen_steps = self._optimizer_steps
         self._loss.clear()
-        self._set_lrs()
+        self._looked = False
+        if self._has_its_turn():
+            self._set_lrs()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles; the losses on their way are read."""
@@ -287,6 +291,7 @@ class AdaptiveWarmup(LRScheduler):
         """Set the rates without a step: what `SequentialLR` asks for when it hands over to this scheduler."""
         if epoch is not None:
             self.last_epoch = epoch
+        self._loss.clear()  # those of the other scheduler's steps
         self._set_lrs()
 
     def _set_lrs(self) -> None:
@@ -303,17 +308,27 @@ class AdaptiveWarmup(LRScheduler):
 
     def _look_first(self) -> None:
         """Start on the losses observed before the first step, as after `calibrate`; called as that step begins."""
-        rule = self.schedule.rule
-        if self._state.step > 0 or type(rule).calibrate is Rule.calibrate or self._state != self.schedule.init():
+        if self._state.step > 0 or type(self.schedule.rule).calibrate is Rule.calibrate:
             return
         groups = zip(self.optimizer.param_groups, self._last_lr, strict=False)
-        if any(float(group["lr"]) != float(last) for group, last in groups):
-            return  # in a SequentialLR, where another scheduler's turn is
-        loss = self._loss.peek().result()
-        if loss is not None:
-            with contextlib.suppress(ValueError):  # a loss that the rule refuses: `step` says so
-                self._state = self.schedule.calibrate(self._state, loss)
-                self._set_lrs()
+        if not self._has_its_turn() or any(float(group["lr"]) != float(last) for group, last in groups):
+            return  # the rates are another's: a SequentialLR's, or of a checkpoint that makes an optimizer's state
+        if self._state == self.schedule.init() and (loss := self._loss.peek().result()) is not None:
+            self._state = self.schedule.calibrate(self._state, loss)
+            self._looked = True
+            self._set_lrs()
+
+    def _forget_step(self) -> None:
+        """Forget the losses of a step that was not made, and what the first step started on."""
+        self._loss.clear()
+        if self._looked and self._state.step == 0:
+            self._state = self.schedule.init()
+            self._looked = False
+            self._set_lrs()
+
+    def _has_its_turn(self) -> bool:
+        """Return whether the rates are this scheduler's to set: a `SequentialLR` leaves those that wait at -1."""
+        return bool(self.last_epoch >= 0)
 
     def _skipped(self) -> bool:
         """Return whether the optimizer missed a step since the last call; without gradients it need not step."""
