@@ -527,7 +527,8 @@ def test_a_scheduler_whose_turn_has_not_come_sets_no_rate(start: float) -> None:
         second = AdaptiveWarmup(optimizer, 100)
         first = torch.optim.lr_scheduler.LinearLR(optimizer, start, total_iters=8)
         both = torch.optim.lr_scheduler.SequentialLR(optimizer, [first, second], milestones=[4])
-        for part, state in zip((optimizer, both), saved, strict=False):
+        parts: list[Any] = [optimizer, both]
+        for part, state in zip(parts, saved, strict=False):
             part.load_state_dict(state)
         rates = []
         optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
