@@ -35,6 +35,7 @@ from warmgap.rules import (
 )
 from warmgap.rules._gap_driven import GapDriven
 from warmgap.rules.pace import (
+    BURST,
     CERTAIN,
     EARLIER,
     FORGOTTEN,
@@ -537,6 +538,7 @@ def _pace(rule: PaceRule, total_iters: int, state: Values, loss: Array) -> Value
     going = {**state, "knee_step": knee_step, "knee_factor": knee_factor, "applied": factor, "done": done}
 
     most = best + jnp.maximum(rule.tolerance * largest, ROUNDING * jnp.abs(best))
+    most = jnp.where(state["initial_loss"] > 0.0, jnp.minimum(most, BURST * state["initial_loss"]), most)
     rises = (clean > most) & (state["rest"] == 0)  # never with NaN
     return {name: jnp.where(rises, retreating[name], going[name]).astype(value.dtype) for name, value in state.items()}
 

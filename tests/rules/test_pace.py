@@ -224,6 +224,15 @@ def test_a_rise_halves_the_factor_and_it_comes_back_by_the_clock() -> None:
     assert handover == math.ceil(0.6 * TOTAL)
 
 
+def test_a_loss_far_above_the_first_one_sends_it_back_again_and_again_however_noisy() -> None:
+    for level, backs in ((6.0, False), (9.0, True)):  # of a first loss of 5.5, a quarter more is 6.9
+        losses = [5.5, 5.4, *noisy([level] * (TOTAL - 2), 3.0, seed=4)]
+        factors, states, _ = run(losses, PaceRule.for_norm("spectral"))
+        rests = [step for step, state in enumerate(states[:60]) if state.rest == 10]
+        assert (len(rests) >= 4) == backs
+        assert (min(factors[30:60]) < 0.1) == backs
+
+
 def test_a_loss_that_only_rises_keeps_it_near_the_schedules_own_rise() -> None:
     factors, _, handover = run(noisy([6.0 + 0.05 * t for t in range(TOTAL)], 0.01))
     assert handover == math.ceil(0.6 * TOTAL)

@@ -29,6 +29,7 @@ RECENT, EARLIER = (0.75, 1.0), (0.375, 0.5)  # the stretches of the distance tha
 CERTAIN, KNEE_CERTAIN = 3.0, 2.0  # standard errors that make a fall, and a knee, beyond doubt
 MOST_FALLEN, LEAST_FALLEN = 0.99, 1e-9  # where the time constant is cut off
 ROUNDING = 2.0**-7  # share of a loss that is no rise: a step of bfloat16
+BURST = 1.25  # times the first loss: too high, however noisy
 FORGOTTEN = 0.1  # share of the largest noise that is forgotten while the average forgets all of a loss
 INTERVALS = 64
 
@@ -123,17 +124,18 @@ class PaceRule(Rule[PaceState]):
     """The factor makes the first descent last about `sqrt(total_iters)/pace` steps, then rises to 1 by the clock.
 
     The first step is made at `start`, if its loss was seen before it (`calibrate`); else at `floor`, and the factor
-    doubles at every step up to `start`. From then on the loss is looked at as a function of
-    the distance travelled (the sum of the factors). The mean over the last quarter of the distance, against the first
-    loss, says which share `x` of the way to `(1 - depth)` of the first loss is done; of an exponential fall that
-    gives the length `s = -distance/log(1 - x)` in steps at the peak. The factor aims at `pace*s/sqrt(total_iters)`,
-    between `low` and 1. The descent is over at the knee: where `fallen` of the way is done, or the loss of the later
-    distance lies hardly lower than that of the earlier (by less than `flat` of all that it fell, which is beyond
-    doubt); not before two steps' worth of distance. From there the factor rises to 1 at the share `max_warmup` of the
-    run, geometrically: by the same part at every step. A factor of 1 is held until the knee, and for the share `hold`
-    of the run at least. When the averaged loss lies more than `tolerance` standard deviations of a single loss above
-    its lowest, and by more than rounding makes, the factor is halved, and rises by the clock from there. The clock
-    counts the losses that were seen; a step without one does not move it.
+    doubles at every step up to `start`. From then on the loss is looked at as a function of the distance travelled (the
+    sum of the factors). The mean over the last quarter of the distance, against the first loss, says which share `x` of
+    the way to `(1 - depth)` of the first loss is done; of an exponential fall that gives the length `s =
+    -distance/log(1 - x)` in steps at the peak. The factor aims at `pace*s/sqrt(total_iters)`, between `low` and 1. The
+    descent is over at the knee: where `fallen` of the way is done, or the loss of the later distance lies hardly lower
+    than that of the earlier (by less than `flat` of all that it fell, which is beyond doubt); not before two steps'
+    worth of distance. From there the factor rises to 1 at the share `max_warmup` of the run, geometrically: by the same
+    part at every step. A factor of 1 is held until the knee, and for the share `hold` of the run at least. When the
+    averaged loss lies more than `tolerance` standard deviations of a single loss above its lowest, and by more than
+    rounding makes, or above the first loss by a quarter of it, the factor is halved, and rises by the clock from there;
+    again, if need be, after as many steps as the average goes over. The clock counts the losses that were seen; a step
+    without one does not move it.
 
     A model that has learned before tells batches apart: where the noise of the first losses (the median of their second
     differences, as a standard deviation) is more than the share `varied` of the first loss, there is no pace, and the
@@ -232,7 +234,9 @@ class PaceRule(Rule[PaceState]):
             best = clean if state.best_loss is None else min(clean, state.best_loss)
         # Noise that is averaged over a few losses is now and then far too small, most of all between rounded losses.
         noise = max(signal.noise or 0.0, (1.0 - FORGOTTEN * (1.0 - self.signal.averaging)) * state.noise)
-        rises = best is not None and clean > best + max(self.tolerance * noise, ROUNDING * abs(best))
+        most = math.inf if best is None else best + max(self.tolerance * noise, ROUNDING * abs(best))
+        if best is not None and descent.initial_loss is not None and descent.initial_loss > 0.0:
+            most = min(most, BURST * descent.initial_loss)
         course = state.course
         if state.knee_step is None:
             # The filter takes the start of a steep fall for a spike; here two low losses in a row are a fall.
@@ -247,7 +251,7 @@ class PaceRule(Rule[PaceState]):
             rest=max(0, state.rest - 1),
             steps=state.steps + 1,
         )
-        if rises and state.rest == 0:
+        if clean > most and state.rest == 0:
             factor = max(self.floor, 0.5 * state.factor)
             rest = round(1.0 / (1.0 - self.signal.averaging))
             state = replace(state, factor=factor, best_loss=clean, rest=rest)
