@@ -5,14 +5,20 @@ device: after the first step, which reads its own loss, none may. Then the same 
 under a constant rate, in blocks that take turns; the table shows medians over the blocks, and of their ratios.
 
     python benchmarks/gpu.py [--model medium] [--blocks 20] [--device cuda]
+    python benchmarks/gpu.py --corpus FOLDER
+
+The second form only writes the text of the larger model's runs: the Python files of some installed packages.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import shutil
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -26,8 +32,22 @@ from warmgap.torch import AdaptiveWarmup
 NAMES = ("muon", "scion", "gluon", "lion", "signum", "normalized-sgd", "torch-muon")
 BATCH = 16
 STEPS = 20  # of a block
+PACKAGES = ("numpy", "scipy", "sklearn", "sympy", "jax", "matplotlib")
 
 Step = Callable[[], None]
+
+
+def write_corpus(folder: Path) -> None:
+    """Copy the Python files of `PACKAGES` as they are installed here."""
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        package = Path(spec.origin).parent
+        for path in package.rglob("*.py"):
+            copy = folder / name / path.relative_to(package)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def training(name: str, size: str, device: str, *, scheduled: bool) -> tuple[Step, list[AdaptiveWarmup]]:
@@ -82,7 +102,11 @@ def main() -> None:
     parser.add_argument("--model", default="medium", choices=tuple(SIZES))
     parser.add_argument("--blocks", type=int, default=20)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--corpus", type=Path, metavar="FOLDER")
     options = parser.parse_args()
+    if options.corpus is not None:
+        write_corpus(options.corpus)
+        return
     console = Console(width=120)
     table = Table(title=f"{options.model}, {BATCH} sequences a step: milliseconds a training step")
     for heading in ("optimizer", "constant rate", "AdaptiveWarmup", "ratio", "range of ratios"):

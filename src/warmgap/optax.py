@@ -137,7 +137,7 @@ class WarmupSchedule:
         self.schedule = Schedule(total_iters, rule, decay)
         self._decay = _DECAYS[decay] if isinstance(decay, str) else decay
         self._start, self._step = _compiled(rule, total_iters)
-        self._first = self.schedule.init()
+        self._first = self.schedule.init()  # here, as it calls the decay, which a compiled function can't
         self._look = _look(rule)
         self._config = _digests(self.schedule)
 
@@ -397,8 +397,12 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
 def _look(rule: Rule[Any]) -> Callable[[Values, Array], Values] | None:
     """Return the rule's `calibrate`; None for a rule that has none."""
     if isinstance(rule, LossRatioRule):
-        kept = ("level", "applied", "done")
-        return lambda state, loss: {**state, **{name: _loss_ratio(rule, state, loss)[name] for name in kept}}
+
+        def look(state: Values, loss: Array) -> Values:
+            seen = _loss_ratio(rule, state, loss)
+            return {**state, **{name: seen[name] for name in ("level", "applied", "done")}}
+
+        return look
     if isinstance(rule, PaceRule):
         start = max(rule.floor, rule.start)
         return lambda state, loss: {**state, "initial_loss": loss, "lowest_loss": loss, "applied": start}
