@@ -9,6 +9,7 @@ from warmgap.lab.regret import (
     best_length,
     compare_regrets,
     cross_validated_regret,
+    halved_regrets,
     in_sample_regret,
     is_stuck,
     profile,
@@ -51,7 +52,9 @@ def test_a_planted_regret_is_found(losses: dict[str, dict[int, float]], regret: 
     best = {method: {seed: 9.0 + losses[method][seed] for seed in SEEDS} for method in LENGTHS[1:]}
     best["none"] = {seed: losses["auto"][seed] + shift * seed for seed in SEEDS}
     assume(shift * 2 + 9 < 9.5 and shift * 2 > -9)
-    assume(all(best_length(best, LENGTHS, without=seed) == "none" for seed in (None, *SEEDS)))
+    assume(
+        all(best_length(best, LENGTHS, without=left_out) == "none" for left_out in ([], *([seed] for seed in SEEDS)))
+    )
     best["auto"] = {seed: loss + regret for seed, loss in best["none"].items()}
     for found in (in_sample_regret(best, LENGTHS, "auto"), cross_validated_regret(best, LENGTHS, "auto")):
         assert found.mean == pytest.approx(regret, abs=1e-9)
@@ -66,6 +69,25 @@ def test_cross_validation_scores_each_seed_by_the_best_length_of_the_others() ->
         (1.5 - 3.0 + 1.5 - 2.5 + 1.5 - 6.0) / 3
     )
     assert in_sample_regret(losses, lengths, "auto").mean == pytest.approx(1.5 - 2.5)
+
+
+def test_tuning_by_hand_is_judged_on_the_seeds_it_was_not_tuned_on() -> None:
+    losses = losses_of({"none": [1.0, 2.0, 5.0, 5.0], "linear:10%": [2.0, 1.5, 3.0, 6.0], "auto": [1.0, 1.0, 1.0, 1.0]})
+    lengths = ("none", "linear:10%")
+    # halves {0,1}, {0,2}, {0,3}, {1,2}, {1,3}, {2,3}: best there 3.0, 5.0, 6.0, 4.5, 7.0, 9.0 in sum
+    best = [3.0, 5.0, 6.0, 4.5, 7.0, 9.0]
+    tuned_elsewhere = [3.5, 6.0, 8.0, 7.0, 7.5, 10.0]
+    assert halved_regrets(losses, lengths, "auto") == pytest.approx([1.0 - each / 2 for each in best])
+    assert halved_regrets(losses, lengths, None) == pytest.approx(
+        [(a - b) / 2 for a, b in zip(tuned_elsewhere, best, strict=True)]
+    )
+    with pytest.raises(ValueError, match="got 1 seeds"):
+        halved_regrets({"none": {0: 1.0}}, ["none"], None)
+
+
+@given(LOSSES)
+def test_no_length_tuned_elsewhere_beats_the_one_tuned_here(losses: dict[str, dict[int, float]]) -> None:
+    assert min(halved_regrets(losses, LENGTHS, None)) >= -1e-12
 
 
 def test_the_interval_is_students_of_the_paired_differences() -> None:

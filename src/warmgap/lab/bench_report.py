@@ -19,6 +19,7 @@ from warmgap.lab.regret import (
     best_length,
     compare_regrets,
     cross_validated_regret,
+    halved_regrets,
     in_sample_regret,
     is_stuck,
     seed_deviation,
@@ -37,7 +38,9 @@ RIVALS = ("none", "linear:10%", "loss-ratio", "power", "published", "gap", "auto
 EXPLANATION = (
     "Regret: final validation loss minus that of the best hand-tuned length. In sample, the length is the best one on "
     "these same seeds, which flatters the hand-tuned side; cross-validated, it is for each seed the best one on the "
-    "other seeds, a choice that is noisier, which flatters the rules. "
+    "other seeds, a choice that is noisier, which flatters the rules. On half of the seeds, it is the best one on that "
+    "half, for every half in turn, and tuning by hand is judged like a rule, by the length that is best on the other "
+    "half: what the noise between seeds leaves to be had. "
     "In deviations: divided by the workload's seed deviation, the pooled standard deviation over seeds of "
     "the final losses of the hand-tuned lengths of which no run diverged. Interval: Student's, of "
     f"{CONFIDENCE:.0%}, over seeds for a workload, over workloads for a mean; bootstrap: the percentile interval over "
@@ -76,6 +79,11 @@ class Judged:
     stuck: Mapping[str, int]
 
     @property
+    def lengths(self) -> list[str]:
+        """The hand-tuned lengths."""
+        return [method for method in self.losses if share_of(method) is not None]
+
+    @property
     def best_loss(self) -> float:
         """The mean final loss of the best hand-tuned length."""
         return math.fsum(self.losses[self.best].values()) / len(self.seeds)
@@ -104,6 +112,13 @@ class Verdicts:
     def in_sample(self, method: str) -> float:
         """Mean regret against the lengths that are the best ones on these same seeds, in seed deviations."""
         return math.fsum(each.in_sample[method].mean / each.deviation for each in self.workloads) / len(self.workloads)
+
+    def halved(self, method: str | None) -> list[list[float]]:
+        """Regrets on halves of the seeds, in deviations, a row a workload; without a method, of tuning by hand."""
+        return [
+            [regret / each.deviation for regret in halved_regrets(each.losses, each.lengths, method)]
+            for each in self.workloads
+        ]
 
     def count(self, what: str, method: str) -> tuple[int, int]:
         """How many runs of a method are `diverged` or `stuck`, and how many there are."""
@@ -220,6 +235,7 @@ SUMMARY_HEADINGS = (
     "diverged", "stuck",
 )  # fmt: skip
 PAIR_HEADINGS = ("auto against", "mean difference", "95% interval", "t test", "Wilcoxon", "better", "worse", "verdict")
+HALVES_HEADINGS = ("on half of the seeds", "mean regret", "within 1", "worse by more than 1")
 WORKLOAD_HEADINGS = (
     "workload", "best length", "its loss", "auto's loss", "in sample", "cross-validated", "deviation", "in deviations",
 )  # fmt: skip
@@ -271,6 +287,25 @@ def pair_rows(part: Verdicts) -> list[tuple[str, ...]]:
     ]
 
 
+def halves_rows(part: Verdicts) -> list[tuple[str, ...]]:
+    """Tuning by hand, then the rules, all judged on halves of the seeds."""
+    rules = [method for method in part.summaries if share_of(method) is None]
+    rows: list[tuple[str, ...]] = []
+    for method in (None, *sorted(rules, key=lambda rule: part.summaries[rule].mean.mean)):
+        regrets = part.halved(method)
+        values = [regret for row in regrets for regret in row]
+        within = sum(regret <= 1.0 for regret in values) / len(values)
+        rows.append(
+            (
+                "a length tuned on the other half" if method is None else method_name(method),
+                f"{math.fsum(values) / len(values):+.2f}",
+                f"{within:.0%}",
+                f"{(1.0 - within) * len(regrets):.1f} of {len(regrets)}",
+            )
+        )
+    return rows
+
+
 def workload_rows(part: Verdicts) -> list[tuple[str, ...]]:
     """A row a workload: how `auto` does there."""
     rows: list[tuple[str, ...]] = []
@@ -316,6 +351,7 @@ def markdown(results: Results, workloads: Sequence[Judged], left_out: Sequence[s
         lines += [f"## {part.title} ({len(part.workloads)})", "", *_table(SUMMARY_HEADINGS, summary_rows(part)), ""]
         if part.pairs:
             lines += [*_table(PAIR_HEADINGS, pair_rows(part)), ""]
+            lines += [*_table(HALVES_HEADINGS, halves_rows(part)), ""]
         lines += [*_table(WORKLOAD_HEADINGS, workload_rows(part)), ""]
         lines += [*_table(("regret in deviations", *map(method_name, part.summaries)), regret_rows(part)), ""]
     where = f"commit {results.commit}" if results.commit else "no checkout"

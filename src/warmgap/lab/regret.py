@@ -8,8 +8,9 @@ deviation: what a change of the seed alone does to the loss.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,14 +100,14 @@ def seed_deviation(losses: Losses, lengths: Sequence[str]) -> float:
     return math.sqrt(math.fsum(variances) / len(variances))
 
 
-def best_length(losses: Losses, lengths: Sequence[str], *, without: int | None = None) -> str:
-    """The hand-tuned length with the lowest mean loss over the seeds, or over all but one of them.
+def best_length(losses: Losses, lengths: Sequence[str], *, without: Collection[int] = ()) -> str:
+    """The hand-tuned length with the lowest mean loss over the seeds, or over all but some of them.
 
     Raises:
         ValueError: No length, or no seed.
     """
     means = {
-        length: spread(loss for seed, loss in losses[length].items() if seed != without).mean for length in lengths
+        length: spread(loss for seed, loss in losses[length].items() if seed not in without).mean for length in lengths
     }
     known = {length: mean for length, mean in means.items() if mean is not None}
     if not known:
@@ -136,8 +137,29 @@ def cross_validated_regret(losses: Losses, lengths: Sequence[str], method: str) 
         ValueError: No length, or fewer than two seeds.
     """
     return _estimate(
-        [loss - losses[best_length(losses, lengths, without=seed)][seed] for seed, loss in losses[method].items()]
+        [loss - losses[best_length(losses, lengths, without=[seed])][seed] for seed, loss in losses[method].items()]
     )
+
+
+def halved_regrets(losses: Losses, lengths: Sequence[str], method: str | None) -> list[float]:
+    """Mean loss on half of the seeds minus that of the length which is the best one on these, for every half.
+
+    Without a method it is that of the length which is the best one on the other seeds. So the two can be put side by
+    side: a method, and tuning by hand by someone who has other seeds to tune on than those that count in the end.
+
+    Raises:
+        ValueError: No length, or fewer than two seeds.
+    """
+    seeds = sorted(losses[lengths[0]]) if lengths else []
+    if len(seeds) < 2:
+        raise ValueError(f"halves need a hand-tuned length and two seeds or more, got {len(seeds)} seeds")
+    found = []
+    for half in itertools.combinations(seeds, len(seeds) // 2):
+        others = [seed for seed in seeds if seed not in half]
+        taken = losses[best_length(losses, lengths, without=half) if method is None else method]
+        best = losses[best_length(losses, lengths, without=others)]
+        found.append(math.fsum(taken[seed] - best[seed] for seed in half) / len(half))
+    return found
 
 
 def is_stuck(first_loss: float, loss: float, best_loss: float) -> bool:
