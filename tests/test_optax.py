@@ -104,7 +104,7 @@ COURSES: dict[str, Any] = {
     "steep": 3.2 + 4.8 * np.exp(-STEPS / 8),
     "long": 3.2 + 4.8 * np.exp(-STEPS / 80),
     "rises twice": 8.0 - 0.01 * STEPS + 1.5 * (STEPS > 100) + 1.5 * (STEPS > 160),
-    "bursts": np.where(STEPS < 3, 5.5, 9.0 + np.random.default_rng(4).normal(scale=3.0, size=700)),
+    "bursts": np.where(STEPS < 12, 5.5, 10.0 + np.random.default_rng(4).normal(scale=3.0, size=700)),
     "has learned": 5.0 - 0.001 * STEPS + np.random.default_rng(2).normal(scale=0.2, size=700),
 }
 

@@ -383,7 +383,15 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
         return {**_signal_start(rule.signal), "level": level}, lambda state, loss: _loss_ratio(rule, state, loss)
     descent = {"initial_loss": math.nan, "lowest_loss": math.nan, "distance": 0.0}
     if isinstance(rule, PaceRule):
-        own: Values = {"best_loss": math.nan, "noise": 0.0, "rest": 0, "knee_step": -1, "knee_factor": 1.0, "steps": 0}
+        own: Values = {
+            "best_loss": math.nan,
+            "noise": 0.0,
+            "level": math.nan,
+            "rest": 0,
+            "knee_step": -1,
+            "knee_factor": 1.0,
+            "steps": 0,
+        }
         none = jnp.zeros(INTERVALS)
         course: Values = {"distances": none, "sums": none, "stride": 1, "course_steps": 0, "ahead": 0.0}
         start = {**_signal_start(rule.signal), **descent, **own, **course}
@@ -509,11 +517,14 @@ def _pace(rule: PaceRule, total_iters: int, state: Values, loss: Array) -> Value
     before_knee = state["knee_step"] < 0
     course = _travelled(state)
     course = {name: jnp.where(before_knee, course[name], state[name]) for name in course}
+    level = state["level"]
+    judged = jnp.maximum(state["initial_loss"], state["window"][-JUDGED:].mean())
     state = {
         **state,
         **course,
         "best_loss": best,
         "noise": largest,
+        "level": jnp.where(state["steps"] + 1 == JUDGED, judged, level),
         "rest": jnp.maximum(0, state["rest"] - 1),
         "steps": state["steps"] + 1,
     }
@@ -542,7 +553,7 @@ def _pace(rule: PaceRule, total_iters: int, state: Values, loss: Array) -> Value
     going = {**state, "knee_step": knee_step, "knee_factor": knee_factor, "applied": factor, "done": done}
 
     most = best + jnp.maximum(rule.tolerance * largest, ROUNDING * jnp.abs(best))
-    most = jnp.where(state["initial_loss"] > 0.0, jnp.minimum(most, BURST * state["initial_loss"]), most)
+    most = jnp.where(level > 0.0, jnp.minimum(most, BURST * level), most)
     rises = (clean > most) & (state["rest"] == 0)  # never with NaN
     return {name: jnp.where(rises, retreating[name], going[name]).astype(value.dtype) for name, value in state.items()}
 

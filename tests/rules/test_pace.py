@@ -225,12 +225,20 @@ def test_a_rise_halves_the_factor_and_it_comes_back_by_the_clock() -> None:
 
 
 def test_a_loss_far_above_the_first_one_sends_it_back_again_and_again_however_noisy() -> None:
-    for level, backs in ((6.0, False), (9.0, True)):  # of a first loss of 5.5, a quarter more is 6.9
-        losses = [5.5, 5.4, *noisy([level] * (TOTAL - 2), 3.0, seed=4)]
+    for level, backs in ((6.0, False), (10.0, True)):  # half as high again as 5.5 is 8.25
+        losses = [5.5 - 0.1 * t for t in range(12)] + noisy([level] * (TOTAL - 12), 3.0, seed=4)
         factors, states, _ = run(losses, PaceRule.for_norm("spectral"))
-        rests = [step for step, state in enumerate(states[:60]) if state.rest == 10]
+        rests = [step for step, state in enumerate(states[:80]) if state.rest == 10]
         assert (len(rests) >= 4) == backs
-        assert (min(factors[30:60]) < 0.1) == backs
+        assert (min(factors[30:80]) < 0.1) == backs
+
+
+def test_a_first_loss_that_is_low_by_chance_is_no_ground_to_go_back() -> None:
+    backs = 0
+    for seed in range(50):
+        losses = noisy([1.5 - 0.0004 * t for t in range(TOTAL)], 0.3, seed)
+        backs += min(run([0.9, *losses[1:]], PaceRule.for_norm("spectral"))[0][10:60]) < 0.2
+    assert backs <= 2
 
 
 def test_a_loss_that_only_rises_keeps_it_near_the_schedules_own_rise() -> None:

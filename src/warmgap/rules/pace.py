@@ -29,7 +29,7 @@ RECENT, EARLIER = (0.75, 1.0), (0.375, 0.5)  # the stretches of the distance tha
 CERTAIN, KNEE_CERTAIN = 3.0, 2.0  # standard errors that make a fall, and a knee, beyond doubt
 MOST_FALLEN, LEAST_FALLEN = 0.99, 1e-9  # where the time constant is cut off
 ROUNDING = 2.0**-7  # share of a loss that is no rise: a step of bfloat16
-BURST = 1.25  # times the first loss: too high, however noisy
+BURST = 1.5  # times the level of the first losses: too high, however noisy
 FORGOTTEN = 0.1  # share of the largest noise that is forgotten while the average forgets all of a loss
 INTERVALS = 64
 
@@ -100,6 +100,7 @@ class PaceState(RuleState):
         course: The loss against the distance, until the knee.
         best_loss: The lowest clean loss since the last retreat; None before the first.
         noise: The largest standard deviation of a single loss, slowly forgotten; for retreats.
+        level: The first loss, or the mean of the first few where that is higher; None until they were seen.
         rest: Steps until the next retreat may come.
         knee_step: The step from which the factor rises by the clock; None before it.
         knee_factor: The factor there.
@@ -112,6 +113,7 @@ class PaceState(RuleState):
     course: Course = field(default_factory=Course)
     best_loss: float | None = None
     noise: float = 0.0
+    level: float | None = None
     rest: int = 0
     knee_step: int | None = None
     knee_factor: float | None = None
@@ -133,7 +135,7 @@ class PaceRule(Rule[PaceState]):
     worth of distance. From there the factor rises to 1 at the share `max_warmup` of the run, geometrically: by the same
     part at every step. A factor of 1 is held until the knee, and for the share `hold` of the run at least. When the
     averaged loss lies more than `tolerance` standard deviations of a single loss above its lowest, and by more than
-    rounding makes, or above the first loss by a quarter of it, the factor is halved, and rises by the clock from there;
+    rounding makes, or half as high again as the first losses, the factor is halved, and rises by the clock from there;
     again, if need be, after as many steps as the average goes over. The clock counts the losses that were seen; a step
     without one does not move it.
 
@@ -235,8 +237,8 @@ class PaceRule(Rule[PaceState]):
         # Noise that is averaged over a few losses is now and then far too small, most of all between rounded losses.
         noise = max(signal.noise or 0.0, (1.0 - FORGOTTEN * (1.0 - self.signal.averaging)) * state.noise)
         most = math.inf if best is None else best + max(self.tolerance * noise, ROUNDING * abs(best))
-        if best is not None and descent.initial_loss is not None and descent.initial_loss > 0.0:
-            most = min(most, BURST * descent.initial_loss)
+        if state.level is not None and state.level > 0.0:
+            most = min(most, BURST * state.level)
         course = state.course
         if state.knee_step is None:
             # The filter takes the start of a steep fall for a spike; here two low losses in a row are a fall.
@@ -251,6 +253,8 @@ class PaceRule(Rule[PaceState]):
             rest=max(0, state.rest - 1),
             steps=state.steps + 1,
         )
+        if state.steps == JUDGED and descent.initial_loss is not None:
+            state = replace(state, level=max(descent.initial_loss, math.fsum(signal.window[-JUDGED:]) / JUDGED))
         if clean > most and state.rest == 0:
             factor = max(self.floor, 0.5 * state.factor)
             rest = round(1.0 / (1.0 - self.signal.averaging))

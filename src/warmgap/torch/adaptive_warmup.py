@@ -51,8 +51,8 @@ class AdaptiveWarmup(LRScheduler):
         rule: `"auto"` (the best there is here), `"gap"`, `"loss-ratio"`, `"power"`, `"linear"` (the usual tenth of the
             run), or a rule of `warmgap.rules`.
         target_loss: The loss taken as optimal, or `"auto"`: an estimate from the run. For rules given by name.
-        floor: Starting learning rate / peak learning rate where no loss was observed before the first step, in (0, 1).
-            For rules given by name that use one.
+        floor: Starting learning rate / peak learning rate where no loss was observed before the first step, in (0, 1);
+            also where the curve begins that the default is kept above. For rules given by name that use one.
         decay: A name of `warmgap.decay.NAMES` or a callable from progress to factor.
         norm: The norm that bounds a step: `"spectral"`, `"max"`, `"frobenius"`, or `"auto"` to tell it from the
             optimizer. For rules given by name: the gap rule needs it, and the default goes up faster in the spectral
