@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,23 @@ def test_accumulation_gives_the_rates_of_the_large_batch(tmp_path: Path) -> None
     trainer(tmp_path, accumulate_grad_batches=3).fit(parts, loader(4))
     assert len(parts.rates) == len(whole.rates) == 16
     assert parts.rates == pytest.approx(whole.rates, rel=1e-4)
+
+
+def test_a_run_that_broke_off_within_a_step_leaves_the_callback_no_losses(tmp_path: Path) -> None:
+    class Broken(Regression):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            if batch_idx == 2:
+                raise RuntimeError("out of memory")
+            return 2.0 * super().training_step(batch, batch_idx)
+
+    alone, after, callback = Regression(), Regression(), WarmupCallback()
+    trainer(tmp_path, accumulate_grad_batches=3).fit(alone, loader(4))
+    for module in (Broken(), after):
+        run = trainer(tmp_path, accumulate_grad_batches=3)
+        run.callbacks[0] = callback  # type: ignore[attr-defined]
+        with pytest.raises(RuntimeError) if module is not after else contextlib.nullcontext():
+            run.fit(module, loader(4))
+    assert after.scheduler.state_dict() == alone.scheduler.state_dict()
 
 
 def test_micro_batches_are_weighed_by_their_tokens(tmp_path: Path) -> None:

@@ -49,12 +49,13 @@ class WarmupCallback(Callback):
         self._losses: list[tuple[Tensor, float | Tensor]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that there is a schedule to show losses to.
+        """Start afresh, and check that there is a schedule to show losses to.
 
         Raises:
             ValueError: If no scheduler of the trainer is an `AdaptiveWarmup`.
         """
         del pl_module
+        self._losses.clear()  # a run that broke off within a step may have left some
         if not _schedulers(trainer):
             raise ValueError(
                 "WarmupCallback found no AdaptiveWarmup among the trainer's schedulers: return "

@@ -189,10 +189,12 @@ class WarmupSchedule:
             loss = jnp.asarray(value, jnp.float64)
             looks = (state.step == 0) & jnp.isfinite(loss.astype(jnp.float32))
             before = _unpacked(state.rule)
-            rule = {name: jnp.where(looks, new, before[name]) for name, new in self._look(before, loss).items()}
-            handover = jnp.where(looks & rule["done"], 0, state.handover)
+            seen = {name: jnp.where(looks, new, before[name]) for name, new in self._look(before, loss).items()}
+            handover = jnp.where(looks & seen.get("done", False), 0, state.handover)
             return state._replace(
-                factor=rule["applied"].astype(jnp.float32), handover=handover.astype(jnp.int32), rule=_packed(rule)
+                factor=seen["applied"].astype(jnp.float32),
+                handover=handover.astype(jnp.int32),
+                rule={**state.rule, **_packed(seen)},
             )
 
     def _next(self, state: WarmupState, loss: Array) -> WarmupState:
@@ -273,7 +275,7 @@ def scale_by_warmup(
         updates: optax.Updates, state: WarmupState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, WarmupState]:
         del params
-        after = schedule.update(state, **extra)
+        after = schedule.update(state, **extra)  # first, as it checks the value
         factor = schedule(state, **extra)
         scaled = jax.tree.map(lambda update: update * factor.astype(jnp.result_type(update)), updates)
         return scaled, after
@@ -403,17 +405,17 @@ def _compiled(rule: Rule[Any], total_iters: int) -> tuple[Values, Callable[[Valu
 
 
 def _look(rule: Rule[Any]) -> Callable[[Values, Array], Values] | None:
-    """Return the rule's `calibrate`; None for a rule that has none."""
+    """Return what the rule's `calibrate` changes in its state; None for a rule that has none."""
     if isinstance(rule, LossRatioRule):
 
         def look(state: Values, loss: Array) -> Values:
             seen = _loss_ratio(rule, state, loss)
-            return {**state, **{name: seen[name] for name in ("level", "applied", "done")}}
+            return {name: seen[name] for name in ("level", "applied", "done")}
 
         return look
     if isinstance(rule, PaceRule):
         start = max(rule.floor, rule.start)
-        return lambda state, loss: {**state, "initial_loss": loss, "lowest_loss": loss, "applied": start}
+        return lambda _, loss: {"initial_loss": loss, "lowest_loss": loss, "applied": start}
     return None
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import itertools
 import math
 import pickle
 from pathlib import Path
@@ -158,18 +159,24 @@ class FakeEvent:
         self.read.append(self.step)
 
 
-def test_promise_7_a_loss_on_a_device_is_read_one_step_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _, _ = problem()
-    optimizer = Lion(model.parameters(), lr=1.0)
-    scheduler = AdaptiveWarmup(optimizer, 100, rule=GapRule(kappa=10.0, target_loss=0.0))
-    read: list[int] = []
-    steps = iter(range(100))
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets losses come late, as from a device; the numbers of those that were read, in the order they were taken."""
+    found: list[int] = []
+    numbers = itertools.count()
     plain_take = LossMean.take
 
     def take(self: LossMean) -> PendingLoss:
-        return PendingLoss(plain_take(self)._totals, FakeEvent(next(steps), read))
+        return PendingLoss(plain_take(self)._totals, FakeEvent(next(numbers), found))
 
     monkeypatch.setattr(LossMean, "take", take)
+    return found
+
+
+def test_promise_7_a_loss_on_a_device_is_read_one_step_late(read: list[int]) -> None:
+    model, _, _ = problem()
+    optimizer = Lion(model.parameters(), lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 100, rule=GapRule(kappa=10.0, target_loss=0.0))
     losses = [5.0 - 0.1 * t for t in range(30)]
     for t, loss in enumerate(losses):
         optimizer.step()
@@ -189,17 +196,9 @@ def test_promise_7_a_loss_on_a_device_is_read_one_step_late(monkeypatch: pytest.
     assert revived.factor == scheduler.schedule.step(expected, losses[-1])[1]
 
 
-def test_promise_7_only_the_first_step_waits_for_its_own_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_promise_7_only_the_first_step_waits_for_its_own_loss(read: list[int]) -> None:
     model, _, _ = problem()
     scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100)
-    read: list[int] = []
-    events = iter(range(100))
-    plain_take = LossMean.take
-
-    def take(self: LossMean) -> PendingLoss:
-        return PendingLoss(plain_take(self)._totals, FakeEvent(next(events), read))
-
-    monkeypatch.setattr(LossMean, "take", take)
     for t in range(20):
         scheduler.observe(5.0 - 0.1 * t)
         scheduler.optimizer.step()
