@@ -20,7 +20,12 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 ParameterKind = Literal["matrix", "conv", "embedding", "head", "norm", "bias", "other"]
 
+Role = Literal["hidden", "embedding", "head", "other"]
+
 KINDS: tuple[ParameterKind, ...] = get_args(ParameterKind)
+ROLES: tuple[Role, ...] = get_args(Role)
+
+_ROLE_OF: dict[ParameterKind, Role] = {"matrix": "hidden", "conv": "hidden", "embedding": "embedding", "head": "head"}
 
 _NORM_LAYERS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 _RNN_GATES = {"LSTM": 4, "GRU": 3}
@@ -44,6 +49,11 @@ class SplitRow:
     module: str
     kind: ParameterKind | None
     reason: str
+
+    @property
+    def role(self) -> Role | None:
+        """What a schedule takes it for: hidden are matrices and convolutions; norms and biases are `other`."""
+        return None if self.kind is None else _ROLE_OF.get(self.kind, "other")
 
 
 class ParameterSplit(Sequence[dict[str, Any]]):
@@ -158,10 +168,10 @@ def split_parameters(
 
     Returns:
         The groups, in the order of `KINDS`, to be given to any optimizer. Each is a dict with `params`, `param_names`
-        (as torch itself calls them), `kind`, `weight_decay` of 0.0 where it is habit not to decay and absent otherwise,
-        for some matrices `blocks`, the sizes into which the output dimension is to be split, and `transposed`, True
-        where the weight is stored as (in, out) or, of a transposed convolution, as (in, out, *kernel). `print` shows a
-        table.
+        (as torch itself calls them), `kind`, `role`, `weight_decay` of 0.0 where it is habit not to decay and absent
+        otherwise, for some matrices `blocks`, the sizes into which the output dimension is to be split, and
+        `transposed`, True where the weight is stored as (in, out) or, of a transposed convolution, as
+        (in, out, *kernel). `print` shows a table.
 
     Raises:
         TypeError: `model` is not an `nn.Module`, or a key of an argument is neither a name nor a module.
@@ -199,7 +209,9 @@ def split_parameters(
         rows.append(SplitRow(first.name, shape, owner_class, verdict.kind, reason))
 
         key = (KINDS.index(verdict.kind), not decays, verdict.transposed, verdict.blocks)
-        group = groups.setdefault(key, {"params": [], "param_names": [], "kind": verdict.kind})
+        group = groups.setdefault(
+            key, {"params": [], "param_names": [], "kind": verdict.kind, "role": _ROLE_OF.get(verdict.kind, "other")}
+        )
         if not decays:
             group["weight_decay"] = 0.0
         if verdict.blocks:
