@@ -5,6 +5,7 @@ from warmgap.torch.adaptive_warmup import AdaptiveWarmup
 from warmgap.torch.loss_mean import LossMean
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.probe import SmoothnessProbe
+from warmgap.torch.spectral_cap import SpectralCap
 from warmgap.torch.split import split_parameters
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Scion",
     "Signum",
     "SmoothnessProbe",
+    "SpectralCap",
     "norms",
     "orthogonalize",
     "split_parameters",
