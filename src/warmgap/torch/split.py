@@ -916,15 +916,14 @@ def _parts(group: dict[str, Any], fields: Mapping[Tensor, dict[str, Any]]) -> It
     for index, p in enumerate(params):
         said = fields.get(p, {"role": "other"})
         # Our own optimizers have chosen a step already, and of the rest only the role matters.
-        layout = {"role": said["role"]} if "norm" in group or said["role"] == "other" else said
-        members.setdefault(tuple(layout.items()), []).append(index)
-    ordered = sorted(members, key=lambda layout: ROLES.index(dict(layout)["role"]))
+        kept = {"role": said["role"]} if "norm" in group or said["role"] == "other" else said
+        members.setdefault(tuple(kept.items()), []).append(index)
     if not params:
         yield {**group, "role": "other"}
-    for number, layout in enumerate(ordered):
+    for number, layout in enumerate(sorted(members, key=lambda layout: ROLES.index(dict(layout)["role"]))):
         # A rate that is a tensor is written in place: every group needs its own.
-        part = {key: v.detach().clone() if isinstance(v, Tensor) else v for key, v in options.items()}
-        part = part if number else group
+        own = {key: v.detach().clone() if isinstance(v, Tensor) else v for key, v in options.items()}
+        part = own if number else group
         part["params"] = [params[index] for index in members[layout]]
         if names is not None:
             part["param_names"] = [names[index] for index in members[layout]]
