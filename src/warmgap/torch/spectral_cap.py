@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -136,6 +136,7 @@ class SpectralCap:
 
     Attributes:
         rho: The cap as a number.
+        agree: Makes one number of what each rank measured; called once a step, and must not wait for the device.
 
     Raises:
         TypeError: If `optimizer` is not an optimizer.
@@ -176,6 +177,7 @@ class SpectralCap:
         self._turn = 0
         self._ratio: float | None = None
         self._late: tuple[Tensor, Any] | None = None
+        self.agree: Callable[[Tensor], Tensor] = _own
         if not self.groups:
             raise ValueError(
                 f"none of the groups of {type(optimizer).__name__} has a role in {sorted(self._roles or ())}, so there "
@@ -216,6 +218,7 @@ class SpectralCap:
         self._take_in()
         due = self._members if first else self._due()
         directions = [] if closure else self._directions(due, first=first)
+        self._copies = []  # of an earlier call in the same step
         if directions:
             self._measure(due, directions)
             self._publish(wait=first)
@@ -348,7 +351,7 @@ class SpectralCap:
         weights = [_rate(member.group) / base if base > 0.0 else 1.0 for member in self._members]
         device = self._members[0].ratios.device
         ratios = [m.ratios.to(device) * w for m, w in zip(self._members, weights, strict=True)]
-        median = torch.nanquantile(torch.cat(ratios), 0.5)
+        median = self.agree(torch.nanquantile(torch.cat(ratios), 0.5))
         if device.type != "cuda":
             self._set(float(median))
             return
@@ -413,6 +416,10 @@ def whole(x: Tensor, p: Tensor) -> Tensor:
     )
     full: Tensor = sharded.full_tensor()
     return full
+
+
+def _own(ratio: Tensor) -> Tensor:
+    return ratio
 
 
 def _rate(group: dict[str, Any]) -> float:
