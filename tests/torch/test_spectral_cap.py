@@ -281,6 +281,6 @@ def test_promise_8_bad_arguments_are_refused(given: dict[str, Any], match: str) 
 
 
 def test_rho_follows_the_length_of_the_run() -> None:
-    assert default_rho(None) == default_rho(100) == 0.1
-    assert default_rho(1225) == pytest.approx(0.05)
+    assert default_rho(None) == default_rho(100) == default_rho(1000) == 0.1
+    assert default_rho(4000) == pytest.approx(0.05)
     assert default_rho(10**6) == 0.02

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,9 +27,11 @@ from warmgap.torch.orthogonalize import as_matrix
 
 STATE_VERSION = 1
 
-RHO_STEPS = 1.75
-"""`rho="auto"` is this over the square root of the run's length, between `RHO_RANGE`: 0.1 at 300 steps."""
-RHO_RANGE = (0.02, 0.1)
+RHO = 0.1
+"""What `rho="auto"` stands for in runs of up to `RHO_STEPS` steps."""
+RHO_STEPS = 1000
+"""In longer runs it falls with the square root of their length, down to `RHO_LEAST`."""
+RHO_LEAST = 0.02
 
 _ITERATIONS = 4  # of the power method; 0.91 to 1.0 of the norm on matrices from rank one to Gaussian
 _BUDGET = 2**24  # entries measured a step (28 matrices of 768 x 768); larger models are measured in turn
@@ -63,8 +65,8 @@ SIGN_FIRST = frozenset(
 def default_rho(total_iters: int | None) -> float:
     """Return the cap that `rho="auto"` stands for in a run of `total_iters` steps."""
     if total_iters is None:
-        return RHO_RANGE[1]
-    return min(RHO_RANGE[1], max(RHO_RANGE[0], RHO_STEPS / math.sqrt(total_iters)))
+        return RHO
+    return max(RHO_LEAST, RHO * min(1.0, math.sqrt(RHO_STEPS / total_iters)))
 
 
 @torch.no_grad()
@@ -129,13 +131,15 @@ class SpectralCap:
 
     Args:
         optimizer: Any optimizer whose groups have roles, as `split_parameters(model)` gives them.
-        rho: The cap, above 0; `"auto"` takes 1.75 / sqrt(total_iters), at most 0.1 and at least 0.02.
+        rho: The cap, above 0; `"auto"` takes 0.1 in runs of up to 1,000 steps and 0.1 * sqrt(1000 / total_iters)
+            in longer ones, at least 0.02.
         total_iters: Optimizer steps in the whole run; for `"auto"`.
         roles: The roles whose matrices are held; None holds every parameter of two or more dimensions.
         apply: Whether to change the steps; False only measures, for a scheduler that sets the rates itself.
 
     Attributes:
         rho: The cap as a number.
+        agree: Makes one number of what each rank measured; called once a step, and must not wait for the device.
 
     Raises:
         TypeError: If `optimizer` is not an optimizer.
@@ -176,6 +180,7 @@ class SpectralCap:
         self._turn = 0
         self._ratio: float | None = None
         self._late: tuple[Tensor, Any] | None = None
+        self.agree: Callable[[Tensor], Tensor] = _own
         if not self.groups:
             raise ValueError(
                 f"none of the groups of {type(optimizer).__name__} has a role in {sorted(self._roles or ())}, so there "
@@ -216,6 +221,7 @@ class SpectralCap:
         self._take_in()
         due = self._members if first else self._due()
         directions = [] if closure else self._directions(due, first=first)
+        self._copies = []  # of an earlier call in the same step
         if directions:
             self._measure(due, directions)
             self._publish(wait=first)
@@ -348,7 +354,7 @@ class SpectralCap:
         weights = [_rate(member.group) / base if base > 0.0 else 1.0 for member in self._members]
         device = self._members[0].ratios.device
         ratios = [m.ratios.to(device) * w for m, w in zip(self._members, weights, strict=True)]
-        median = torch.nanquantile(torch.cat(ratios), 0.5)
+        median = self.agree(torch.nanquantile(torch.cat(ratios), 0.5))
         if device.type != "cuda":
             self._set(float(median))
             return
@@ -413,6 +419,10 @@ def whole(x: Tensor, p: Tensor) -> Tensor:
     )
     full: Tensor = sharded.full_tensor()
     return full
+
+
+def _own(ratio: Tensor) -> Tensor:
+    return ratio
 
 
 def _rate(group: dict[str, Any]) -> float:
