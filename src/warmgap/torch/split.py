@@ -292,8 +292,11 @@ def _verdicts(
                 order = "inputs" if said else "outputs"
                 reason = f"{verdict.reason.split(', stored as ')[0]}, said to be stored with {order} first"
                 verdict = replace(verdict, transposed=said, reason=reason)
-        # What is fused in a layer is not fused in the factors of its adapters.
-        if blocks is not None and (first.adapts is None or first.name in (fused or {})):
+        # What is fused in a layer is not fused in the factors of an adapter, but in a trained copy of it.
+        copied = first.adapts is None or first.shape == tuple(
+            getattr(getattr(first.adapts, "weight", None), "shape", ())
+        )
+        if blocks is not None and (copied or first.name in (fused or {})):
             verdict = _with_blocks(verdict, blocks, first, strict=trained)
         if verdict.kind in ("norm", "bias") or (verdict.kind == "other" and _is_vector(first.shape)):
             verdict = replace(verdict, decays=False, reason=f"{verdict.reason}; no weight decay")
