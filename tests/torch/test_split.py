@@ -761,6 +761,14 @@ def test_experts_of_unknown_sizes(transposed: bool) -> None:
     assert told(biased, transposed={biased: not transposed}) == {not transposed}
 
 
+def test_experts_one_below_the_other() -> None:
+    config = transformers.DbrxConfig().ffn_config
+    config.hidden_size, config.ffn_hidden_size, config.moe_num_experts = 8, 12, 4
+    experts = transformers.models.dbrx.modeling_dbrx.DbrxExpertGLU(config)
+    (group,) = split_parameters(experts)
+    assert (group["param_names"], group["blocks"]) == (["w1", "v1", "w2"], (12,) * 4)
+
+
 def test_transposed_that_can_not_be() -> None:
     with pytest.raises(ValueError, match=r"transposed names 'norm', which matches no matrix"):
         split_parameters(nn.ModuleDict({"norm": nn.LayerNorm(3), "a": nn.Linear(3, 3)}), transposed="norm")

@@ -5,7 +5,7 @@ from warmgap.torch.adaptive_warmup import AdaptiveWarmup
 from warmgap.torch.loss_mean import LossMean
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.probe import SmoothnessProbe
-from warmgap.torch.split import split_parameters
+from warmgap.torch.split import assign_roles, roles_table, split_parameters
 
 __all__ = [
     "AdaptiveWarmup",
@@ -17,7 +17,9 @@ __all__ = [
     "Scion",
     "Signum",
     "SmoothnessProbe",
+    "assign_roles",
     "norms",
     "orthogonalize",
+    "roles_table",
     "split_parameters",
 ]

@@ -441,6 +441,16 @@ def _classify_one(place: _Place, heads: Mapping[int, str]) -> _Verdict:
         return _classify_linear(place)
     if attribute in _of_experts(place):
         return _classify_experts(place)
+    experts = max(_integer(module, name) for name in _EXPERT_COUNTS)
+    if (
+        "Expert" in type(module).__name__
+        and experts > 1
+        and len(shape) == 2
+        and shape[0] % experts == 0 < shape[0] - experts
+    ):
+        return _Verdict(
+            "matrix", f"matrices of {experts} experts, one below the other", (shape[0] // experts,) * experts
+        )
     parametrisation = len(place.chain) > 1 and isinstance(place.chain[1], ParametrizationList)
     if len(shape) == 2 and min(shape) > 1 and ("base_layer" in module._modules or parametrisation):
         return _Verdict("matrix", "one factor of an adapter")
@@ -784,8 +794,8 @@ def assign_roles(
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         >>> assign_roles(optimizer, model)
         True
-        >>> [group["role"] for group in optimizer.param_groups]
-        ['hidden', 'embedding', 'head', 'other']
+        >>> print(*(group["role"] for group in optimizer.param_groups))
+        hidden embedding head other
     """
     optimizer = _innermost(optimizer)
     groups = optimizer.param_groups
