@@ -560,6 +560,8 @@ def test_a_wrapped_model_is_split_like_the_model(wrap: str, two_ranks: None) -> 
     assert [(row.shape, row.kind, row.reason) for row in wrapped.rows] == [
         (row.shape, row.kind, row.reason) for row in plain.rows
     ]
+    # FSDP1 shows vectors, cut; their shapes are those of the wholes all the same.
+    assert (wrap == "FSDP1") == all(p.ndim == 1 for p in WRAPPERS[wrap](mlp()).parameters())
     said = split_parameters(WRAPPERS[wrap](mlp()), head="2", overrides={"0.weight": "other"})
     assert [row.kind for row in said.rows if row.kind != "bias"] == ["other", "head", "matrix"]
 
@@ -977,8 +979,14 @@ def test_parameters_that_the_model_does_not_have() -> None:
         assign_roles(torch.optim.SGD(mlp().parameters(), lr=0.1), model)
 
 
-def test_optimizers_that_can_not_be_split() -> None:
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_optimizers_that_can_not_be_split(two_ranks: None) -> None:
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns
+
     model = mlp()
+    shared_out = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW)
+    with pytest.raises(ValueError, match="give it those of split_parameters"):
+        assign_roles(shared_out, model)
     with pytest.raises(ValueError, match="the groups of LBFGS can't be split"):
         assign_roles(torch.optim.LBFGS(model.parameters()), model)
     with pytest.raises(TypeError, match="an optimizer with param_groups is needed, got Sequential"):
