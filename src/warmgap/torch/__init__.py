@@ -6,7 +6,7 @@ from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Si
 from warmgap.torch.probe import SmoothnessProbe
 from warmgap.torch.scheduler import AdaptiveWarmup
 from warmgap.torch.spectral_cap import SpectralCap
-from warmgap.torch.split import split_parameters
+from warmgap.torch.split import assign_roles, roles_table, split_parameters
 
 __all__ = [
     "AdaptiveWarmup",
@@ -19,7 +19,9 @@ __all__ = [
     "Signum",
     "SmoothnessProbe",
     "SpectralCap",
+    "assign_roles",
     "norms",
     "orthogonalize",
+    "roles_table",
     "split_parameters",
 ]
