@@ -49,6 +49,14 @@ def test_the_c2_that_a_trajectory_shows_is_the_one_that_holds() -> None:
     assert seen.largest_c1 < c1
 
 
+def test_a_stronger_statement_fails() -> None:
+    quadratic, start = problems.quadratic("frobenius", (3,)), np.array([0.5, 1.0, -2.0])
+    assert not unified.check(quadratic, start, 50, 2.0, share=0.5, notch=1.01).holds
+    # c2 of the first point is .5 P - <g, x> = .344; with small steps a tenth less is missed.
+    assert unified.check(problems.saturated(), np.array([2.0]), 500, 0.5, 0.345, share=0.1).holds
+    assert not unified.check(problems.saturated(), np.array([2.0]), 500, 0.5, 0.31, share=0.1).holds
+
+
 def test_a_c1_that_is_too_large_is_found() -> None:
     start = np.array([1.0, -0.5])
     quadratic = problems.quadratic("frobenius", (2,))
