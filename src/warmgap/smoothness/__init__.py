@@ -6,7 +6,7 @@
 from warmgap.smoothness.diagnosis import RateDependence, StepLengthDiagnosis, diagnose_step_length, rate_dependence
 from warmgap.smoothness.fits import Fit, LayerFits, Trend, fit_gap_linear, fit_layers, fit_smoothness
 from warmgap.smoothness.records import Block, Record, append_record, block_names, block_records, read_records
-from warmgap.smoothness.unified import TrajectoryChecker, UnifiedCheck
+from warmgap.smoothness.unified import UnifiedCheck, pooled, unified_figure
 
 __all__ = [
     "Block",
@@ -15,7 +15,6 @@ __all__ = [
     "RateDependence",
     "Record",
     "StepLengthDiagnosis",
-    "TrajectoryChecker",
     "Trend",
     "UnifiedCheck",
     "append_record",
@@ -25,6 +24,8 @@ __all__ = [
     "fit_gap_linear",
     "fit_layers",
     "fit_smoothness",
+    "pooled",
     "rate_dependence",
     "read_records",
+    "unified_figure",
 ]

@@ -6,6 +6,7 @@ from warmgap.torch.loss_mean import LossMean
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.probe import SmoothnessProbe
 from warmgap.torch.split import split_parameters
+from warmgap.torch.trajectory import TrajectoryChecker
 
 __all__ = [
     "AdaptiveWarmup",
@@ -17,6 +18,7 @@ __all__ = [
     "Scion",
     "Signum",
     "SmoothnessProbe",
+    "TrajectoryChecker",
     "norms",
     "orthogonalize",
     "split_parameters",
