@@ -92,6 +92,8 @@ def test_the_interval_holds_the_truth_and_says_when_there_is_too_little_to_tell(
 def test_an_exponent_outside_of_both_is_called_neither() -> None:
     assert RateDependence(0.4, 5, (0.3, 0.5)).verdict == "both"
     assert RateDependence(-1.3, 5, (-1.5, -1.1)).verdict == "step length"
+    for wide in ((-0.64, 0.65), (-1.2, -0.3), (-1.5, 0.5), (math.nan, math.nan)):
+        assert RateDependence(0.1, 2, wide).verdict == "unclear"
 
 
 def test_runs_that_share_no_gap_are_not_compared() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.smoothness.trajectories import layered, records_of, walk
 
-from warmgap.smoothness import Fit, Record, fit_gap_linear, fit_layers, fit_smoothness
+from warmgap.smoothness import Fit, Record, fit_gap_linear, fit_layers, fit_smoothness, layer_dependence
 
 METHODS = ("nnls", "lstsq", "envelope")
 constants = st.floats(0.1, 10.0)
@@ -378,3 +378,35 @@ def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None
 def test_layers_need_blocks() -> None:
     with pytest.raises(ValueError, match="the records have no blocks"):
         fit_layers(records_of(quadratic))
+
+
+@pytest.mark.parametrize("follows", [0.0, 1.0])
+def test_whether_the_layers_constants_follow_the_step_length(follows: float) -> None:
+    runs = {}
+    for index, rate in enumerate((0.25, 1.0, 4.0)):
+        generator = np.random.default_rng(index)
+        runs[rate] = [
+            dataclasses.replace(
+                record,
+                blocks=tuple(
+                    dataclasses.replace(
+                        block,
+                        ratio=block.ratio * rate**-follows * (1.0 + 0.1 * float(generator.standard_normal())),
+                        step_length=block.step_length * rate,
+                    )
+                    for block in record.blocks
+                ),
+            )
+            for record in layered()
+        ]
+    found = layer_dependence(runs)
+    assert found.exponents["good"] == pytest.approx(-follows, abs=0.1)
+    assert found.interval[0] <= found.exponent <= found.interval[1]
+    only = {rate: [dataclasses.replace(r, blocks=r.blocks[:1]) for r in records] for rate, records in runs.items()}
+    found = layer_dependence(only)
+    assert found.verdict == ("step length" if follows else "function")
+    assert ("follow the step length" if follows else "belong to the function") in found.sentence
+    with pytest.raises(ValueError, match="at least two rates"):
+        layer_dependence({1.0: runs[1.0]})
+    with pytest.raises(ValueError, match="no layer has an L1 above 0 at two rates"):
+        layer_dependence({1.0: only[1.0], 2.0: only[1.0]})

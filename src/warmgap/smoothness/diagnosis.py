@@ -105,6 +105,25 @@ def diagnosis_of(points: Points) -> StepLengthDiagnosis:
     return StepLengthDiagnosis(share, low, high, verdict)
 
 
+Belongs = Literal["function", "step length", "both", "unclear"]
+
+
+def belongs(interval: tuple[float, float]) -> Belongs:
+    """Return what an exponent of the step length in this interval says.
+
+    `"function"` where the interval lies above -1/2 and reaches 0, up to a tenth; `"step length"` where it lies below
+    -1/2 and reaches -1, up to a tenth, or further; `"both"` where it reaches neither; `"unclear"` where it is too wide
+    for any of these.
+    """
+    low, high = interval
+    zero, one = low <= 0.1 and high >= -0.1, low <= -0.9
+    if zero and low > -0.5:
+        return "function"
+    if one and high < -0.5:
+        return "step length"
+    return "unclear" if zero or one or not low <= high else "both"
+
+
 @dataclass(frozen=True)
 class RateDependence:
     """What becomes of the ratio, at the same gap, when the steps are made longer or shorter.
@@ -122,18 +141,9 @@ class RateDependence:
     interval: tuple[float, float] = (math.nan, math.nan)
 
     @property
-    def verdict(self) -> Literal["function", "step length", "both", "unclear"]:
-        """What the interval says the ratio belongs to.
-
-        `"function"` where it holds 0 and not -1, `"step length"` where it holds -1, or lies below, and not 0; `"both"`
-        where it holds neither; `"unclear"` where it holds both.
-        """
-        low, high = self.interval
-        if not low <= high or (low <= -1.0 and high >= 0.0):
-            return "unclear"
-        if low <= -1.0:
-            return "step length"
-        return "function" if low <= 0.0 <= high else "both"
+    def verdict(self) -> Belongs:
+        """What the interval says the ratio belongs to, see `belongs`."""
+        return belongs(self.interval)
 
     @property
     def sentence(self) -> str:

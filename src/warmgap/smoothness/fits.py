@@ -12,8 +12,9 @@ carries intervals from a block bootstrap over the trajectory, since neighbouring
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -22,7 +23,7 @@ from warmgap.curve import Smoothness
 from warmgap.rules.measured import MeasuredRule
 from warmgap.smoothness._points import At, Points, check_gaps, check_resamples, points_of, resampled
 from warmgap.smoothness._solvers import Solve, cost_of, solver
-from warmgap.smoothness.diagnosis import StepLengthDiagnosis, diagnosis_of
+from warmgap.smoothness.diagnosis import Belongs, StepLengthDiagnosis, belongs, diagnosis_of
 from warmgap.smoothness.records import block_names, block_records
 
 if TYPE_CHECKING:
@@ -337,6 +338,111 @@ def fit_layers(
         fit = _result("L0, L1", method, points, ("L0", "L1"), fitted, resamples, seed)
         fits[name] = replace(fit, block=name)
     return LayerFits(fits, skipped)
+
+
+@dataclass(frozen=True)
+class LayerDependence:
+    """What becomes of the layers' L1 when the steps are made longer or shorter.
+
+    Attributes:
+        exponents: Slope of log L1 against log step length, by block: 0 where L1 belongs to the function, -1 where the
+            radius 1/L1 only gives back the one that was measured with.
+        exponent: Their median.
+        interval: Its interval of 95 % coverage, from a block bootstrap over each run.
+    """
+
+    exponents: dict[str, float]
+    exponent: float
+    interval: tuple[float, float]
+
+    @property
+    def verdict(self) -> Belongs:
+        """What the interval says L1 belongs to, see `warmgap.smoothness.belongs`."""
+        return belongs(self.interval)
+
+    @property
+    def sentence(self) -> str:
+        """What that means, in words."""
+        low, high = self.interval
+        seen = (
+            f"L1 goes with the step length to the power {self.exponent:.2f} (median of {len(self.exponents)} layers), "
+            f"between {low:.2f} and {high:.2f} at 95 %"
+        )
+        return {
+            "step length": f"The layers' constants follow the step length: {seen}; 1/L1 gives back the radius put in.",
+            "function": f"The layers' constants belong to the function: {seen}.",
+            "both": f"The layers' constants depend on the function and on the step length: {seen}.",
+            "unclear": f"Whether the layers' constants follow the step length cannot be told: {seen}; measure longer.",
+        }[self.verdict]
+
+
+def layer_dependence(
+    runs: Mapping[float, Sequence[Record]],
+    *,
+    method: Literal["hinge", "nnls", "lstsq", "envelope"] = "hinge",
+    quantile: float = 0.95,
+    resamples: int = 40,
+    seed: int = 0,
+) -> LayerDependence:
+    """Compare the layers' L1 of runs of one model at several learning rates: do they only follow the step length?
+
+    Args:
+        runs: The records of each run by its rate, two at least, best at a quarter, one and four times the tuned one.
+        method: As for `fit_layers`.
+        quantile: As for `fit_layers`.
+        resamples: Bootstrap resamples, 20 at least.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: If an argument is out of range, there are fewer than two runs, or no layer has an L1 above 0 and
+            steps of different length in two of them.
+
+    Source: arXiv 2505.13416, whose layer-wise measurement this puts to the test.
+    """
+    import numpy as np
+
+    if len(runs) < 2:
+        raise ValueError(f"a comparison needs the records of at least two rates, got {len(runs)}")
+    check_resamples(resamples, seed)
+    solve = solver(method, quantile)
+    layers: dict[str, list[Points]] = {}
+    for name in block_names(record for records in runs.values() for record in records):
+        for records in runs.values():
+            with contextlib.suppress(ValueError):  # it never moved in this run
+                layers.setdefault(name, []).append(points_of(block_records(records, name)))
+    exponents = _exponents(layers, solve)
+    if not exponents:
+        raise ValueError("no layer has an L1 above 0 at two rates whose steps differ: measure longer, or other rates")
+    drawn = {
+        name: [resampled(run, resamples, seed + 7919 * index) for index, run in enumerate(of_layer)]
+        for name, of_layer in layers.items()
+        if name in exponents
+    }
+    medians = []
+    for index in range(resamples):
+        sample = _exponents({name: [run[index] for run in of_layer] for name, of_layer in drawn.items()}, solve)
+        if sample:
+            medians.append(float(np.median(list(sample.values()))))
+    middle = float(np.median(list(exponents.values())))
+    low, high = np.quantile(medians, (0.5 * (1.0 - LEVEL), 0.5 * (1.0 + LEVEL)))
+    return LayerDependence(exponents, middle, (min(float(low), middle), max(float(high), middle)))
+
+
+def _exponents(layers: Mapping[str, Sequence[Points]], solve: Solve) -> dict[str, float]:
+    """The slope of log L1 against log step length of every layer that has one."""
+    import numpy as np
+
+    found = {}
+    for name, of_layer in layers.items():
+        lengths, slopes = [], []
+        for points in of_layer:
+            slope = float(solve(np.column_stack([np.ones(len(points)), points.dual_norm]), points.ratio)[1])
+            if slope > 0.0:
+                lengths.append(math.log(float(np.median(points.step_length))))
+                slopes.append(math.log(slope))
+        if len(lengths) >= 2 and np.ptp(lengths) > 1e-3:
+            found[name] = float(np.polyfit(lengths, slopes, 1)[0])
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- the pieces
