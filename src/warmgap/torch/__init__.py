@@ -1,11 +1,12 @@
-"""The PyTorch side: norm-constrained optimizers, and the scheduler that finds their warm-up."""
+"""The PyTorch side: norm-constrained optimizers, and the learning-rate schedule that needs no tuning."""
 
 from warmgap.torch import norms, orthogonalize
-from warmgap.torch.adaptive_warmup import AdaptiveWarmup
 from warmgap.torch.loss_mean import LossMean
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.probe import SmoothnessProbe
-from warmgap.torch.split import split_parameters
+from warmgap.torch.scheduler import AdaptiveWarmup
+from warmgap.torch.spectral_cap import SpectralCap
+from warmgap.torch.split import assign_roles, roles_table, split_parameters
 from warmgap.torch.trajectory import TrajectoryChecker
 
 __all__ = [
@@ -18,8 +19,11 @@ __all__ = [
     "Scion",
     "Signum",
     "SmoothnessProbe",
+    "SpectralCap",
     "TrajectoryChecker",
+    "assign_roles",
     "norms",
     "orthogonalize",
+    "roles_table",
     "split_parameters",
 ]
