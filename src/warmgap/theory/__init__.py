@@ -18,6 +18,9 @@ from warmgap.theory import (
     gluon,
     gradient_smoothness,
     nonconvergence,
+    normalized_feedback,
+    normalized_feedback_fixed,
+    normalized_feedback_momentum,
     norms,
     polyak_lojasiewicz,
     power,
@@ -58,6 +61,9 @@ GUARANTEES = (
     gluon,
     nonconvergence,
     error_feedback,
+    normalized_feedback,
+    normalized_feedback_momentum,
+    normalized_feedback_fixed,
 )
 """The modules of the guarantees, in the order of the table."""
 
