@@ -1,14 +1,15 @@
 """The PyTorch side: norm-constrained optimizers, and the scheduler that finds their warm-up."""
 
-from warmgap.torch import norms, orthogonalize
+from warmgap.torch import compression, norms, orthogonalize
 from warmgap.torch.adaptive_warmup import AdaptiveWarmup
 from warmgap.torch.loss_mean import LossMean
-from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
+from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.probe import SmoothnessProbe
 from warmgap.torch.split import split_parameters
 
 __all__ = [
     "AdaptiveWarmup",
+    "EFMuon",
     "Gluon",
     "Lion",
     "LossMean",
@@ -17,6 +18,7 @@ __all__ = [
     "Scion",
     "Signum",
     "SmoothnessProbe",
+    "compression",
     "norms",
     "orthogonalize",
     "split_parameters",
