@@ -5,6 +5,7 @@ Usage: feedback_worker.py FOLDER, with torchrun's environment.
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from warmgap.torch import EFMuon
 from warmgap.torch.compression import (
     Compressor,
     ErrorFeedback,
@@ -164,6 +166,20 @@ def sharded(mesh: DeviceMesh, compressor: Compressor, folder: Path) -> dict[str,
     }
 
 
+def ef_muon(mesh: DeviceMesh) -> float:
+    """How far EF-Muon on pieces is from EF-Muon on the whole."""
+    whole, cut = build(), build()
+    fully_shard(cut, mesh=mesh["inner"])
+    for model in (whole, cut):
+        optimizer = EFMuon(model.parameters(), lr=0.1, exact=True, target_loss=0.0)
+        for step in range(2):
+            optimizer.zero_grad()
+            value = loss(model, 0, step)
+            value.backward()
+            optimizer.step(loss=value)
+    return max(float((a - b).abs().max()) for a, b in zip(weights(whole), weights(cut), strict=True))
+
+
 def refusal(make: Any) -> str:
     try:
         make()
@@ -201,13 +217,12 @@ def main(folder: Path) -> dict[str, Any]:
     found["sharded few"] = sharded(mesh, TopK(0.1), folder / "sharded-few")
     model = build()
     fully_shard(model, mesh=mesh["inner"])
+    found["ef muon"] = ef_muon(mesh)
     found["refused"] = [
         refusal(lambda: ErrorFeedback(model, compressor)),
         refusal(lambda: ErrorFeedback(model, compressor, process_group=mesh["inner"].get_group())),
         refusal(lambda: different(compressor)),
     ]
-    dist.barrier()
-    dist.destroy_process_group()
     return found
 
 
@@ -221,5 +236,9 @@ def different(compressor: Compressor) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(200, exit=True)
     answer = main(Path(sys.argv[1]))
     (Path(sys.argv[1]) / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(answer))
+    dist.barrier()
+    # Taking gloo's groups down has been seen to wait for ever on a busy machine, when all was done.
+    os._exit(0)

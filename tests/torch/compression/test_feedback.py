@@ -57,6 +57,10 @@ def test_workers_may_be_meshes_in_which_the_model_is_sharded(found: list[dict[st
         assert all(rank[name]["resumed"] and rank[name]["deviation"] < 1e-6 for name in ("sharded", "sharded few"))
 
 
+def test_ef_muon_of_a_sharded_model_is_that_of_the_whole(found: list[dict[str, Any]]) -> None:
+    assert all(rank["ef muon"] < 1e-5 for rank in found)
+
+
 def test_what_is_refused(found: list[dict[str, Any]]) -> None:
     for rank in found:
         alone, inside, apart = rank["refused"]

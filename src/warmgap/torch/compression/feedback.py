@@ -348,8 +348,8 @@ def _renew(server: Tensor, x: Tensor, *, whole: bool) -> None:
 def _gather(parts: list[Tensor], group: dist.ProcessGroup | None, count: int) -> list[Iterator[Tensor]]:
     """An iterator over everyone's tensors for each rank, in the order of the ranks; shapes are the same on all."""
     mine = torch.cat([part.contiguous().reshape(-1).view(torch.uint8) for part in parts])
-    arrived = mine.new_empty(count * mine.numel())
-    dist.all_gather_into_tensor(arrived, mine, group=group)
+    arrived = [torch.empty_like(mine) for _ in range(count)]
+    dist.all_gather(arrived, mine, group=group)
     sizes = [part.numel() * part.element_size() for part in parts]
 
     def tensors(row: Tensor) -> Iterator[Tensor]:
@@ -357,7 +357,7 @@ def _gather(parts: list[Tensor], group: dist.ProcessGroup | None, count: int) ->
             # A copy, as values of several bytes have to begin at a multiple of their size.
             yield piece.clone().view(part.dtype).reshape(part.shape)
 
-    return [tensors(row) for row in arrived.reshape(count, -1)]
+    return [tensors(row) for row in arrived]
 
 
 def _sum_in_order(flat: Tensor, group: dist.ProcessGroup | None, count: int) -> Tensor:
@@ -372,5 +372,6 @@ def _sum_in_order(flat: Tensor, group: dist.ProcessGroup | None, count: int) -> 
     total = total.clone()
     for x in others:
         total.add_(x)
-    dist.all_gather_into_tensor(shares, total, group=group)
-    return shares[: flat.numel()]
+    arrived = [torch.empty_like(total) for _ in range(count)]
+    dist.all_gather(arrived, total, group=group)
+    return torch.cat(arrived)[: flat.numel()]
