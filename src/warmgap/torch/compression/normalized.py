@@ -77,11 +77,9 @@ class NormalizedGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        members = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not members:
-            return loss
-        directions = self._directions([grad for *_, grad in members])
-        for (group, p, _), direction in zip(members, directions, strict=True):
+        members = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        directions = self._directions([p for _, p in members])
+        for (group, p), direction in zip(members, directions, strict=True):
             x, lr = local(p), group["lr"]
             if isinstance(lr, Tensor) and lr.device.type == "cpu":
                 lr = float(lr)
@@ -93,20 +91,24 @@ class NormalizedGD(Optimizer):
                 x.add_(direction, alpha=-lr)
         return loss
 
+    @torch.no_grad()
     def directions(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
-        """What `step` would subtract at a rate of 1 from these parameters, changing nothing."""
-        members = [(p, p.grad) for every in self.param_groups for p in every["params"] if p.grad is not None]
-        if group not in self.param_groups:
-            raise ValueError("group must be one of the optimizer's param_groups")
-        found = {id(p): x for (p, _), x in zip(members, self._directions([g for _, g in members]), strict=True)}
-        return [found.get(id(p), torch.zeros_like(local(p))) for p in params]
+        """What `step` would subtract at a rate of 1 from these parameters of a group, changing nothing."""
+        del group  # all are normalized together
+        return self._directions(params)
 
-    def _directions(self, grads: list[Tensor]) -> list[Tensor]:
+    def _directions(self, params: list[Tensor]) -> list[Tensor]:
+        """The direction of each, this rank's piece where it is sharded; zero where there is no gradient."""
         if not isinstance(self._norm, str):
-            return [-self._norm.lmo(grad) for grad in grads]
-        lengths = [_length(grad) for grad in grads]
+            return [torch.zeros_like(p) if p.grad is None else -self._norm.lmo(p.grad) for p in params]
+        every = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        lengths = [_length(grad) for grad in every]
+        if not lengths:
+            return [torch.zeros_like(local(p)) for p in params]
         total = torch.linalg.vector_norm(torch.stack([x.to(lengths[0]) for x in lengths])).clamp_min(TINY)
-        return [local(grad) / total.to(grad.device) for grad in grads]
+        return [
+            torch.zeros_like(local(p)) if p.grad is None else local(p.grad) / total.to(p.grad.device) for p in params
+        ]
 
 
 def _length(x: Tensor) -> Tensor:
