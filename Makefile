@@ -43,7 +43,7 @@ docs: $(READY) ## build the pages into site/, strictly
 	$(BIN)/mkdocs build --strict
 
 bench: $(READY) ## measure speed against other packages
-	@set -e; for script in $(filter-out %/smoothness.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out %/smoothness.py %/compression.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
 
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

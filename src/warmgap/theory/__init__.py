@@ -21,6 +21,9 @@ from warmgap.theory import (
     gradient_smoothness,
     inexact,
     nonconvergence,
+    normalized_feedback,
+    normalized_feedback_fixed,
+    normalized_feedback_momentum,
     norms,
     polyak_lojasiewicz,
     power,
@@ -74,6 +77,9 @@ GUARANTEES = (
     gluon_momentum,
     nonconvergence,
     error_feedback,
+    normalized_feedback,
+    normalized_feedback_momentum,
+    normalized_feedback_fixed,
 )
 """The modules of the guarantees, in the order of the table."""
 

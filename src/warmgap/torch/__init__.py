@@ -1,8 +1,8 @@
 """The PyTorch side: norm-constrained optimizers, and the learning-rate schedule that needs no tuning."""
 
-from warmgap.torch import norms, orthogonalize
+from warmgap.torch import compression, norms, orthogonalize
 from warmgap.torch.loss_mean import LossMean
-from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
+from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.probe import SmoothnessProbe
 from warmgap.torch.scheduler import AdaptiveWarmup
 from warmgap.torch.spectral_cap import SpectralCap
@@ -11,6 +11,7 @@ from warmgap.torch.trajectory import TrajectoryChecker
 
 __all__ = [
     "AdaptiveWarmup",
+    "EFMuon",
     "Gluon",
     "Lion",
     "LossMean",
@@ -22,6 +23,7 @@ __all__ = [
     "SpectralCap",
     "TrajectoryChecker",
     "assign_roles",
+    "compression",
     "norms",
     "orthogonalize",
     "roles_table",
