@@ -165,7 +165,7 @@ def test_the_guard_holds_for_both() -> None:
     assert state.factor == state.base < 1.0
 
 
-# ---------------------------------------------------------------------------------------------------------------- events
+# --------------------------------------------------------------------------------------------------------------- events
 
 
 def test_what_it_did_is_said() -> None:
@@ -188,7 +188,7 @@ def test_what_it_did_is_said() -> None:
 @no_warning
 @given(losses=any_losses)
 def test_promise_9_no_step_in_the_factor_is_unsaid(losses: Losses) -> None:
-    for rule in ("auto", "gap-given", "measured", "linear"):  # the others follow an estimate, or the loss itself
+    for rule in ("auto", "gap-given", "linear"):  # the others follow an estimate, or the loss itself
         schedule = Schedule(TOTAL, RULES[rule], "constant")
         out = states(schedule, positive(losses, rule), known=True)
         for before, after in itertools.pairwise(out):
@@ -344,7 +344,7 @@ def test_promise_8_bad_lengths_are_named() -> None:
         schedule.first(schedule.init(), math.nan)
 
 
-# ----------------------------------------------------------------------------------------------------------------- state
+# --------------------------------------------------------------------------------------------------------------- state
 
 
 @pytest.mark.parametrize("rule", RULES)

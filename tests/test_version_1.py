@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.golden.courses import COURSES, TOTAL
+
 from warmgap import Schedule
 from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PowerRule, Rule, SpectralRule
 

@@ -201,7 +201,7 @@ class WarmupSchedule:
         return self.peak * self.schedule.factor_of(state, self.role)  # type: ignore[arg-type,return-value]
 
     def extend(self, state: WarmupState, total_iters: int) -> WarmupState:
-        """Return the state of a run that is to have `total_iters` steps, as `warmgap.Schedule.extend`; not under `jit`."""
+        """Return the state of a run of `total_iters` steps in all, as `warmgap.Schedule.extend`; not under `jit`."""
         return self._moved(state, lambda own: self.schedule.extend(own, total_iters))
 
     def decay_now(self, state: WarmupState, steps: int) -> WarmupState:
@@ -319,7 +319,7 @@ def _is_window(item: Any) -> bool:
 
 
 def _rest(state: ScheduleState) -> Any:
-    """Return the state without what `WarmupState` holds by name: no leaf may be there twice, lest it is donated twice."""
+    """Return the state without what `WarmupState` holds by name: a leaf that is there twice would be donated twice."""
     empty: Any = ()
     return state._replace(step=empty, factor=empty, base=empty, ended=empty)
 
