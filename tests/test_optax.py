@@ -73,7 +73,7 @@ def assert_same(found: Any, wanted: Any) -> None:
 @pytest.mark.filterwarnings("ignore:the loss goes on rising:UserWarning")
 @pytest.mark.parametrize("rule", RULES)
 def test_it_is_the_core_s_schedule_on_losses_of_every_kind(rule: str) -> None:
-    courses = np.float32([losses for losses in COURSES.values() if len(losses) == TOTAL])
+    courses = np.array([losses for losses in COURSES.values() if len(losses) == TOTAL], np.float32)
     for losses in courses:
         if rule in NEEDS_POSITIVE and not np.nanmin(losses, initial=1.0) > 0.0:
             continue
@@ -92,8 +92,8 @@ any_losses = st.lists(
 @settings(max_examples=15)
 @given(losses=any_losses)
 def test_it_is_the_core_s_schedule_on_any_losses(rule: str, losses: list[float]) -> None:
-    losses = np.float32(losses).tolist()
-    assert_same(scan_of(rule)(np.float32(losses))[1], plain(Schedule(TOTAL, RULES[rule]), losses))
+    single = np.array(losses, np.float32)
+    assert_same(scan_of(rule)(single)[1], plain(Schedule(TOTAL, RULES[rule]), single))
 
 
 def falling(steps: int) -> list[float]:
@@ -115,7 +115,7 @@ def test_it_is_the_core_s_schedule_over_a_long_run(rule: str, x64: bool) -> None
 @pytest.mark.parametrize("rule", ["auto", "gap", "loss-ratio-half"])
 def test_an_ensemble_under_vmap_has_a_schedule_each(rule: str) -> None:
     names = ("falls fast", "falls, noisy", "rises, then falls", "not a number")
-    losses = np.float32([COURSES[name] for name in names])
+    losses = np.array([COURSES[name] for name in names], np.float32)
     schedule = WarmupSchedule(1.0, TOTAL, rule=RULES[rule])
     step = jax.vmap(lambda state, loss: (schedule.update(state, value=loss), schedule(state, value=loss)))
     start = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(names)), schedule.init())
@@ -125,7 +125,7 @@ def test_an_ensemble_under_vmap_has_a_schedule_each(rule: str) -> None:
 
 
 def test_no_number_in_a_state_is_none() -> None:
-    losses = np.float32([math.nan, 3.0, math.inf, 2.0, 2.5])
+    losses = np.array([math.nan, 3.0, math.inf, 2.0, 2.5], np.float32)
     with jax.debug_nans(True):
         for rule in ("auto", "gap", "loss-ratio-half"):
             optimizer = optax.chain(optax.sgd(0.1), scale_by_warmup(TOTAL, rule=RULES[rule]))
@@ -317,7 +317,7 @@ def test_a_run_is_extended_and_decays_now() -> None:
             state, expected = schedule.decay_now(state, 15), core.decay_now(expected, 15)
         state, expected = update(state, 5.0 - 0.01 * step), core.step(expected, 5.0 - 0.01 * step)
         assert float(state.factor) == pytest.approx(expected.factor, rel=1e-5)
-    assert update._cache_size() == 1
+    assert update._cache_size() == 1  # type: ignore[attr-defined]
 
 
 def test_the_hand_over_of_a_rule_that_has_nothing_to_wait_for_is_the_first_step() -> None:

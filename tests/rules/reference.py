@@ -108,6 +108,6 @@ class Reference:
         self.averages, self.start_of_average = [], len(self.accepted)
 
 
-def weighted(values: np.ndarray) -> float:  # type: ignore[type-arg]
+def weighted(values: np.ndarray) -> float:
     """The mean of the values, the last with weight 1, each before it with 0.9 of the next one's."""
     return float(np.average(values, weights=0.9 ** np.arange(len(values))[::-1]))
