@@ -205,7 +205,7 @@ class SpectralCap:
         Args:
             closure: Whether the gradients are yet to be computed, within the step.
         """
-        first = not self._members
+        first = self._ratio is None
         self._arrive()
         self._take_in()
         due = self._members if first else self._due()
