@@ -297,7 +297,7 @@ class OnRay:
         with_gpus = ray.cluster_resources().get("GPU", 0) >= self.processes
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         inbox = ray.remote(_Inbox).options(num_cpus=0, scheduling_strategy=here).remote()
-        task = ray.remote(_ray_task).options(max_retries=_RETRIES, num_gpus=self.processes if with_gpus else 0)
+        task, gpus = ray.remote(_ray_task), self.processes if with_gpus else 0
         queue, under_way = list(jobs), {}
         while (queue and not stop.requested) or under_way:
             while queue and not stop.requested and len(under_way) < (self.jobs or len(jobs)):
@@ -305,7 +305,8 @@ class OnRay:
                 if claim(job):
                     threads = job.config.threads or 1
                     job = replace(job, config=replace(job.config, threads=threads), folder=job.folder.absolute())
-                    reference = task.options(num_cpus=threads * self.processes).remote(job, self.processes, inbox)
+                    needs = task.options(max_retries=_RETRIES, num_gpus=gpus, num_cpus=threads * self.processes)
+                    reference = needs.remote(job, self.processes, inbox)
                     under_way[reference] = job
                     yield "begin", job, None
             ready, _ = ray.wait(list(under_way), timeout=_LOOK_EVERY) if under_way else ([], [])
