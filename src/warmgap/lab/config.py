@@ -174,6 +174,20 @@ class TrainConfig(ScheduleSettings, OptimizerSettings, DataSettings, RunSettings
                 f"The batch size must be a multiple of the accumulation, got {self.batch_size} and {self.accumulation}."
             )
 
+    def ignored(self) -> list[str]:
+        """A sentence on each setting that was given and changes nothing here."""
+        method = Method.parse(self.method)
+        asked = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default}
+        idle = {
+            "floor": not method.adaptive and f"{method} starts where its shape says",
+            "decay": method.decay is not None and f"{method} names its own decay",
+            "corpus_megabytes": not self.corpus.startswith("hf:") and "only streamed datasets (hf:) are cut",
+            "tokenizer": self.corpus == DIGITS and "images have no tokens",
+            "vocab_size": self.tokenizer != TRAINED and size_of(self.model) is not None and (self.vocab_size or BYTES) <= BYTES
+            and "the tokenizer has its own vocabulary",
+        }
+        return [f"{_flag(name)} changes nothing: {why}." for name, why in idle.items() if why and name in asked]
+
     def numbers(self) -> dict[str, Any]:
         """The settings that decide the numbers of the run, resolved, as plain values; those that are None left out.
 

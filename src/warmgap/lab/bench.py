@@ -1,0 +1,128 @@
+"""Train a recipe: a suite of workloads, or a row of a paper, with every method, rate and seed; then score and report."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from warmgap.lab.config import TrainConfig
+from warmgap.lab.engines import Engine
+from warmgap.lab.methods import WITH_TARGET, Method
+from warmgap.lab.model import size_of
+from warmgap.lab.recipes import Recipe, Workload
+from warmgap.lab.results import trial, write_results
+from warmgap.lab.sweep import INTERRUPTED, run_folder, run_plan, tell
+
+RESULTS_FILE = "results.json"
+PAGE = "report.html"
+
+_A100 = 312e12 * 0.4  # flops a second of bfloat16, at 40 % of the card's peak
+
+
+def train_recipe(
+    recipe: Recipe, folder: Path, *, command: str, engine: Engine | None = None, title: str = "", quiet: bool = False
+) -> int:
+    """Train what is not trained yet, write `results.json` and the page, and print the scores.
+
+    Args:
+        recipe: What to train.
+        folder: Where runs, results and page go.
+        command: The command line that makes this.
+        engine: Where to train.
+        title: Heading of the page.
+        quiet: Whether to print nothing.
+
+    Returns:
+        Exit code: 0, 1 where a run failed, 130 where it was interrupted.
+
+    Raises:
+        UserError: A setting that is not allowed, or a folder that cannot be written to.
+    """
+    from rich.console import Console
+
+    from warmgap.lab.report import print_scores, print_tables, write_report
+
+    console = Console(quiet=quiet)
+    bases = plan_of_bases(recipe, folder)
+    if bases:
+        runs = run_plan(bases, folder / "bases", command=f"{command} (bases)", engine=engine, console=console)
+        if (code := tell(runs, folder / "bases", console)) != 0:
+            return code
+    plan = plan_of(recipe, folder)
+    console.print(f"{len(plan)} runs of {len(recipe.workloads)} workloads into {folder}", highlight=False)
+    runs = run_plan(plan, folder, command=command, asked={"title": recipe.title}, engine=engine, console=console)
+    code = tell(runs, folder, console)
+    trials = [trial(run, folder, json.loads(label)) for run, (label, _) in zip(runs, plan, strict=True)]
+    finished = [each for each in trials if each.counted is not None]
+    if code == INTERRUPTED or not finished:
+        return code
+    write_results(finished, folder / RESULTS_FILE, command=command)
+    page = write_report(trials, folder / PAGE, title=title or recipe.title, folder=folder, notes=_notes(recipe))
+    if not quiet:
+        print_tables(trials)
+        print_scores(finished)
+    console.print(f"Page: {page}", highlight=False, markup=False, soft_wrap=True)
+    return code
+
+
+def plan_of(recipe: Recipe, folder: Path) -> list[tuple[str, TrainConfig]]:
+    """The runs with their labels. A seed at a time, so that a bench that is interrupted has seen every workload."""
+    found = []
+    for seed, workload, rate in itertools.product(recipe.seeds, recipe.workloads, recipe.rates):
+        for method in dict.fromkeys(workload.methods or recipe.methods):
+            config = _run(workload, method, seed, rate)
+            if workload.start_from is not None:
+                base = replace(workload.start_from, seed=seed)
+                config = replace(config, start_from=folder / "bases" / run_folder(base.resolve()))
+            label = {"name": workload.name, "split": workload.split, "rate": rate}
+            if method in workload.printed:
+                label["printed"] = workload.printed[method]
+            found.append((json.dumps(label), config.resolve()))
+    return found
+
+
+def plan_of_bases(recipe: Recipe, folder: Path) -> list[tuple[str, TrainConfig]]:
+    """The runs that others start from; they keep their weights."""
+    del folder
+    return [
+        ("", replace(workload.start_from, seed=seed, save_every=workload.start_from.steps).resolve())
+        for seed, workload in itertools.product(recipe.seeds, recipe.workloads)
+        if workload.start_from is not None
+    ]
+
+
+def _run(workload: Workload, method: str, seed: int, rate: float) -> TrainConfig:
+    full = replace(workload.config, target_loss=None, method="auto", sigma=None, level=None).resolve()
+    assert full.lr is not None  # noqa: S101 - resolved
+    target = workload.config.target_loss if Method.parse(method).rule in WITH_TARGET else None
+    return replace(workload.config, method=method, seed=seed, lr=float(f"{full.lr * rate:.6g}"), target_loss=target)
+
+
+def cost(recipe: Recipe) -> str:
+    """What a recipe trains and costs, as text."""
+    lines = [recipe.title, recipe.source, recipe.notes, ""]
+    total = 0.0
+    for workload in recipe.workloads:
+        config = replace(workload.config, target_loss=None, method="auto", sigma=None, level=None).resolve()
+        size = size_of(config.model)
+        methods = workload.methods or recipe.methods
+        runs = len(methods) * len(recipe.seeds) * len(recipe.rates)
+        parameters = size.parameters(config.vocab_size, tied=config.tied) if size else 0
+        tokens = config.steps * config.batch_size * (config.sequence_length or 1)
+        flops = 6.0 * parameters * tokens * runs
+        total += flops
+        lines += [
+            f"{workload.name}: model {config.model}, {parameters:,} parameters, vocabulary {config.vocab_size:,}",
+            f"  {config.steps:,} steps x {config.batch_size} sequences x {config.sequence_length} tokens = {tokens:,} tokens",
+            f"  {runs} runs: {', '.join(methods)}",
+            f"  {flops:.2g} flops, {flops / _A100 / 3600:.3g} hours of an A100 at 40 % of its peak",
+        ]
+        lines += [f"  the paper prints {loss:.3f} for {method}" for method, loss in workload.printed.items()]
+    return "\n".join([*filter(None, lines), f"All: {total:.2g} flops, {total / _A100 / 3600:.3g} hours of an A100"])
+
+
+def _notes(recipe: Recipe) -> str:
+    return " ".join(filter(None, (recipe.source and f"Source: {recipe.source}.", recipe.notes)))
+
