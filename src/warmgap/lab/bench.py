@@ -114,8 +114,8 @@ def cost(recipe: Recipe) -> str:
         flops = 6.0 * parameters * tokens * runs
         total += flops
         lines += [
-            f"{workload.name}: model {config.model}, {parameters:,} parameters, vocabulary {config.vocab_size:,}",
-            f"  {config.steps:,} steps x {config.batch_size} sequences x {config.sequence_length} tokens = {tokens:,} tokens",
+            f"{workload.name}: model {config.model}, {parameters:,} parameters, vocabulary {config.vocab_size}",
+            f"  {config.steps:,} steps x {config.batch_size} x {config.sequence_length or 1} = {tokens:,} predictions",
             f"  {runs} runs: {', '.join(methods)}",
             f"  {flops:.2g} flops, {flops / _A100 / 3600:.3g} hours of an A100 at 40 % of its peak",
         ]

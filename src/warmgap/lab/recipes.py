@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -144,8 +145,8 @@ class Recipe:
 
         Width and layers shrink with the cube root of the scale, the vocabulary with its square (so parameters follow
         the scale), steps with its square root, batch and sequence with its fourth root (so tokens do too). Rates,
-        betas, weight decay, clip and floor stay; warm-ups keep their share of the run. A vocabulary that shrinks is
-        trained on the corpus.
+        betas, weight decay, clip and floor stay; warm-ups keep their share of the run; a target loss keeps its share of
+        the loss of guessing, ln(vocabulary). The vocabulary is trained on the corpus.
 
         Args:
             scale: A share such as `1/100`.
@@ -204,8 +205,11 @@ def _scaled(workload: Workload, share: float, corpus: str | None, methods: Seque
     vocabulary = max(BYTES, round((config.vocab_size or size.vocab_size) * cube**2))
     steps = max(2, round(config.steps * share**0.5))
     batch = max(1, round(config.batch_size * share**0.25))
+    usual = config.vocab_size or size.vocab_size
+    target = None if config.target_loss is None else config.target_loss * math.log(vocabulary) / math.log(usual)
     config = replace(
         config,
+        target_loss=target and round(target, 3),
         model=f"{max(1, round(size.layers * cube))}x{width}",
         tied=size.tied if config.tied is None else config.tied,
         vocab_size=vocabulary,

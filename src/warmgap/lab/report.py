@@ -151,7 +151,7 @@ def _scored(cells: Sequence[Cell]) -> list[Section]:
     usable = scores.judged(cells)
     for split in dict.fromkeys(cell.split for cell in usable):
         own = [cell for cell in usable if cell.split == split]
-        if len({cell.workload for cell in own}) < 2:
+        if len(own) < 2:
             continue
         try:
             reference = scores.best_clock(usable)
@@ -263,11 +263,15 @@ def _commands(folder: Path) -> str:
 # ---------------------------------------------------------------------------------------------------------- in a terminal
 
 
+_WIDE = ("95% interval", "warm-up, steps", "_class")
+"""Columns that do not fit a terminal."""
+
+
 def print_tables(trials: Sequence[Trial]) -> None:
     """Print a table a workload and rate."""
     for cell in scores.cells(trials):
         members = [trial for trial in trials if trial.workload == cell.workload]
-        _print(cell.name, _rows(cell, members, several=False))
+        _print(f"{cell.name}, peak rate {cell.lr:.3g}", _rows(cell, members, several=False))
 
 
 def print_scores(trials: Sequence[Trial]) -> None:
@@ -283,12 +287,11 @@ def _print(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in rows[0] if rows else ():
-        if name != "_class":
-            table.add_column(name, no_wrap=name == "method")
+    names = [name for name in (rows[0] if rows else ()) if name not in _WIDE]
+    for name in names:
+        table.add_column(name, no_wrap=True)
     for row in rows:
-        style = "bold" if row["_class"] == "adaptive" else None
-        table.add_row(*(str(cell) for name, cell in row.items() if name != "_class"), style=style)
+        table.add_row(*(str(row[name]) for name in names), style="bold" if row["_class"] == "adaptive" else None)
     Console().print(table)
 
 

@@ -1,0 +1,384 @@
+"""Runs that are measured while they train, and what their records say: a table of fits, and a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from warmgap.lab.config import TrainConfig
+from warmgap.lab.errors import UserError
+from warmgap.lab.store import Result, Store
+from warmgap.smoothness import (
+    Fit,
+    LayerFits,
+    RateDependence,
+    Record,
+    block_names,
+    block_records,
+    fit_gap_linear,
+    fit_layers,
+    fit_smoothness,
+    rate_dependence,
+    read_records,
+)
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+RECORDS_FILE = "smoothness.jsonl"
+"""Records in the folder of a run."""
+
+READING = (
+    "The assumption behind warm-up is an inequality: dual norm of the gradient's change over the step's length, here "
+    "the ratio, is at most K(gap). nnls and lstsq go through the points, with and without constants held at zero or "
+    "above; envelope lies above 95 % of them. Intervals come from a block bootstrap over the trajectory. Whether the "
+    "ratio rises or falls with the gap does not depend on the target loss; the constants do."
+)
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#7A4EAB")
+_DRAWN = {
+    ("rho", "nnls"): ("#D55E00", "solid", "least squares, constants at 0 or above"),
+    ("rho", "lstsq"): ("#CC79A7", "dash", "plain least squares"),
+    ("rho", "envelope"): ("#7A4EAB", "solid", "envelope of 95 %"),
+}
+"""The fits that are drawn, those with rho = 2: colour, dashes, and name."""
+
+_MOST_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How a run is measured; see `SmoothnessProbe`."""
+
+    every: int = 1
+    estimator: str = "same-batch"
+    norm: str = "auto"
+    target_loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The records of one run.
+
+    Attributes:
+        name: What the run is called in tables.
+        path: The file.
+        records: Its records.
+    """
+
+    name: str
+    path: Path
+    records: Sequence[Record]
+
+    @property
+    def heading(self) -> str:
+        """Its name, and how it was measured."""
+        norms, estimators = ("/".join(sorted({getattr(r, what) for r in self.records})) for what in ("norm", "estimator"))
+        return f"{self.name}: {len(self.records)} records, {estimators}, norm {norms}"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Every fit of one trajectory.
+
+    Attributes:
+        fits: The fits in the gap.
+        layers: The layer-wise fits; None where the records have no blocks.
+        failed: Why a fit could not be made, a sentence each.
+    """
+
+    fits: Sequence[Fit]
+    layers: LayerFits | None
+    failed: Sequence[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know, every sentence once."""
+        first = [self.fits[0].trend.sentence, self.fits[0].diagnosis.sentence] if self.fits else []
+        layers = [] if self.layers is None else [layers_sentence(self.layers)]
+        return list(dict.fromkeys([*first, *(note for fit in self.fits for note in fit.notes), *self.failed, *layers]))
+
+    def rows(self) -> list[dict[str, str]]:
+        """The fits as a table; `above` is the share of ratios above the fit, `worst` how far the worst one is."""
+        return [
+            {
+                "bound": f"rho = {fit.rho:.3g}" if fit.assumption == "rho" else fit.assumption,
+                "method": fit.method,
+                "constants, 95 % interval": ", ".join(
+                    f"{name} {value:.3g} [{fit.intervals[name][0]:.3g}, {fit.intervals[name][1]:.3g}]"
+                    for name, value in fit.constants.items()
+                ),
+                "R2": f"{fit.r2:.3f}",
+                "above": f"{fit.violations:.0%}",
+                "worst": f"{fit.largest_violation:+.0%}",
+            }
+            for fit in self.fits
+        ]
+
+
+def measure(config: TrainConfig, how: Measurement, rates: Sequence[float], folder: Path) -> bool:
+    """Train at each multiple of the peak rate, with a probe; False where a run was interrupted.
+
+    Raises:
+        UserError: Settings that cannot be, or a folder with runs in it.
+    """
+    base = config.resolve()
+    if any(rate <= 0.0 for rate in rates) or len(set(rates)) != len(rates):
+        raise UserError(f"The rates must be different factors above 0, got {', '.join(f'{rate:g}' for rate in rates)}.")
+    from warmgap.lab.train import train
+    from warmgap.torch import SmoothnessProbe
+
+    assert base.lr is not None  # noqa: S101 - resolved
+    with Store(folder) as store:
+        for rate in rates:
+            place = folder / f"rate-{rate:g}"
+            full = dataclasses.replace(base, lr=base.lr * rate)
+            identity = full.fingerprint()
+            store.add([(identity, place.name, full.numbers(), full.command(place))])
+            if store.run(identity).status != "waiting" or not store.claim(identity):
+                raise UserError(
+                    f"{place} already holds a run: read it with warmgap smoothness {folder}, or give another --output."
+                )
+            make = partial(
+                SmoothnessProbe,
+                every=how.every,
+                estimator=how.estimator,  # type: ignore[arg-type]
+                norm=how.norm,
+                target_loss=how.target_loss,
+                path=place / RECORDS_FILE,
+            )
+            try:
+                result = train(full, place, progress=True, probe=lambda optimizer, model, make=make: make(optimizer, model=model))  # type: ignore[misc]
+            except (ValueError, UserError) as error:
+                store.finish(identity, Result("failed", str(error)))
+                raise UserError(f"The run cannot be measured: {error}") from error
+            store.finish(identity, result)
+            if result.status == "interrupted":
+                return False
+    return True
+
+
+def read_trajectories(places: Sequence[Path]) -> list[Trajectory]:
+    """The records in these files, and in files named `smoothness.jsonl` in or below these folders.
+
+    Raises:
+        UserError: Nothing there, or something that is no file of records.
+    """
+    found: dict[Path, str] = {}
+    for place in places:
+        if place.is_dir():
+            for path in sorted(place.rglob(RECORDS_FILE)):
+                found[path] = str(path.parent.relative_to(place)) if path.parent != place else place.name
+        elif place.exists():
+            found[place] = place.parent.name if place.name == RECORDS_FILE else place.stem
+        else:
+            raise UserError(f"There is no {place}.")
+    if not found:
+        raise UserError(f"No {RECORDS_FILE} in or below {', '.join(map(str, places))}: measure a run first.")
+    trajectories = []
+    for path, name in found.items():
+        try:
+            trajectories.append(Trajectory(_described(path, name), path, read_records(path)))
+        except ValueError as error:
+            raise UserError(f"{str(error)[:1].upper()}{str(error)[1:]}") from error
+    return trajectories
+
+
+def _described(path: Path, name: str) -> str:
+    """The run's optimizer and rate, where a database beside its folder tells them."""
+    try:
+        with Store(path.parent.parent, create=False) as store:
+            config = next(run.config for run in store.runs() if run.folder == path.parent.name)
+    except (UserError, StopIteration):
+        return name
+    return f"{config['optimizer']}, peak rate {config['lr']:g} ({name})"
+
+
+def analyse(trajectory: Trajectory, *, target_loss: float | None = None, resamples: int = 200) -> Analysis:
+    """Make every fit that the records allow; one that they do not becomes a sentence."""
+    records = trajectory.records
+    fits, failed = [], []
+    for make in (
+        partial(fit_smoothness, method="nnls"),
+        partial(fit_smoothness, method="lstsq"),
+        partial(fit_smoothness, method="envelope"),
+        partial(fit_smoothness, rho="search"),
+        partial(fit_gap_linear, method="nnls"),
+        partial(fit_gap_linear, method="envelope"),
+    ):
+        try:
+            fits.append(make(records, target_loss=target_loss, resamples=resamples))
+        except ValueError as error:
+            failed.append(f"Not fitted: {error}.")
+    layers = fit_layers(records, resamples=20) if block_names(records) else None
+    return Analysis(fits, layers, list(dict.fromkeys(failed)))
+
+
+def layers_sentence(layers: LayerFits) -> str:
+    """The layer-wise fits in a sentence."""
+    slopes = [fit.constants["L1"] for fit in layers.fits.values()]
+    if not slopes:
+        return f"Layer-wise: none of {len(layers.skipped)} blocks could be fitted."
+    shares = [fit.diagnosis.share for fit in layers.fits.values()]
+    offsets = [fit.constants["L0"] for fit in layers.fits.values()]
+    following = sum(not fit.diagnosis.informative for fit in layers.fits.values())
+    skipped = f" Skipped: {', '.join(layers.skipped)}." if layers.skipped else ""
+    return (
+        f"Layer-wise (L0, L1) of {len(slopes)} blocks: L1 median {statistics.median(slopes):.3g} (from "
+        f"{min(slopes):.3g} to {max(slopes):.3g}), L0 median {statistics.median(offsets):.3g}; a step changes a "
+        f"block's gradient by {statistics.median(shares):.2g} of itself (median), and in {following} blocks the "
+        f"estimate is not local.{skipped}"
+    )
+
+
+def compare_rates(trajectories: Sequence[Trajectory]) -> list[tuple[str, Sequence[Trajectory], RateDependence]]:
+    """Runs at several rates that lie beside each other in folders `rate-...`, compared."""
+    groups: dict[Path, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        if trajectory.path.parent.name.startswith("rate-"):
+            groups.setdefault(trajectory.path.parent.parent, []).append(trajectory)
+    found: list[tuple[str, Sequence[Trajectory], RateDependence]] = []
+    for place, members in groups.items():
+        if len(members) > 1:
+            try:
+                dependence = rate_dependence({float(index): run.records for index, run in enumerate(members)})
+            except ValueError:
+                continue  # a run too short for any comparison says so in its own table
+            found.append((place.name, members, dependence))
+    return found
+
+
+def print_fits(trajectories: Sequence[Trajectory], *, target_loss: float | None = None) -> None:
+    """Print a table of fits a run, and what to think of them."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for trajectory in trajectories:
+        analysis = analyse(trajectory, target_loss=target_loss)
+        console.print(trajectory.heading, style="italic", highlight=False, markup=False)
+        rows = analysis.rows()
+        if rows:
+            table = Table(*rows[0], box=box.SIMPLE_HEAD, pad_edge=False)
+            for row in rows:
+                table.add_row(*row.values())
+            console.print(table)
+        console.print(*analysis.notes, sep="\n", highlight=False, markup=False)
+        console.print()
+    for name, members, dependence in compare_rates(trajectories):
+        console.print(f"{name}, {len(members)} rates. {dependence.sentence}", highlight=False, markup=False)
+
+
+def write_page(trajectories: Sequence[Trajectory], path: Path, *, target_loss: float | None = None) -> Path:
+    """Write a page with pictures and fits.
+
+    Raises:
+        UserError: A place that cannot be written to.
+    """
+    from warmgap.lab.report import Section
+    from warmgap.lab.report import write_page as write
+
+    sections = []
+    for name, members, dependence in compare_rates(trajectories):
+        section = Section(f"{name}: several rates", [dependence.sentence])
+        caption = (
+            "If the ratio belongs to the function, the clouds lie on top of each other. If it only follows the step "
+            "length, they lie apart by the factors between the rates."
+        )
+        section.draw(_rates_picture(members, target_loss), caption)
+        sections.append(section)
+    for trajectory in trajectories:
+        analysis = analyse(trajectory, target_loss=target_loss)
+        section = Section(trajectory.heading, analysis.notes)
+        if analysis.fits:
+            caption = "A dot is a measured step, coloured by when it was made. The run goes from right to left."
+            section.draw(_trajectory_picture(trajectory, analysis.fits, target_loss), caption)
+            section.tables.append([{**row, "_class": ""} for row in analysis.rows()])
+        if analysis.layers is not None and analysis.fits:
+            caption = "Each block's own ratio, in its own norm; the line is an (H0, H1) envelope over 95 % of the dots."
+            section.draw(_blocks_picture(trajectory.records, target_loss), caption)
+        sections.append(section)
+    return write(path, "Curvature and the loss gap", [READING], sections)
+
+
+def _columns(records: Sequence[Record], target_loss: float | None) -> Any:
+    """Gap, ratio and step of the records that have finite ones; shape `(3, n)`."""
+    rows = [
+        (record.gap if target_loss is None else record.loss - target_loss, record.ratio, record.step)
+        for record in records
+    ]
+    table = np.array(rows, dtype=float).reshape(-1, 3)
+    return table[np.isfinite(table).all(axis=1) & (table[:, 0] > 0.0)].T
+
+
+def _trajectory_picture(trajectory: Trajectory, fits: Sequence[Fit], target_loss: float | None) -> Figure:
+    import plotly.graph_objects as go
+
+    gaps, ratios, steps = _columns(trajectory.records, target_loss)
+    bar = {"title": "step", "thickness": 10}
+    marker = {"color": steps, "colorscale": "Viridis", "size": 5, "colorbar": bar}
+    figure = go.Figure(go.Scatter(x=gaps, y=ratios, mode="markers", marker=marker, name="measured"))
+    grid = np.geomspace(gaps.min(), gaps.max(), 200)
+    for fit in fits:
+        style = _DRAWN.get((fit.assumption, fit.method))
+        if style is not None and fit.rho == 2.0:
+            colour, dash, name = style
+            drawn = np.asarray(fit(grid), dtype=float)
+            figure.add_scatter(x=grid, y=np.where(drawn > 0.0, drawn, np.nan), line={"color": colour, "dash": dash}, name=name)
+    return _scaled(figure, gaps, ratios)
+
+
+def _rates_picture(members: Sequence[Trajectory], target_loss: float | None) -> Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    columns = [_columns(run.records, target_loss) for run in members]
+    for at, (run, (gaps, ratios, _)) in enumerate(zip(members, columns, strict=True)):
+        marker = {"color": _COLOURS[at % len(_COLOURS)], "size": 5, "opacity": 0.6, "symbol": at}
+        figure.add_scatter(x=gaps, y=ratios, mode="markers", marker=marker, name=run.name)
+    return _scaled(figure, *(np.concatenate([column[at] for column in columns]) for at in (0, 1)))
+
+
+def _blocks_picture(records: Sequence[Record], target_loss: float | None) -> Figure:
+    from plotly.subplots import make_subplots
+
+    names = list(block_names(records))
+    if len(names) > _MOST_BLOCKS:
+        names = [names[round(at)] for at in np.linspace(0, len(names) - 1, _MOST_BLOCKS)]
+    wide = min(4, len(names))
+    short = [name.removeprefix("model.").removesuffix(".weight").replace("layers.", "") for name in names]
+    figure = make_subplots(rows=-(-len(names) // wide), cols=wide, subplot_titles=short)
+    for at, name in enumerate(names):
+        own = block_records(records, name)
+        gaps, ratios, steps = _columns(own, target_loss)
+        if not len(gaps):
+            continue
+        where = {"row": at // wide + 1, "col": at % wide + 1}
+        marker = {"color": steps, "colorscale": "Viridis", "size": 3}
+        figure.add_scatter(x=gaps, y=ratios, mode="markers", marker=marker, showlegend=False, **where)
+        try:
+            fit = fit_gap_linear(own, method="envelope", target_loss=target_loss, resamples=20)
+        except ValueError:
+            continue  # too few points for a line: the dots stand alone
+        grid = np.geomspace(gaps.min(), gaps.max(), 100)
+        figure.add_scatter(x=grid, y=np.asarray(fit(grid)), line={"color": "#7A4EAB"}, showlegend=False, **where)
+    figure.update_annotations(font_size=10)
+    return figure.update_layout(height=220 * (-(-len(names) // wide)))
+
+
+def _scaled(figure: Figure, gaps: Any, ratios: Any) -> Figure:
+    """Logarithmic axes where the values are above zero and span more than a factor of ten."""
+    figure.update_xaxes(title="gap: loss - target loss (nats)")
+    figure.update_yaxes(title="ratio")
+    for values, update in ((gaps, figure.update_xaxes), (ratios, figure.update_yaxes)):
+        if len(values) and values.min() > 0.0 and values.max() > 10.0 * values.min():
+            update(type="log")
+    return figure
