@@ -111,7 +111,7 @@ _RANGES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(ScheduleSettings, OptimizerSettings, DataSettings, RunSettings):
+class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings):
     """One training run. Fields left at None are filled in by `resolve`, which also checks all of them."""
 
     def resolve(self) -> TrainConfig:
