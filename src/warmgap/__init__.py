@@ -3,19 +3,22 @@
 Importing this package imports no framework; `warmgap.torch` is the PyTorch side.
 """
 
+from typing import Any
+
 from warmgap import decay, rules
 from warmgap.curve import ResponseCurve, Smoothness
 from warmgap.geometry import kappa
 from warmgap.matching import match_peak_gap
-from warmgap.schedule import Schedule, ScheduleState
-from warmgap.signal import Signal
+from warmgap.schedule import Event, Schedule, ScheduleState
+from warmgap.signal import LossFilter
 from warmgap.target import estimate_target_loss
 
 __all__ = [
+    "Event",
+    "LossFilter",
     "ResponseCurve",
     "Schedule",
     "ScheduleState",
-    "Signal",
     "Smoothness",
     "__version__",
     "decay",
@@ -26,3 +29,12 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Signal":
+        import warnings
+
+        warnings.warn("warmgap.Signal is now warmgap.LossFilter", DeprecationWarning, stacklevel=2)
+        return LossFilter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

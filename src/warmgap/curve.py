@@ -120,10 +120,7 @@ class ResponseCurve:
 
         Gaps above `initial_gap` give factors below `floor`: bounding them is the rule's work, not the curve's.
         """
-        x: Any = gap
-        distance = (x - self.peak_gap) / (self.initial_gap - self.peak_gap)
-        steepness = 1.0 / self.floor - 1.0
-        return cast("Number", 1.0 / (1.0 + steepness * (self.initial_gap / x) * distance * distance))
+        return response(gap, self.initial_gap, self.peak_gap, self.floor)
 
     def smoothness(self, peak_lr: float) -> Smoothness:
         """Return the curvature constants that this curve means at the peak learning rate `peak_lr`.
@@ -137,3 +134,10 @@ class ResponseCurve:
         width = self.initial_gap - self.peak_gap
         k2 = self.initial_gap * (1.0 / self.floor - 1.0) / (peak_lr * width * width)
         return Smoothness(K0=k2 * self.peak_gap**2, K1=1.0 / peak_lr - 2.0 * k2 * self.peak_gap, K2=k2)
+
+
+def response(gap: Number, initial_gap: float, peak_gap: float, floor: float) -> Number:
+    """Return `ResponseCurve(initial_gap, peak_gap, floor)(gap)`, of arguments that are not checked."""
+    x: Any = gap
+    distance = (x - peak_gap) / (initial_gap - peak_gap)
+    return cast("Number", 1.0 / (1.0 + (1.0 / floor - 1.0) * (initial_gap / x) * distance * distance))

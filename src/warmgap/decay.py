@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from warmgap._checks import check_finite, check_fraction
+from warmgap._ops import Floats, Ops
 
 __all__ = ["NAMES", "Decay", "by_name", "constant", "cosine", "inverse_sqrt", "linear", "wsd"]
 
@@ -95,16 +96,17 @@ def by_name(name: str) -> Decay:
 # Module-level functions, so that a decay, and with it a schedule, can be pickled.
 
 
-def _cosine(low: float, progress: float) -> float:
-    return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
+def _cosine(low: float, progress: float, ops: Ops = Floats) -> float:
+    sine = ops.sin(0.5 * math.pi * (1.0 - progress))  # (1 + cos(pi*progress))/2 is 0 before the end in float32
+    return low + (1.0 - low) * sine * sine
 
 
-def _wsd(share: float, low: float, progress: float) -> float:
-    return 1.0 - (1.0 - low) * max(0.0, progress - (1.0 - share)) / share
+def _wsd(share: float, low: float, progress: float, ops: Ops = Floats) -> float:
+    return 1.0 - (1.0 - low) * ops.maximum(0.0, progress - (1.0 - share)) / share
 
 
-def _inverse_sqrt(steepness: float, progress: float) -> float:
-    return 1.0 / math.sqrt(1.0 + steepness * progress)
+def _inverse_sqrt(steepness: float, progress: float, ops: Ops = Floats) -> float:
+    return 1.0 / ops.sqrt(1.0 + steepness * progress)
 
 
 def _minimum(value: float) -> float:

@@ -1,70 +1,159 @@
-"""A schedule: a warm-up rule until it hands over, then a decay over the steps that remain."""
+"""A schedule: a warm-up rule until it hands over, the peak, then a decay over the steps that remain."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from warmgap import decay as decays
-from warmgap._checks import check_count, check_finite, check_fraction, plain_fields
-from warmgap._state import State
-from warmgap.rules import Rule, RuleState
+from warmgap._checks import check_count, check_finite, plain_fields
+from warmgap._ops import Floats, Ops
+from warmgap._state import from_plain, to_plain
+from warmgap._version_1 import of_version_1
+from warmgap.rules import DivergenceGuard, Rule, by_name
+from warmgap.rules.deadlock import DeadlockState, watch
+from warmgap.rules.guard import GuardState
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+
+MOST_EVENTS = 64
+
+REASONS = (
+    "first loss seen",
+    "step size known",
+    "peak reached",
+    "descent over",
+    "loss rose: rate halved",
+    "no finite loss: rate halved",
+    "rate recovered",
+    "loss rises at any rate: guard off",
+    "deadlock: rate raised",
+    "deadline: warm-up ended",
+    "decay began",
+    "extended",
+    "decay moved up",
+)
+"""What an event's reason can be."""
 
 _PROBES = (0.0, 0.25, 0.5, 0.75, 0.85, 0.95)  # where a decay is evaluated to tell it from another one
+_NEVER = 2**30  # a step that no run reaches, and that fits an int32
+_GUARD = DivergenceGuard()
 
 
-@dataclass(frozen=True)
-class ScheduleState(State):
-    """Where a schedule stands.
+class Event(NamedTuple):
+    """Something that a schedule did.
 
     Attributes:
-        step: Optimizer steps made.
-        factor: Learning rate / peak learning rate of the next step, in (0, 1].
-        handover: The step at which warm-up ended and the factor was exactly 1; None while it lasts.
-        rule: The rule's own state.
-        config: Name and settings of the schedule that made this state, to refuse another one's.
-        version: Version of this form.
+        step: Optimizer steps made when it happened; 0 is before the first.
+        loss: The raw loss of the last of them, or the one seen before the first; None where there was none.
+        before: The factor before: `ScheduleState.factor`.
+        after: The factor after.
+        reason: One of `REASONS`.
+        role: The role that it concerns, `"hidden"`; None for all.
     """
 
     step: int
+    loss: float | None
+    before: float
+    after: float
+    reason: str
+    role: str | None = None
+
+    def __str__(self) -> str:
+        loss = "" if self.loss is None else f", loss {self.loss:.4g}"
+        role = "" if self.role is None else f" ({self.role} weights)"
+        moved = f"at {self.after:.3g}" if self.before == self.after else f"from {self.before:.3g} to {self.after:.3g}"
+        return f"step {self.step}{loss}: {self.reason}{role}, factor {moved}"
+
+
+class ScheduleState(NamedTuple):
+    """Where a schedule stands: numbers of fixed size, and the events.
+
+    Attributes:
+        step: Optimizer steps made.
+        total_iters: Optimizer steps in the whole run, as `extend` and `decay_now` left it.
+        factor: Learning rate / peak learning rate of the next step, in (0, 1], of the roles that the rule governs.
+        base: The same of all other roles: no warm-up but that of a start without evidence; the same decay.
+        ramp: `base` without guard and decay.
+        rule: The rule's state; its factor is that without guard and decay.
+        guard: The divergence guard's state.
+        hold_until: The step before which it does not decay.
+        deadline: The step at which warm-up ends at the latest.
+        deadlock: The deadlock watch's state.
+        seen: Whether a loss was seen, or the size of the first step was known.
+        ended: The step at which warm-up ended; -1 while it lasts.
+        decaying: The step from which it decays; -1 while that is not known.
+        anchor: The step at which the present stretch of the decay begins.
+        progress: Progress of the decay there.
+        events: What happened, the latest last, at most `MOST_EVENTS`.
+    """
+
+    step: int
+    total_iters: int
     factor: float
-    handover: int | None
+    base: float
+    ramp: float
     rule: Any
-    config: dict[str, Any]
-    version: int = STATE_VERSION
+    guard: GuardState
+    hold_until: int
+    deadline: int
+    deadlock: DeadlockState = DeadlockState()
+    seen: bool = False
+    ended: int = -1
+    decaying: int = -1
+    anchor: int = 0
+    progress: float = 0.0
+    events: tuple[Event, ...] = ()
 
     @property
-    def phase(self) -> Literal["warmup", "decay"]:
-        """`"warmup"` until the hand-over, `"decay"` from it on."""
-        return "warmup" if self.handover is None else "decay"
+    def phase(self) -> Literal["warmup", "stable", "decay"]:
+        """`"warmup"` while the rule's factor is on its way up, `"stable"` at the peak, then `"decay"`."""
+        if self.ended < 0:
+            return "warmup"
+        return "stable" if self.step < self.decaying else "decay"
+
+    @property
+    def handover(self) -> int | None:
+        """The step at which warm-up ended; None while it lasts."""
+        return None if self.ended < 0 else self.ended
+
+    @property
+    def decay_start(self) -> int | None:
+        """The step from which the rate decays; None while warm-up lasts."""
+        return None if self.decaying < 0 else self.decaying
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Losses in, learning-rate factors out: a warm-up rule, then a decay over the steps that remain.
+    """Losses in, learning-rate factors out: a warm-up rule, the peak, then a decay over the steps that remain.
 
-    `init` and `step` are pure. Whatever the losses do, the factor lies in (0, 1], is exactly 1 at the hand-over, and on
-    its way up at most doubles in a step. A rule that is `bounded` (all that look at the loss) is kept above a curve of
-    its own (`Rule.least`) that is 1 after the share `rule.max_warmup` of the steps: where a low rate can't lower the
-    loss, the rate rises all the same, and warm-up ends within that share of the run (or within the `log2(1/floor)`
-    steps that doubling takes, if that is longer).
+    `init`, `first`, `step`, `extend` and `decay_now` are pure. Whatever the losses do, each factor lies in (0, 1] and
+    on its way up at most doubles in a step, and warm-up ends within the share `rule.max_warmup` of the steps, if the
+    rule has that (or within the `log2(1/floor)` steps that doubling takes, if that is longer).
 
     Attributes:
         total_iters: Optimizer steps in the whole run, >= 1.
-        rule: The warm-up rule.
+        rule: A rule of `warmgap.rules`, or a name for `warmgap.rules.by_name`.
         decay: A name of `warmgap.decay.NAMES`, or a callable from progress in [0, 1] to a factor in (0, 1] that is 1
             at 0.
 
     Raises:
         ValueError: If an attribute is outside its range, or the rule's warm-up does not fit in `total_iters`.
+
+    Example:
+        >>> schedule = Schedule(total_iters=100)
+        >>> state = schedule.first(schedule.init(), 5.5)
+        >>> for step in range(70):
+        ...     state = schedule.step(state, 5.5 - 0.01 * step)
+        >>> print(f"{state.factor:.2f} {state.phase}; {state.events[-1]}")
+        0.50 decay; step 40, loss 5.11: decay began, factor at 1
     """
 
     total_iters: int
-    rule: Rule[Any]
+    rule: Rule[Any] = "auto"  # type: ignore[assignment]  # a name becomes its rule
     decay: str | Callable[[float], float] = "cosine"
     _decay: Callable[[float], float] = field(init=False, repr=False, compare=False)
 
@@ -73,129 +162,314 @@ class Schedule:
         check_count(
             "total_iters", self.total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run"
         )
-        if not isinstance(self.rule, Rule):
-            raise ValueError(f"rule must be a rule of warmgap.rules, got {self.rule!r}")
-        if not (isinstance(self.decay, str) or callable(self.decay)):
-            raise ValueError(f"decay must be a name of {decays.NAMES} or a callable, got {self.decay!r}")
-        object.__setattr__(self, "_decay", decays.by_name(self.decay) if isinstance(self.decay, str) else self.decay)
-        if self._decay(0.0) != 1.0:
-            raise ValueError(
-                f"a decay must be exactly 1 at progress 0, for a continuous hand-over, got {self._decay(0.0)!r}"
-            )
-        check_fraction("the rule's max_warmup", self.rule.max_warmup)
-        self.rule.init(self.total_iters)  # raises if the rule does not fit
+        rule: Any = self.rule
+        if isinstance(rule, str):
+            object.__setattr__(self, "rule", by_name(rule, self.total_iters))
+        elif not isinstance(rule, Rule):
+            raise ValueError(f"rule must be a rule of warmgap.rules or its name, got {self.rule!r}")
+        if not isinstance(self.decay, str) and not callable(self.decay):
+            raise ValueError(f"decay must be a name or a callable, got {self.decay!r}")
+        known = decays.by_name(self.decay) if isinstance(self.decay, str) else self.decay
+        if check_finite("decay(0)", known(0.0)) != 1.0:
+            raise ValueError(f"a decay must be exactly 1 at progress 0, got {known(0.0)!r}: divide by that value")
+        object.__setattr__(self, "_decay", known)
+        self.rule.init(self.total_iters)  # raises where it does not fit
 
     def init(self) -> ScheduleState:
-        """Return the state before the first step; its `factor` is that step's."""
+        """Return the state before the first step."""
         rule = self.rule.init(self.total_iters)
-        return ScheduleState(
-            step=0, factor=rule.factor, handover=0 if rule.done else None, rule=rule, config=self.config()
-        )
+        ramp = rule.factor if self.rule.roles == "all" else self.rule.floor
+        guard, deadlock = _GUARD.init(), DeadlockState()
+        marks = self._marks(self.total_iters)
+        state = ScheduleState(0, self.total_iters, rule.factor, ramp, ramp, rule, guard, *marks, deadlock)
+        return self.settled(state, 0, rule, ramp, guard, deadlock, False)
 
-    def calibrate(self, state: ScheduleState, loss: float) -> ScheduleState:
-        """Return the state before the first step, given the loss measured there.
+    def first(self, state: ScheduleState, loss: float | None = None) -> ScheduleState:
+        """Return the state before the first step, given evidence there: the first factors may then lie above the floor.
+
+        Args:
+            state: What `init` returned.
+            loss: The loss of the first step, which comes again with `step`; None where it is not known, but the size of
+                the step is: under the spectral cap.
 
         Raises:
-            ValueError: If a step was made already, or the loss is not finite.
+            ValueError: If a step was made already, the loss is not finite, or the rule refuses it.
         """
         if state.step > 0:
-            raise ValueError(f"calibrate looks before the first step, and {state.step} were made; call it first")
-        if state.handover is not None:
-            return state
-        rule = self.rule.calibrate(state.rule, check_finite("the loss to calibrate on", loss))
-        return replace(state, rule=rule, factor=rule.factor, handover=0 if rule.done else None)
+            raise ValueError(f"first is for the time before the first step, and {state.step} were made")
+        if loss is not None:
+            loss = check_finite("the first loss", loss)
+        return self._noted(state, self.looked(state, loss), loss)
 
-    def step(self, state: ScheduleState, loss: float | None = None) -> tuple[ScheduleState, float]:
-        """Take in the mean training loss of the step just made.
+    def step(self, state: ScheduleState, loss: float | None = None) -> ScheduleState:
+        """Return the state after a step that ran at the factors of `state`.
 
         Args:
             state: The state before.
-            loss: The loss of the step that ran at `state.factor`, unscaled; None, NaN or infinite if there is none to
-                be had: then the rule does not see this step, but time goes on.
-
-        Returns:
-            The new state, and the factor of the next step.
+            loss: The mean training loss of that step, unscaled. NaN and infinite losses never reach the rule; several
+                in a row are an alarm for the guard. None where no loss is to be had: then time goes on, no more.
 
         Raises:
             ValueError: If a callable decay leaves (0, 1], or the rule refuses the first loss.
+
+        Warns:
+            UserWarning: Once past the end of the run; once where the guard goes off.
         """
-        step = state.step + 1
-        rule: RuleState = state.rule
-        seen = math.nan if loss is None else float(loss)
-        if math.isfinite(seen) or not self.rule.needs_loss:
-            rule = self.rule.step(rule, seen)[0]
-        if state.handover is not None:
-            factor = self._decayed(step - state.handover, state.handover)
-            # the rule looks on, so that the gap can still be read
-            return replace(state, step=step, factor=factor, rule=replace(rule, factor=factor, done=True)), factor
-        factor = self._bound(step, state, rule) if self.rule.bounded else rule.factor
-        handover = step if factor == 1.0 and (rule.done or self._ended(step)) else None
-        rule = replace(rule, factor=factor, done=rule.done or handover is not None)
-        return replace(state, step=step, factor=factor, handover=handover, rule=rule), factor
+        if state.step == state.total_iters:
+            warnings.warn(
+                f"the schedule's {state.total_iters} steps are over, and another was made; the rate stays where it is: "
+                "give the number of optimizer steps in the whole run as total_iters, or call extend(total_iters)",
+                UserWarning,
+                stacklevel=2,
+            )
+        after = self.advanced(state, 0.0 if loss is None else float(loss), loss is not None)
+        if not 0.0 < after.factor <= 1.0:
+            raise ValueError(
+                f"a decay must stay in (0, 1], and the factor of step {after.step} came to {after.factor!r}"
+            )
+        if after.guard.off and not state.guard.off:
+            warnings.warn(
+                "the loss goes on rising whatever the learning rate: it does not measure the progress of this training "
+                "(as in reinforcement learning, or against a critic), and the guard is off from here on; rule='linear' "
+                "uses no losses",
+                UserWarning,
+                stacklevel=2,
+            )
+        return self._noted(state, after, loss)
+
+    def extend(self, state: ScheduleState, total_iters: int) -> ScheduleState:
+        """Return the state of a run that is to have `total_iters` steps in all, more or fewer; the rate goes on.
+
+        What is left of the decay is stretched or pressed to the new end, whatever its form.
+
+        Raises:
+            ValueError: If `total_iters` does not lie above the steps made.
+        """
+        check_count("total_iters", total_iters, minimum=1)
+        if total_iters <= state.step:
+            raise ValueError(f"total_iters must lie above the {state.step} steps made, got {total_iters}")
+        hold_until, deadline = self._marks(total_iters)
+        longer = state._replace(
+            total_iters=total_iters,
+            hold_until=hold_until,
+            deadline=deadline,
+            rule=self.rule.extended(state.rule, total_iters),
+        )
+        if state.phase == "warmup":  # what a deadline near by has raised, stays raised
+            lift = max(state.deadlock.lift, state.rule.factor) if self.rule.max_warmup else 0.0
+            longer = longer._replace(deadlock=state.deadlock._replace(lift=lift))
+        elif state.phase == "stable":
+            start = max(state.step, longer.hold_until)
+            longer = longer._replace(decaying=start, anchor=start)
+        else:
+            longer = longer._replace(anchor=state.step, progress=_progress_of(state))
+        return self._noted(state, longer, None, "extended")
+
+    def decay_now(self, state: ScheduleState, steps: int) -> ScheduleState:
+        """Return the state of a run that decays from the present factor over the next `steps` steps, and ends there.
+
+        Raises:
+            ValueError: If `steps` is no whole number >= 1.
+        """
+        check_count("steps", steps, minimum=1, hint="it is the number of steps that the decay is to take")
+        decays = state.phase == "decay"
+        now = state._replace(
+            total_iters=state.step + steps,
+            ended=state.step if state.ended < 0 else state.ended,
+            decaying=state.decaying if decays else state.step,
+            anchor=state.step,
+            progress=self._level_until(_progress_of(state) if decays else 0.0),
+        )
+        return self._noted(state, now, None, "decay moved up")
+
+    def factor_of(self, state: ScheduleState, role: str | None) -> float:
+        """Return the factor of weights in that role; None is the role of weights that have none."""
+        return state.factor if self.rule.roles == "all" or role in ("hidden", None) else state.base
 
     def reading(self, state: ScheduleState) -> tuple[float | None, float | None]:
-        """Return the (gap, target loss) that the rule sees, each None where it has none (yet)."""
-        return self.rule.reading(state.rule)
+        """Return the (gap, target loss) that the rule follows, as warm-up left them; None where it has none (yet)."""
+        gap, target = self.rule.reading(state.rule)
+        return gap if gap < math.inf else None, target if target < math.inf else None
 
     def config(self) -> dict[str, Any]:
-        """Return the settings as plain Python values; a callable decay is told by its values at a few points."""
+        """Return the settings as plain Python values; a callable decay as its values at a few points."""
         known = self.decay if isinstance(self.decay, str) else [float(self._decay(progress)) for progress in _PROBES]
-        return {
-            "total_iters": self.total_iters,
-            "decay": known,
-            "rule": self.rule.config(),
-        }
+        return {"total_iters": self.total_iters, "decay": known, "rule": self.rule.config()}
+
+    def to_dict(self, state: ScheduleState) -> dict[str, Any]:
+        """Return a state, with the settings that it belongs to, as plain Python values."""
+        return {"version": STATE_VERSION, "config": self.config(), "state": to_plain(state)}
 
     def from_dict(self, data: dict[str, Any]) -> ScheduleState:
-        """Return the state that `ScheduleState.to_dict` described.
+        """Return the state that `to_dict` described; one of another length goes on as in `extend`.
 
         Raises:
             ValueError: If it is no such state, of another version, or of a schedule with other settings.
         """
         if not isinstance(data, dict) or "version" not in data:
             raise ValueError(f"this is not the state of a warmgap schedule: it has no version, got {data!r:.80}")
+        if data["version"] == 1:
+            data = of_version_1(data, self)
         if data["version"] != STATE_VERSION:
             raise ValueError(
-                f"this state has version {data['version']!r} and this warmgap reads version {STATE_VERSION}: "
+                f"this state has version {data['version']!r} and this warmgap reads versions 1 and {STATE_VERSION}: "
                 "load it with the warmgap that saved it"
             )
-        _refuse_other_config(data.get("config"), self.config())
-        state = ScheduleState.from_dict({**data, "rule": None})
-        if not 0.0 < state.factor <= 1.0 or state.step < 0:
+        config, fields = data.get("config", {}), data.get("state")
+        _refuse_other_config(config, self.config())
+        state = from_plain(ScheduleState, fields)
+        state = state._replace(rule=from_plain(type(self.rule.init(self.total_iters)), state.rule))
+        if not 0.0 < min(state.factor, state.base) <= max(state.factor, state.base) <= 1.0 or state.step < 0:
             raise ValueError(
-                f"a factor lies in (0, 1] and a step at 0 or above, got {state.factor!r} and {state.step!r}: "
-                "this state is damaged or was edited"
+                f"a factor lies in (0, 1] and a step at 0 or above, got {state.factor!r}, {state.base!r} and "
+                f"{state.step!r}: this state is damaged or was edited"
             )
-        return replace(state, rule=type(self.rule.init(self.total_iters)).from_dict(data.get("rule")))
+        if self.total_iters in (config.get("total_iters"), state.total_iters):
+            return state
+        return self.extend(state, self.total_iters)
 
-    def _line(self) -> int:
-        """Steps from the start to the latest hand-over."""
-        return max(1, math.ceil(self.rule.max_warmup * self.total_iters))
+    def events_between(self, before: ScheduleState, after: ScheduleState, loss: float | None) -> tuple[Event, ...]:
+        """Return what happened from one state to the next, in the order in which it did.
 
-    def _ended(self, step: int) -> bool:
-        return self.rule.bounded and step >= self._line()
+        Args:
+            before: A state.
+            after: What `first` or `step` made of it.
+            loss: The loss they were given.
+        """
+        guard, old = after.guard, before.guard
+        hidden = None if self.rule.roles == "all" else "hidden"
+        found: list[tuple[str, str | None]] = []
+        if after.seen and not before.seen:
+            found.append(("step size known" if loss is None else "first loss seen", None))
+        if guard.off and not old.off:
+            found.append(("loss rises at any rate: guard off", None))
+        elif guard.rises > old.rises and guard.scale < old.scale:
+            found.append(("loss rose: rate halved", None))
+        if guard.blackouts > old.blackouts:
+            found.append(("no finite loss: rate halved", None))
+        if guard.scale == 1.0 and old.scale < 1.0:
+            found.append(("rate recovered", None))
+        if after.deadlock.lifts > before.deadlock.lifts:
+            found.append(("deadlock: rate raised", hidden))
+        if after.ended >= 0 > before.ended and not (found and after.step == 0):
+            reason = "descent over" if self.rule.needs_loss and not self.rule.clock else "peak reached"
+            if not after.rule.done:
+                reason = "peak reached" if after.deadlock.lift == 1.0 else "deadline: warm-up ended"
+            found.append((reason, hidden))
+        if 0 <= after.decaying <= after.step and not 0 <= before.decaying <= before.step:
+            found.append(("decay began", None))
+        return tuple(Event(after.step, loss, before.factor, after.factor, reason, role) for reason, role in found)
 
-    def _bound(self, step: int, state: ScheduleState, rule: RuleState) -> float:
-        wanted = 1.0 if rule.done or self._ended(step) else max(rule.factor, self.rule.least(step / self._line()))
-        return min(1.0, wanted, 2.0 * state.factor)
+    # What follows is written in operations: `warmgap.optax` runs the same lines on arrays.
 
-    def _decayed(self, steps: int, handover: int) -> float:
-        remaining = max(1, self.total_iters - handover)
-        factor = float(self._decay(min(steps, remaining - 1) / remaining))
-        if not 0.0 < factor <= 1.0:
-            raise ValueError(
-                f"a decay must stay in (0, 1], got {factor!r} at progress {min(steps, remaining - 1) / remaining:.4f}"
+    def settled(
+        self,
+        old: ScheduleState,
+        step: int,
+        rule: Any,
+        ramp: float,
+        guard: GuardState,
+        deadlock: DeadlockState,
+        seen: bool,
+        ops: Ops = Floats,
+    ) -> ScheduleState:
+        """Return the state with what follows from its parts: end of warm-up, start of the decay, factors."""
+        over = (old.ended < 0) & (rule.factor == 1.0)
+        start = ops.maximum(step, old.hold_until)
+        ended = ops.where(over, step, old.ended)
+        decaying = ops.where(over, start, old.decaying)
+        anchor = ops.where(over, start, old.anchor)
+        total, progress = old.total_iters, old.progress
+        scale = guard.scale * ops.when(
+            (ended >= 0) & (step > decaying),
+            lambda: ops.decay(self._decay)(_progress(step, total, anchor, progress, ops)),
+            1.0,
+        )
+        return ScheduleState(
+            step, total, scale * rule.factor, scale * ramp, ramp, rule, guard, old.hold_until, old.deadline, deadlock,
+            seen, ended, decaying, anchor, progress, old.events,
+        )  # fmt: skip
+
+    def looked(self, state: ScheduleState, loss: float | None, ops: Ops = Floats) -> ScheduleState:
+        """Return the state before the first step, given the evidence there."""
+        if not self.rule.needs_loss:
+            return state
+        rule = self.rule.first(state.rule, loss, ops)
+        ramp = rule.factor if self.rule.roles == "all" else 1.0
+        return self.settled(state, state.step, rule, ramp, state.guard, state.deadlock, True, ops)
+
+    def advanced(self, state: ScheduleState, loss: float, given: bool, ops: Ops = Floats) -> ScheduleState:
+        """Return the state after a step; `loss` is any number where none was given."""
+        rule, total, warms = self.rule, state.total_iters, state.ended < 0
+        finite = given & ops.finite(loss)
+        loss = ops.where(finite, loss, 0.0)
+        before, step = state.rule, state.step + 1
+        after = ops.when(warms & (finite | rule.clock), lambda: rule.step(before, loss, ops), before)
+        guard, deadlock = state.guard, state.deadlock
+        if rule.guard:
+            guard = ops.when(given, lambda: _GUARD.step(state.guard, loss, finite, total, ops), guard)
+        if rule.deadlock_exit:
+            deadlock = ops.when(
+                warms, lambda: watch(state.deadlock, after.losses, finite, before.factor, total, ops), deadlock
             )
-        return factor
+        wanted = ops.maximum(after.factor, deadlock.lift)
+        if rule.max_warmup is not None:  # as late as doubling allows
+            wanted = ops.maximum(wanted, ops.power(2.0, ops.minimum(0, step - state.deadline)))
+        factor = ops.where(warms, ops.minimum(ops.minimum(1.0, wanted), 2.0 * before.factor), before.factor)
+        ramp = factor if rule.roles == "all" else ops.minimum(1.0, 2.0 * state.ramp)
+        after = after._replace(factor=factor)
+        seen = state.seen | (finite & rule.needs_loss)
+        return self.settled(state, step, after, ramp, guard, deadlock, seen, ops)
+
+    # Of the host alone.
+
+    def _marks(self, total_iters: int) -> tuple[int, int]:
+        """Return the steps before which it does not decay, and at which warm-up ends at the latest."""
+        latest = self.rule.max_warmup
+        return (
+            math.ceil(self.rule.hold * total_iters),
+            _NEVER if latest is None else max(1, math.ceil(latest * total_iters)),
+        )
+
+    def _level_until(self, progress: float) -> float:
+        """Return up to where the decay stays as high as it is at `progress`."""
+        level, low, high = self._decay(progress), progress, 1.0
+        if self._decay(1.0 - 2.0**-30) >= level:
+            return progress
+        for _ in range(50):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if self._decay(middle) >= level else (low, middle)
+        return low
+
+    def _noted(
+        self, before: ScheduleState, after: ScheduleState, loss: float | None, reason: str | None = None
+    ) -> ScheduleState:
+        if reason is None:
+            events = self.events_between(before, after, loss)
+        else:
+            events = (Event(after.step, loss, before.factor, after.factor, reason),)
+        return after._replace(events=(*after.events, *events)[-MOST_EVENTS:]) if events else after
 
 
 def _refuse_other_config(saved: Any, own: dict[str, Any]) -> None:
-    if saved == own:
-        return
+    """Raise ValueError unless the settings are the same, but for the length of the run."""
     if not isinstance(saved, dict):
         raise ValueError(f"this is not the state of a warmgap schedule: its config is {saved!r:.80}")
-    differing = sorted(key for key in saved.keys() | own.keys() if saved.get(key) != own.get(key))
-    what = "; ".join(f"{key}: saved {saved.get(key)!r}, here {own.get(key)!r}" for key in differing)
-    raise ValueError(
-        f"this state belongs to a schedule with other settings ({what}): give the same ones, or start afresh"
-    )
+    keys = sorted((saved.keys() | own.keys()) - {"total_iters"})
+    if differing := [key for key in keys if saved.get(key) != own.get(key)]:
+        what = "; ".join(f"{key}: saved {saved.get(key)!r}, here {own.get(key)!r}" for key in differing)
+        raise ValueError(
+            f"this state belongs to a schedule with other settings ({what}): give the same ones, or start afresh"
+        )
+
+
+def _progress(step: int, total: int, anchor: int, progress: float, ops: Ops) -> float:
+    """Return the progress of a decay that was at `progress` at the step `anchor`; past the end, that of the last."""
+    length = ops.maximum(1, total - anchor)
+    left = (length - ops.minimum(step - anchor, length - 1)) / length
+    now: float = 1.0 - (1.0 - progress) * left
+    return now
+
+
+def _progress_of(state: ScheduleState) -> float:
+    return _progress(state.step, state.total_iters, state.anchor, state.progress, Floats)

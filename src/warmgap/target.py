@@ -7,12 +7,11 @@ bad one costs: with target 0 its Muon run ends at 3.717 where the best hand-tune
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from warmgap._checks import check_finite, plain_fields
-from warmgap._state import State
+from warmgap._ops import Floats, Ops
 
 MEAN_DECAY = 0.5
 """Mean factor expected over a run, to say how far it will travel: that of a cosine or a line to 0."""
@@ -23,22 +22,26 @@ LOWEST_SHARE = 0.2
 MARGIN = 0.05
 """The estimate stays below the best loss seen by at least this share of what the run has gained so far."""
 
+_LEAST_GAIN = 0.01  # share of the initial loss that counts as gained at least, for that margin
+_TINY = 1e-30  # a distance of 0 has no logarithm to divide by
 
-@dataclass(frozen=True)
-class Descent(State):
+
+class Descent(NamedTuple):
     """What is known of the run so far.
 
     Attributes:
-        initial_loss: The first clean loss; None before it.
-        best_loss: The lowest clean loss; None before the first.
+        total: Expected sum of factors at the end of the run.
         distance: Sum of the factors of the steps made.
-        total_distance: Expected sum of factors at the end of the run; None where the length is unknown.
+        initial_loss: The first clean loss; 0 before it.
+        best_loss: The lowest clean loss; 0 before the first.
+        seen: Whether there was a loss.
     """
 
-    initial_loss: float | None = None
-    best_loss: float | None = None
+    total: float
     distance: float = 0.0
-    total_distance: float | None = None
+    initial_loss: float = 0.0
+    best_loss: float = 0.0
+    seen: bool = False
 
 
 class Gap(NamedTuple):
@@ -67,33 +70,31 @@ class Target:
         if self.loss != "auto":
             check_finite("target_loss", self.loss, "give the loss taken as optimal, or 'auto'")
 
-    def init(self, total_iters: int | None = None) -> Descent:
+    def init(self, total_iters: int) -> Descent:
         """Return the descent before the first step of a run of `total_iters` steps."""
-        return Descent(total_distance=None if total_iters is None else MEAN_DECAY * total_iters)
+        return Descent(MEAN_DECAY * total_iters)
 
-    def step(self, descent: Descent, clean: float, factor: float) -> tuple[Descent, Gap]:
-        """Return the descent after a step that ran at `factor` and showed the clean loss `clean`, and its gap."""
-        initial = clean if descent.initial_loss is None else descent.initial_loss
-        best = clean if descent.best_loss is None else min(clean, descent.best_loss)
-        descent = replace(descent, initial_loss=initial, best_loss=best, distance=descent.distance + factor)
-        return descent, self._gap(initial, best, descent)
+    def step(self, descent: Descent, clean: float, factor: float, ops: Ops = Floats) -> Descent:
+        """Return the descent after a step that ran at `factor` and showed the clean loss `clean`."""
+        return Descent(
+            total=descent.total,
+            distance=descent.distance + factor,
+            initial_loss=ops.where(descent.seen, descent.initial_loss, clean),
+            best_loss=ops.where(descent.seen, ops.minimum(clean, descent.best_loss), clean),
+            seen=descent.seen | True,
+        )
 
-    def reading(self, descent: Descent) -> tuple[float | None, float | None]:
-        """Return (gap of the lowest loss, target loss), each None where a loss is needed for it and there was none."""
-        if descent.initial_loss is None or descent.best_loss is None:
-            return None, None if self.loss == "auto" else self.loss
-        gap = self._gap(descent.initial_loss, descent.best_loss, descent)
-        return gap.now, gap.target_loss
-
-    def _gap(self, initial: float, best: float, descent: Descent) -> Gap:
-        target = self.loss
+    def gap(self, descent: Descent, ops: Ops = Floats) -> Gap:
+        """Return the gap at the start, the gap now and the target loss, of a descent with a loss in it."""
+        initial, best, target = descent.initial_loss, descent.best_loss, self.loss
         if target == "auto":
-            total = descent.distance if descent.total_distance is None else descent.total_distance
-            target = estimate_target_loss(initial, best, descent.distance, total)
+            target = estimate_target_loss(initial, best, descent.distance, descent.total, ops)
         return Gap(initial - target, best - target, target)
 
 
-def estimate_target_loss(initial_loss: float, best_loss: float, distance: float, total_distance: float) -> float:
+def estimate_target_loss(
+    initial_loss: float, best_loss: float, distance: float, total_distance: float, ops: Ops = Floats
+) -> float:
     """Return an estimate of the loss that the run will reach, from what it has reached so far.
 
     A positive loss is taken to fall as a power of the distance travelled, `initial_loss * (1 + distance)**-a`, any
@@ -106,18 +107,22 @@ def estimate_target_loss(initial_loss: float, best_loss: float, distance: float,
         best_loss: The lowest clean loss so far.
         distance: Sum of the factors of all steps so far (steps at the peak learning rate), >= 0.
         total_distance: The same sum at the end of the run, or an estimate of it.
+        ops: The operations to compute with.
 
     Returns:
         The target loss, below `best_loss`.
     """
     gain = initial_loss - best_loss
+    slack = MARGIN * ops.maximum(gain, _LEAST_GAIN * abs(initial_loss))
     # a loss of 0 that has gained nothing has no scale of its own
-    slack = MARGIN * max(gain, 0.01 * abs(initial_loss)) or MARGIN
-    highest = best_loss - slack
-    stretch = max(1.0, math.log1p(max(total_distance, distance)) / math.log1p(distance)) if distance > 0.0 else math.inf
-    if initial_loss > 0.0:
-        lowest = LOWEST_SHARE * initial_loss
-        ratio = max(best_loss, lowest) / initial_loss
-        reached = initial_loss * ratio**stretch if ratio < 1.0 else best_loss
-        return min(highest, max(lowest, reached))
-    return min(highest, initial_loss - gain * stretch if gain > 0.0 else highest)
+    highest = best_loss - ops.where(slack > 0.0, slack, MARGIN)
+    travelled = ops.log1p(distance)
+    stretch = ops.maximum(1.0, ops.log1p(ops.maximum(total_distance, distance)) / ops.maximum(travelled, _TINY))
+    lowest = LOWEST_SHARE * initial_loss
+    positive = initial_loss > 0.0
+    ratio = ops.where(positive, ops.maximum(best_loss, lowest), 1.0) / ops.where(positive, initial_loss, 1.0)
+    falling = gain > 0.0
+    reached = ops.where(falling, initial_loss * ops.power(ratio, stretch), best_loss)
+    along_log = ops.where(falling, initial_loss - gain * stretch, highest)
+    target: float = ops.minimum(highest, ops.where(positive, ops.maximum(lowest, reached), along_log))
+    return target

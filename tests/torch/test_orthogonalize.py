@@ -1,13 +1,24 @@
 """Newton-Schulz and the exact polar factor."""
 
-from typing import get_args
+import sys
+from typing import Any, get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warmgap.torch.orthogonalize import Method, as_matrix, newton_schulz, orthogonalize, polar
+from warmgap.torch.orthogonalize import (
+    POLYNOMIALS,
+    Method,
+    as_matrix,
+    compute_dtype,
+    newton_schulz,
+    orthogonalize,
+    polar,
+)
+
+module: Any = sys.modules["warmgap.torch.orthogonalize"]
 
 METHODS = get_args(Method)
 
@@ -66,7 +77,7 @@ def test_the_documented_band() -> None:
 @pytest.mark.parametrize("shape", [(64, 64), (64, 256), (256, 64), (200, 300)])
 def test_in_bfloat16_the_upper_end_of_the_band_holds_and_the_directions_agree(shape: tuple[int, int]) -> None:
     x = normal(*shape, dtype=torch.float32)
-    o = newton_schulz(x)
+    o = newton_schulz(x, dtype=torch.bfloat16)
     assert o.dtype == torch.bfloat16
     o = o.float()
     assert torch.linalg.svdvals(o).max() < 1.23
@@ -121,6 +132,129 @@ def test_more_steps_and_float64_follow_the_polynomial() -> None:
         values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
     result = torch.linalg.svdvals(newton_schulz(x, 2, dtype=torch.float64))
     torch.testing.assert_close(result[:3], values[:3].sort(descending=True).values)
+
+
+def spectra(rows: int, columns: int) -> dict[str, torch.Tensor]:
+    """Matrices that are hard for the Gram form, whose rounding is relative to the largest singular value."""
+    side = min(rows, columns)
+    ranks = torch.arange(side, dtype=torch.float64)
+    return {
+        "rank one": with_singular_values(torch.ones(1, dtype=torch.float64), rows, columns),
+        "rank 20": with_singular_values(torch.linspace(1, 0.1, 20, dtype=torch.float64), rows, columns),
+        "exponential": with_singular_values((-20 * ranks / side).exp(), rows, columns),
+        "orthonormal": with_singular_values(torch.ones(side, dtype=torch.float64), rows, columns),
+        "huge": 1e30 * normal(rows, columns),
+        "tiny": 1e-12 * normal(rows, columns),
+    }
+
+
+def in_form(form: str, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch, **options: Any) -> torch.Tensor:
+    def segments(steps: int, longest: int, *_: float) -> tuple[int, ...]:
+        return (1,) * steps if form == "standard" else {1: (1,) * 5, 3: (2, 3), 5: (5,)}[longest]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_segments", segments)
+        return newton_schulz(x, **options).double()
+
+
+@pytest.mark.parametrize("polynomial", POLYNOMIALS)
+@pytest.mark.parametrize("shape", [(96, 256), (256, 96)])
+def test_both_forms_agree_on_hard_spectra(
+    polynomial: Any, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, x in spectra(*shape).items():
+        expected = in_form("standard", x, monkeypatch, polynomial=polynomial, dtype=torch.float64)
+        exact = in_form("gram", x, monkeypatch, polynomial=polynomial, dtype=torch.float64)
+        assert (exact - expected).norm() <= 1e-10 * expected.norm(), name
+        single = in_form("gram", x.float(), monkeypatch, polynomial=polynomial, dtype=torch.float32)
+        assert (single - expected).norm() <= 3e-2 * expected.norm(), name
+        for dtype in (torch.bfloat16, torch.float16):
+            half = in_form("gram", x.float(), monkeypatch, polynomial=polynomial, dtype=dtype)
+            # Rounding gives a matrix of low rank all the others, and the polynomial raises them: what must hold is how
+            # far the step goes along the gradient, and that no singular value grows.
+            assert float((half * x).sum() / (expected * x).sum()) == pytest.approx(1.0, abs=0.17), name
+            limit = 1.5 * float(torch.linalg.matrix_norm(expected, 2))
+            assert polynomial == "cans" or torch.linalg.matrix_norm(half, 2) < limit, name
+
+
+def test_the_gram_form_is_left_out_in_half_precision_where_a_polynomial_comes_near_zero() -> None:
+    assert [name for name in POLYNOMIALS if module._steps(name, 5).gram_in_half] == ["jordan"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(400, 500), (500, 400), (400, 900)])
+def test_strips_give_what_whole_products_do(
+    dtype: torch.dtype, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = normal(*shape, dtype=torch.float32)
+    by_strips = newton_schulz(x, dtype=dtype).double()
+    monkeypatch.setattr(module, "_by_strips", module._multiply)
+    whole = newton_schulz(x, dtype=dtype).double()
+    assert (by_strips - whole).norm() <= (1e-5 if dtype == torch.float32 else 3e-2) * whole.norm()
+
+
+@pytest.mark.parametrize(
+    ("polynomial", "low", "high", "start"),
+    [
+        ("jordan", 0.68, 1.21, 2e-3),
+        ("polar-express", 0.84, 1.15, 1e-3),
+        ("cans", 0.88, 1.12, 1e-3),
+        ("cubic", 0.77, 1.3, 1e-2),
+    ],
+)
+def test_the_named_polynomials_keep_to_their_ranges_and_never_change_sign(
+    polynomial: str, low: float, high: float, start: float
+) -> None:
+    steps = module._steps(polynomial, 5)
+    x = torch.logspace(-8, 0, 200_001, dtype=torch.float64)
+    y = x / steps.factor
+    for a, b, c in steps.coefficients:
+        y = y * (a + b * y**2 + c * y**4)
+        assert y.min() > 0
+    assert y[x >= start].min() > low
+    assert y.max() < high
+
+
+def test_coefficients_of_ones_own() -> None:
+    x = normal(6, 9)
+    own = [(2.0, -1.5, 0.5)]
+    torch.testing.assert_close(
+        newton_schulz(x, 3, polynomial=own, dtype=torch.float64),
+        newton_schulz(x, 3, polynomial=own * 3, dtype=torch.float64),
+    )
+    # Takes singular values above .884 to below zero: a step along -U V^T would then climb.
+    with pytest.raises(ValueError, match=r"step 1 changes sign: .* could go up the gradient; give coefficients"):
+        newton_schulz(x, polynomial=[(1.0, 0.0, 0.0), (3.0, -5.0, 1.0)])
+    with pytest.raises(ValueError, match=r"step 0, .* to 4, beyond 2; give coefficients that stay bounded"):
+        newton_schulz(x, polynomial=[(4.0, 0.0, 0.0)])
+    with pytest.raises(ValueError, match=r"polynomial must be one of 'jordan', .* got 'quintic'"):
+        newton_schulz(x, polynomial="quintic")  # type: ignore[arg-type]
+    for bad in ([], [(1.0, 2.0)], 3.0, (1.0, 2.0, 3.0)):
+        with pytest.raises(ValueError, match="polynomial must be a name, or"):
+            newton_schulz(x, polynomial=bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"type to compute in must be torch.bfloat16, .* got torch.int32"):
+        newton_schulz(x, dtype=torch.int32)
+
+
+def test_the_type_to_compute_in_is_that_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(capabilities: dict[str, bool], isa: str | None = None) -> list[torch.dtype]:
+        module._cpu_multiplies_half.cache_clear()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+        if isa:
+            monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+        return [compute_dtype(torch.device("cpu"), side) for side in (64, 256)]
+
+    try:
+        assert answer({"avx2": True}) == [torch.float32, torch.float32]
+        assert answer({"avx512_bf16": True}) == [torch.float32, torch.bfloat16]
+        assert answer({"amx_bf16": True}) == [torch.float32, torch.bfloat16]
+        assert answer({"avx512_bf16": True}, "AVX2") == [torch.float32, torch.float32]
+        assert answer({"avx512_bf16": True}, "AVX512_CORE_BF16") == [torch.float32, torch.bfloat16]
+    finally:
+        module._cpu_multiplies_half.cache_clear()
+    assert newton_schulz(normal(4, 3), dtype=torch.float16).dtype == torch.float16
 
 
 def test_blocks_as_matrices() -> None:

@@ -1,72 +1,129 @@
 """Warm-up rules: losses in, learning-rate factor out, and an end that the rule finds itself.
 
-One published rule a file.
+One rule a file. A new one is a module in this folder with a `Rule` that has a name: `by_name` knows it from then on.
 """
 
+import ast
+import dataclasses
+import importlib
+import pkgutil
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
 from warmgap._checks import check_count
-from warmgap.rules._rule import Rule, RuleState
+from warmgap.rules._rule import RULES, Rule, RuleState
 from warmgap.rules.gap import GapRule
+from warmgap.rules.guard import DivergenceGuard
 from warmgap.rules.linear import LinearRule
 from warmgap.rules.loss_ratio import LossRatioRule
 from warmgap.rules.measured import MeasuredRule
-from warmgap.rules.pace import PaceRule
 from warmgap.rules.power import PowerRule
+from warmgap.rules.spectral import SpectralRule
 
 __all__ = [
     "NAMES",
+    "DivergenceGuard",
     "GapRule",
     "LinearRule",
     "LossRatioRule",
     "MeasuredRule",
-    "PaceRule",
     "PowerRule",
     "Rule",
     "RuleState",
+    "SpectralRule",
     "by_name",
 ]
 
-NAMES = ("auto", "gap", "loss-ratio", "power", "linear")
-"""The names that `by_name` and every `rule=` argument know."""
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+DEFAULT = "spectral"
+
+NAMES = ("auto", *sorted(RULES.keys() - {"measured"}))
+"""The names that `by_name` and every `rule=` argument know; `"auto"` is the best there is here, `"spectral"`."""
 
 
 def by_name(
     name: str,
     total_iters: int,
     *,
-    floor: float = 0.01,
+    floor: float | None = None,
     target_loss: float | Literal["auto"] = "auto",
     kappa: Callable[[], float] | None = None,
-    norm: Callable[[], str | None] | None = None,
+    **settings: Any,
 ) -> Rule[Any]:
     """Return the rule of that name.
 
     Args:
-        name: `"auto"` (the best there is here), `"gap"`, `"loss-ratio"`, `"power"`, or `"linear"`, over a tenth of the
-            run.
+        name: One of `NAMES`, perhaps with settings: `"loss-ratio(level=4.0)"`, `"gap(sigma=1e-3, max_warmup=None)"`.
+            `"auto"` is the best there is here; `"linear"` goes over a tenth of the run, if it has no `iters`.
         total_iters: Optimizer steps in the whole run.
-        floor: Factor of the first step, for the rules that have one.
+        floor: Factor of the first step, for the rules that have one; None for theirs.
         target_loss: The loss taken as optimal, or `"auto"`, for the rules that have one.
-        kappa: Gives the constant of the optimizer's norm; asked for the gap rule only.
-        norm: Gives the name of that norm, or None where it is not known; asked for `"auto"` only.
+        kappa: Gives the constant of the optimizer's norm; asked for the gap rule only, where `kappa` is not set.
+        settings: Settings of the rule, which those in the name go before.
 
     Raises:
-        ValueError: If the name is unknown, `total_iters` is no whole number >= 1, or the gap rule is asked for and
-            `kappa` is not given.
+        ValueError: If the name or a setting is unknown, a setting is missing or outside its range, `total_iters` is no
+            whole number >= 1, or the gap rule is asked for and there is no `kappa`.
+
+    Warns:
+        UserWarning: If a `target_loss` is given to a rule that uses none.
+
+    Example:
+        >>> by_name("linear", 200)
+        LinearRule(iters=20)
+        >>> by_name("loss-ratio(level=4.0)", 200).level
+        4.0
     """
     check_count("total_iters", total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run")
-    if name == "auto":
-        return PaceRule.for_norm(norm() if norm else None, floor=floor, target_loss=target_loss)
-    if name == "gap":
-        if kappa is None:
-            raise ValueError("the gap rule needs the constant of a norm: GapRule(kappa=warmgap.kappa(norm, shapes))")
-        return GapRule(kappa=kappa(), floor=floor, target_loss=target_loss)
-    if name == "loss-ratio":
-        return LossRatioRule(floor=floor)
-    if name == "power":
-        return PowerRule(floor=floor, target_loss=target_loss)
-    if name == "linear":
-        return LinearRule(total_iters // 10)
-    raise ValueError(f"rule must be one of {', '.join(map(repr, NAMES))} or a rule of warmgap.rules, got {name!r}")
+    name, own = _split(name)
+    settings |= own
+    cls = RULES.get(DEFAULT if name == "auto" else name)
+    if cls is None:
+        raise ValueError(f"rule must be one of {', '.join(map(repr, NAMES))} or a rule of warmgap.rules, got {name!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(settings.keys() - fields.keys()):
+        raise ValueError(f"the rule {name!r} has no {', '.join(unknown)}; its settings are {', '.join(sorted(fields))}")
+    if floor is not None and "floor" in fields:
+        settings.setdefault("floor", floor)
+    if "target_loss" in fields:
+        settings.setdefault("target_loss", target_loss)
+    elif target_loss != "auto":
+        warnings.warn(
+            f"target_loss={target_loss!r} has no effect: the rule {name!r} uses no target loss",
+            UserWarning,
+            stacklevel=2,
+        )
+    needed = [key for key, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING]
+    if missing := [key for key in needed if key not in settings]:
+        settings = cls.defaults(total_iters, kappa) | settings
+        if missing := [key for key in missing if key not in settings]:
+            raise ValueError(f"the rule {name!r} needs {', '.join(missing)}: '{name}({missing[0]}=...)'")
+    return cls(**settings)
+
+
+def _split(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the settings of `name(setting=value, ...)`."""
+    head, bracket, rest = name.partition("(")
+    if not bracket:
+        return name, {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError("only settings by name")
+        return head, {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"rule must be a name, or one with settings such as 'loss-ratio(level=4.0)', got {name!r}"
+        ) from error
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PaceRule":
+        raise AttributeError(
+            "PaceRule is gone: the default is warmgap.rules.SpectralRule now, which holds the peak and leaves slow "
+            "starts to the spectral cap; a clock schedule like PaceRule's is LinearRule"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

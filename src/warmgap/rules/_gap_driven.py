@@ -8,69 +8,96 @@ target loss may be left to the run.
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass, field, replace
-from typing import Literal
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal, NamedTuple
 
-from warmgap._checks import check_fraction, plain_fields
-from warmgap.rules._rule import Rule, RuleState
-from warmgap.signal import Signal, SignalState
-from warmgap.target import Descent, Target
-
-
-@dataclass(frozen=True)
-class GapState(RuleState):
-    """State of a gap-driven rule; `share` is peak gap / initial gap, None before the first loss."""
-
-    signal: SignalState = field(default_factory=SignalState)
-    descent: Descent = field(default_factory=Descent)
-    share: float | None = None
+from warmgap._ops import Floats, Ops
+from warmgap.rules._rule import LossDriven
+from warmgap.signal import FilterState
+from warmgap.target import Descent, Gap, Target
 
 
-@dataclass(frozen=True)
-class GapDriven(Rule[GapState]):
+class GapState(NamedTuple):
+    """State of a rule that follows the gap; `share` is peak gap / initial gap, 0 before the first loss."""
+
+    factor: float
+    losses: FilterState
+    descent: Descent
+    share: float = 0.0
+    done: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapDriven(LossDriven[GapState]):
     """A rule whose factor is a function of the gap, and that ends when the gap has fallen to the peak gap."""
 
-    floor: float = 0.01
     target_loss: float | Literal["auto"] = "auto"
-    signal: Signal = field(default_factory=Signal)
+
+    uses: ClassVar[frozenset[str]] = frozenset({"loss", "target"})
 
     def __post_init__(self) -> None:
-        plain_fields(self)
-        check_fraction("floor", self.floor, "it is starting learning rate / peak learning rate")
+        super().__post_init__()
         Target(self.target_loss)  # raises where it is neither a number nor "auto"
 
-    def init(self, total_iters: int | None = None) -> GapState:
+    @cached_property
+    def _target(self) -> Target:
+        return Target(self.target_loss)
+
+    def init(self, total_iters: int) -> GapState:
         """Return the state before the first step."""
-        return GapState(factor=self.floor, descent=Target(self.target_loss).init(total_iters))
+        return GapState(self.floor, self.loss_filter.init(), self._target.init(total_iters))
 
-    def step(self, state: GapState, loss: float) -> tuple[GapState, float]:
-        """Take in one loss; return the new state and the factor of the next step."""
-        signal, clean = self.signal.step(state.signal, loss)
-        if clean is None:
-            return state, state.factor
-        descent, gap = Target(self.target_loss).step(state.descent, clean, state.factor)
-        if state.done:  # it only looks on
-            return replace(state, signal=signal, descent=descent), 1.0
-        share = state.share
-        if share is None:
-            if gap.initial <= 0.0:
-                raise ValueError(
-                    f"target_loss must lie below the losses of the run, got target_loss={self.target_loss!r} "
-                    f"and a first loss of {clean!r}; give a lower one, or target_loss='auto'"
-                )
-            share = self._share(gap.initial)
-        done = gap.now <= share * gap.initial
-        factor = 1.0 if done else self._factor(gap.initial, gap.now, share)
-        return replace(state, signal=signal, descent=descent, share=share, factor=factor, done=done), factor
+    def first(self, state: GapState, loss: float | None, ops: Ops = Floats) -> GapState:
+        """Return the state that starts at the rule's own factor for the loss before the first step."""
+        if loss is None:
+            return state
+        seen = self._follow(state, self._target.step(state.descent, loss, 0.0, ops), ops)
+        return state._replace(factor=ops.maximum(self.floor, seen.factor), share=seen.share, done=seen.done)
 
-    def reading(self, state: GapState) -> tuple[float | None, float | None]:
+    def step(self, state: GapState, loss: float, ops: Ops = Floats) -> GapState:
+        """Return the state after one more loss."""
+        losses = self.loss_filter.step(state.losses, loss, ops)
+        descent = self._target.step(state.descent, losses.clean, state.factor, ops)
+        return self._follow(state._replace(losses=losses), descent, ops)
+
+    def extended(self, state: GapState, total_iters: int) -> GapState:
+        """Return the state in a run that is now to have `total_iters` steps."""
+        total = self._target.init(total_iters).total
+        return state._replace(descent=state.descent._replace(total=total))
+
+    def reading(self, state: GapState, ops: Ops = Floats) -> tuple[float, float]:
         """Return the gap of the lowest clean loss, and the target loss."""
-        return Target(self.target_loss).reading(state.descent)
+        gap = self._target.gap(state.descent, ops)
+        given = math.inf if self.target_loss == "auto" else self.target_loss
+        seen = state.descent.seen
+        return ops.where(seen, gap.now, math.inf), ops.where(seen, gap.target_loss, given)
+
+    def _follow(self, state: GapState, descent: Descent, ops: Ops) -> GapState:
+        gap = self._target.gap(descent, ops)
+        usable = gap.initial > 0.0
+        ops.require(
+            usable,
+            lambda: (
+                f"target_loss must lie below the losses of the run, got target_loss={self.target_loss!r} and a first "
+                f"loss of {descent.initial_loss!r}; give a lower one, or target_loss='auto'"
+            ),
+        )
+        initial = ops.where(usable, gap.initial, 1.0)
+        new = usable & (state.share == 0.0)
+        share = ops.once(new, lambda: self._share(initial, ops), state.share)
+        done = state.done | (usable & (gap.now <= share * initial))
+        # where it is done, or there is no share, any gap that gives no NaN
+        peak = ops.where(share > 0.0, share, 0.5) * initial
+        curve = self._factor(Gap(initial, ops.maximum(gap.now, peak), gap.target_loss), peak, ops)
+        factor = ops.where(done, 1.0, ops.where(usable, ops.minimum(1.0, curve), self.floor))
+        return GapState(factor, state.losses, descent, share, done)
 
     @abc.abstractmethod
-    def _share(self, initial_gap: float) -> float:
-        """Return peak gap / initial gap, in (0, 1)."""
+    def _share(self, initial_gap: float, ops: Ops) -> float:
+        """Return peak gap / initial gap, > 0; at 1 or above warm-up is over with the first loss."""
 
     @abc.abstractmethod
-    def _factor(self, initial_gap: float, gap: float, share: float) -> float:
-        """Return the factor at a gap between peak gap and initial gap."""
+    def _factor(self, gap: Gap, peak_gap: float, ops: Ops) -> float:
+        """Return the factor at a gap from the peak gap on."""

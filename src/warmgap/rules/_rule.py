@@ -1,20 +1,26 @@
-"""What every warm-up rule is."""
+"""What every warm-up rule is, and where the rules are known by name."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, Generic, TypeVar
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from warmgap._state import State
+from warmgap._checks import check_fraction, plain_fields
+from warmgap._ops import Floats, Ops
+from warmgap.signal import LossFilter
+
+RULES: dict[str, type[Rule[Any]]] = {}
+"""Every rule by its name; defining the class puts it here."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RuleState(State):
-    """What every rule's state holds.
+class RuleState(NamedTuple):
+    """What every rule's state holds, and all that some need.
 
     Attributes:
-        factor: The factor of the next step; the schedule writes back the one it really applied.
+        factor: The factor of the next step; a schedule writes back the one that it really applies.
         done: Whether the rule has found the end of warm-up.
     """
 
@@ -22,72 +28,110 @@ class RuleState(State):
     done: bool = False
 
 
-S = TypeVar("S", bound=RuleState)
+S = TypeVar("S", bound=Any)
 
 
 class Rule(abc.ABC, Generic[S]):
-    """A warm-up rule: a frozen dataclass of its settings, with a pure `init` and `step`.
+    """A warm-up rule: a frozen dataclass of its settings, with pure `init`, `first` and `step`.
+
+    All three are written in the operations of `warmgap._ops`, so that the same lines run on floats and, under `jit`, on
+    arrays. A state is a named tuple of numbers, of fixed size, with at least the fields of `RuleState`.
 
     Attributes:
-        name: The name in checkpoints and messages.
-        bounded: Whether a schedule keeps the rule between its envelopes: at most doubling, and at an end within
-            `max_warmup`. A rule that keeps those promises by construction, or is here to show what happens without
-            them, sets False.
-        max_warmup: Share of the run within which a schedule ends the warm-up, in (0, 1).
-        needs_loss: Whether a step without a finite loss is kept from the rule; a rule by the clock alone sets False.
+        name: The name in checkpoints, messages and `by_name`. A class that sets it is registered.
+        title: What the rule is, in a few words.
+        uses: What it needs: `"loss"`, `"target"` (a target loss), `"norm"` (the optimizer's norm).
+        clock: Whether its factor moves on at steps without a finite loss, too.
+        roles: The roles of weights that it governs: `"hidden"` (matrices inside the model), or `"all"`.
+        floor: Factor of the first step without any evidence.
+        max_warmup: Share of the run within which a schedule ends the warm-up, in (0, 1); None for no such deadline.
+        deadlock_exit: Whether a schedule raises the rate where the loss does not move.
+        guard: Whether a schedule halves the rate where the loss rises.
+        hold: Share of the run before which the decay does not begin.
     """
 
     name: ClassVar[str]
-    bounded: ClassVar[bool] = True
-    needs_loss: ClassVar[bool] = True
-    max_warmup: float = 0.4
+    title: ClassVar[str]
+    uses: ClassVar[frozenset[str]] = frozenset({"loss"})
+    clock: ClassVar[bool] = False
+    roles: Literal["hidden", "all"] = "all"
+    floor: float = 1.0
+    max_warmup: float | None = None
+    deadlock_exit: bool = False
+    guard: bool = False
+    hold: float = 0.0
+
+    def __init_subclass__(cls) -> None:
+        if "name" in cls.__dict__:
+            RULES[cls.name] = cls
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether the rule uses the losses at all."""
+        return "loss" in self.uses
+
+    @classmethod
+    def defaults(cls, total_iters: int, kappa: Callable[[], float] | None) -> dict[str, Any]:
+        """Return settings that `by_name` finds where none are given, from the run's length and the norm's constant."""
+        del total_iters, kappa
+        return {}
 
     @abc.abstractmethod
-    def init(self, total_iters: int | None = None) -> S:
-        """Return the state before the first step; its `factor` is that step's.
+    def init(self, total_iters: int) -> S:
+        """Return the state before the first step of a run of that many; its `factor` is that step's."""
 
-        Args:
-            total_iters: Optimizer steps in the whole run, for rules that look ahead.
+    def first(self, state: S, loss: float | None, ops: Ops = Floats) -> S:
+        """Return the state before the first step, given evidence there: a rule may start above its floor on it.
+
+        The loss comes again with `step`; None where only the size of the first step is known.
         """
-
-    @abc.abstractmethod
-    def step(self, state: S, loss: float) -> tuple[S, float]:
-        """Take in the mean training loss of the step just made; return the new state and the factor of the next step.
-
-        A loss that is NaN or infinite changes nothing.
-        """
-
-    def calibrate(self, state: S, loss: float) -> S:
-        """Return the state before the first step, given the loss there: a rule may start above its floor on it.
-
-        Most rules gain nothing from it and return the state as it is.
-        """
-        del loss
+        del loss, ops
         return state
 
-    def least(self, share: float) -> float:
-        """Return the factor that a schedule keeps a bounded rule above: a straight line, unless a rule says otherwise.
+    @abc.abstractmethod
+    def step(self, state: S, loss: float, ops: Ops = Floats) -> S:
+        """Return the state after a step that ran at `state.factor` and had the mean training loss `loss`, finite."""
 
-        Args:
-            share: Steps made / the most that warm-up may take, in [0, 1] (a number, or an array of any library).
+    def extended(self, state: S, total_iters: int) -> S:
+        """Return the state in a run that is now to have `total_iters` steps."""
+        del total_iters
+        return state
 
-        Returns:
-            A factor that rises with `share` and is 1 at 1.
-        """
-        return share
-
-    def reading(self, state: S) -> tuple[float | None, float | None]:
-        """Return the (gap, target loss) the rule sees, each None where it has none (yet)."""
-        del state
-        return None, None
+    def reading(self, state: S, ops: Ops = Floats) -> tuple[float, float]:
+        """Return the (gap, target loss) that the rule follows, each infinite where it has none (yet)."""
+        del state, ops
+        return math.inf, math.inf
 
     def config(self) -> dict[str, Any]:
         """Return the rule's name and settings as plain Python values, for checkpoints."""
-        return {"name": self.name, **_plain_settings(self)}
+        return {"name": self.name, **dataclasses.asdict(self)}  # type: ignore[call-overload]
 
 
-def _plain_settings(item: Any) -> dict[str, Any]:
-    return {
-        field.name: _plain_settings(value) if dataclasses.is_dataclass(value := getattr(item, field.name)) else value
-        for field in dataclasses.fields(item)
-    }
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossDriven(Rule[S]):
+    """What the published rules share: all of them follow the loss.
+
+    Attributes:
+        floor: Starting learning rate / peak learning rate, in (0, 1).
+        roles: `"hidden"`, or `"all"` as in the rule's source.
+        max_warmup: Share of the run within which warm-up ends at the latest, in (0, 1); None: when the rule ends it.
+        deadlock_exit: Whether the rate is doubled where the loss has not fallen, beyond noise, over a stretch of steps.
+        loss_filter: How the raw losses are cleaned.
+
+    Raises:
+        ValueError: If an attribute lies outside its range.
+    """
+
+    floor: float = 0.01
+    roles: Literal["hidden", "all"] = "hidden"
+    max_warmup: float | None = 0.4
+    deadlock_exit: bool = True
+    loss_filter: LossFilter = dataclasses.field(default_factory=LossFilter)
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        check_fraction("floor", self.floor, "it is starting learning rate / peak learning rate")
+        if self.roles not in ("hidden", "all"):
+            raise ValueError(f"roles must be 'hidden' or 'all', got {self.roles!r}")
+        if self.max_warmup is not None:
+            check_fraction("max_warmup", self.max_warmup, "it is a share of the run; None for no deadline")

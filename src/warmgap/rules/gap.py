@@ -5,13 +5,16 @@ Source: arXiv 2602.05813, section 5.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from warmgap._checks import check_positive
-from warmgap.curve import ResponseCurve
+from warmgap._ops import Ops
+from warmgap.curve import response
 from warmgap.matching import best_share
 from warmgap.rules._gap_driven import GapDriven
+from warmgap.target import Gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +26,24 @@ class GapRule(GapDriven):
 
     Attributes:
         kappa: The constant of the optimizer's norm, from `warmgap.kappa`, > 0.
-        floor: Starting learning rate / peak learning rate, in (0, 1).
+        sigma: Curvature scale of the matching weight (the paper's sigma_F), > 0.
         target_loss: The loss taken as optimal, below every loss of the warm-up; or `"auto"`, an estimate from the run
             itself.
-        sigma: Curvature scale of the matching weight (the paper's sigma_F), > 0.
-        signal: How the raw losses are cleaned.
+        floor: Starting learning rate / peak learning rate, in (0, 1).
+        roles: `"hidden"`, or `"all"` as in the paper.
+        max_warmup: Share of the run within which warm-up ends at the latest; None, as in the paper, for no deadline.
+        deadlock_exit: Whether the rate is doubled where the loss does not move; False is the paper's rule.
+        loss_filter: How the raw losses are cleaned; `LossFilter(averaging=0.0)` does not average, as in the paper.
 
     Raises:
         ValueError: If an attribute lies outside its range, or, at the first loss, if that is not above `target_loss`.
+
+    Example:
+        >>> from warmgap import Schedule
+        >>> schedule = Schedule(10_000, GapRule(kappa=65_280, target_loss=3.2))
+        >>> state = schedule.step(schedule.init(), 11.0)
+        >>> print(f"{state.factor:.3f}")
+        0.010
 
     Source: arXiv 2602.05813, section 5 and appendix D.2.
     """
@@ -39,14 +52,28 @@ class GapRule(GapDriven):
     sigma: float = 1e-3
 
     name: ClassVar[str] = "gap"
+    title: ClassVar[str] = "the response curve of the loss gap (arXiv 2602.05813)"
+    uses: ClassVar[frozenset[str]] = frozenset({"loss", "target", "norm"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("kappa", self.kappa, "warmgap.kappa gives it from the parameter shapes")
         check_positive("sigma", self.sigma)
 
-    def _share(self, initial_gap: float) -> float:
-        return best_share(self.floor, self.sigma * self.kappa * initial_gap**2)[0]
+    @classmethod
+    def defaults(cls, total_iters: int, kappa: Callable[[], float] | None) -> dict[str, Any]:
+        """Return `kappa`, asked for."""
+        del total_iters
+        if kappa is None:
+            raise ValueError("the gap rule needs the constant of a norm: GapRule(kappa=warmgap.kappa(norm, shapes))")
+        return {"kappa": kappa()}
 
-    def _factor(self, initial_gap: float, gap: float, share: float) -> float:
-        return ResponseCurve(initial_gap, share * initial_gap, self.floor)(gap)
+    def _share(self, initial_gap: float, ops: Ops) -> float:
+        share: float = ops.host(self._matched, initial_gap)
+        return share
+
+    def _matched(self, initial_gap: float) -> float:
+        return best_share(self.floor, self.sigma * self.kappa * initial_gap * initial_gap)[0]
+
+    def _factor(self, gap: Gap, peak_gap: float, ops: Ops) -> float:  # noqa: ARG002
+        return response(gap.now, gap.initial, peak_gap, self.floor)

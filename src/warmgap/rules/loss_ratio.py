@@ -6,24 +6,27 @@ Source: arXiv 2510.03164 (Alimisis, Islamov, Lucchi), the practical surrogate `l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
-from warmgap._checks import check_fraction, check_positive, plain_fields
-from warmgap.rules._rule import Rule, RuleState
-from warmgap.signal import Signal, SignalState
-
-
-@dataclass(frozen=True)
-class LossRatioState(RuleState):
-    """State of a `LossRatioRule`; `level` is C, None until the first loss where C is left to the rule."""
-
-    signal: SignalState = field(default_factory=SignalState)
-    level: float | None = None
+from warmgap._checks import check_positive
+from warmgap._ops import Floats, Ops
+from warmgap.rules._rule import LossDriven
+from warmgap.signal import FilterState
 
 
-@dataclass(frozen=True)
-class LossRatioRule(Rule[LossRatioState]):
+class LossRatioState(NamedTuple):
+    """State of a `LossRatioRule`; `level` is C, 0 until the first loss where C is left to the rule."""
+
+    factor: float
+    losses: FilterState
+    level: float = 0.0
+    done: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRatioRule(LossDriven[LossRatioState]):
     """The factor is `1 / max(1, loss/level)`, of the clean loss; warm-up ends when the loss is at or below `level`.
 
     A first step that no loss precedes runs at `floor`. The schedule then lets the factor double at most to reach the
@@ -33,50 +36,68 @@ class LossRatioRule(Rule[LossRatioState]):
         level: The paper's C, a loss > 0; None takes half the first clean loss. How the paper chose C is not stated;
             useful values lie between the final and the initial loss.
         floor: Factor of a first step that no loss precedes, in (0, 1).
-        signal: How the raw losses are cleaned.
+        roles: `"hidden"`, or `"all"` as in the paper.
+        max_warmup: Share of the run within which warm-up ends at the latest; None for no deadline.
+        deadlock_exit: Whether the rate is doubled where the loss does not move.
+        loss_filter: How the raw losses are cleaned.
 
     Raises:
-        ValueError: If `level` or `floor` lies outside its range, or, at a step, if the first loss is not positive.
+        ValueError: If an attribute lies outside its range, or, at a step, if the first loss is not positive.
+
+    Example:
+        >>> rule = LossRatioRule(level=4.0)
+        >>> print(rule.step(rule.init(1000), 10.0).factor)
+        0.4
+
+    Source: arXiv 2510.03164, the practical surrogate.
     """
 
     level: float | None = None
-    floor: float = 0.01
-    signal: Signal = field(default_factory=Signal)
 
     name: ClassVar[str] = "loss-ratio"
+    title: ClassVar[str] = "one over the loss (arXiv 2510.03164)"
 
     def __post_init__(self) -> None:
-        plain_fields(self)
+        super().__post_init__()
         if self.level is not None:
             check_positive("level", self.level, "it is the loss at which the warm-up ends")
-        check_fraction("floor", self.floor)
 
-    def init(self, total_iters: int | None = None) -> LossRatioState:
+    def init(self, total_iters: int) -> LossRatioState:
         """Return the state before the first step."""
         del total_iters
-        return LossRatioState(factor=self.floor, level=self.level)
+        return LossRatioState(self.floor, self.loss_filter.init(), self.level or 0.0)
 
-    def calibrate(self, state: LossRatioState, loss: float) -> LossRatioState:
-        """Return the state that starts at the rule's own factor for the loss measured before the first step."""
-        first, _ = self.step(state, loss)
-        return replace(state, level=first.level, factor=first.factor, done=first.done)  # the loss itself is yet to come
+    def first(self, state: LossRatioState, loss: float | None, ops: Ops = Floats) -> LossRatioState:
+        """Return the state that starts at the rule's own factor for the loss before the first step."""
+        if loss is None:
+            return state
+        return self._follow(state, loss, ops)
 
-    def step(self, state: LossRatioState, loss: float) -> tuple[LossRatioState, float]:
-        """Take in one loss; return the new state and the factor of the next step."""
-        signal, clean = self.signal.step(state.signal, loss)
-        if clean is None:
-            return state, state.factor
-        if state.done:  # it only looks on
-            return replace(state, signal=signal), 1.0
-        level = state.level
-        if level is None:
-            level = 0.5 * check_positive(
-                "the first loss", clean, "the loss-ratio rule needs positive losses; use rule='auto'"
-            )
-        factor = min(1.0, level / clean) if clean > 0.0 else 1.0
-        return replace(state, signal=signal, level=level, factor=factor, done=factor == 1.0), factor
+    def step(self, state: LossRatioState, loss: float, ops: Ops = Floats) -> LossRatioState:
+        """Return the state after one more loss."""
+        losses = self.loss_filter.step(state.losses, loss, ops)
+        return self._follow(state._replace(losses=losses), losses.clean, ops)
 
-    def reading(self, state: LossRatioState) -> tuple[float | None, float | None]:
+    def _follow(self, state: LossRatioState, loss: float, ops: Ops) -> LossRatioState:
+        positive = loss > 0.0
+        known = state.level > 0.0
+        ops.require(
+            known | positive,
+            lambda: (
+                f"the first loss must be above 0, got {loss!r}; the loss-ratio rule needs positive losses; "
+                "use rule='auto'"
+            ),
+        )
+        level = ops.where(known, state.level, ops.where(positive, 0.5 * loss, 0.0))
+        ratio = ops.where(positive, ops.minimum(1.0, level / ops.where(positive, loss, 1.0)), 1.0)
+        done = state.done | ((level > 0.0) & (ratio == 1.0))
+        factor = ops.where(done, 1.0, ops.where(level > 0.0, ratio, self.floor))
+        return LossRatioState(factor, state.losses, level, done)
+
+    def reading(self, state: LossRatioState, ops: Ops = Floats) -> tuple[float, float]:
         """Return the distance of the clean loss to the level, and the level."""
-        clean = state.signal.clean
-        return (None if clean is None or state.level is None else clean - state.level), state.level
+        seen = state.losses.filled > 0
+        return (
+            ops.where(seen, state.losses.clean - state.level, math.inf),
+            ops.where(state.level > 0.0, state.level, math.inf),
+        )

@@ -7,11 +7,24 @@ same number on every rank.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class Exchanged(NamedTuple):
+    """What the ranks agree on about one optimizer step.
+
+    Attributes:
+        loss: The mean loss; None if nothing was observed, NaN if it is not finite.
+        skipped: Whether a gradient scaler skipped the step inside the optimizer's kernel.
+    """
+
+    loss: float | None
+    skipped: bool
 
 
 class PendingLoss:
@@ -21,27 +34,31 @@ class PendingLoss:
         late: Whether reading it now would wait for the device; a scheduler then reads it one step later.
     """
 
-    def __init__(self, totals: Tensor, event: Any | None = None) -> None:
-        self._totals = totals
+    def __init__(self, totals: Sequence[float | Tensor], event: Any | None = None) -> None:
+        self._totals = totals  # sum of weight * loss, sum of weight, skipped
         self._event = event
         self.late = event is not None
 
-    def result(self) -> float | None:
-        """Return the mean, waiting for its copy to arrive; None if nothing was observed or it is not finite."""
+    def read(self) -> Exchanged:
+        """Return everything, waiting for its copy to arrive."""
         if self._event is not None:
             self._event.synchronize()
-        weighted, weight = self._totals.tolist()
+        weighted, weight, skipped = (float(total) for total in self._totals)
         if not weight > 0.0:
-            return None
+            return Exchanged(None, skipped > 0.0)
         mean = weighted / weight
-        return mean if math.isfinite(mean) else None
+        return Exchanged(mean if math.isfinite(mean) else math.nan, skipped > 0.0)
+
+    def result(self) -> float | None:
+        """Return the mean, waiting for its copy to arrive; None if nothing was observed, NaN if it is not finite."""
+        return self.read().loss
 
 
 class LossMean:
     """Collects the losses of one optimizer step: micro-batch by micro-batch here, over the ranks once a step.
 
-    The ranks exchange two numbers each (sum and weight) by an all-gather and add them in rank order, so that every rank
-    gets the same bits.
+    The ranks exchange three numbers each (sum, weight, whether the step was skipped) by an all-gather and combine them
+    in rank order, so that every rank gets the same bits.
 
     Args:
         process_group: The ranks to average over; None for the default group if `torch.distributed` is initialised.
@@ -49,92 +66,156 @@ class LossMean:
 
     def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
         self._group = process_group
-        self._totals: Tensor | None = None  # [sum of weight * loss, sum of weight], on the losses' device
+        self._weighted: float | Tensor = 0.0
+        self._weight: float | Tensor = 0.0
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that the mean is taken over."""
+        return dist.get_world_size(self._group) if dist.is_available() and dist.is_initialized() else 1
 
     def add(self, loss: float | Tensor, weight: float | Tensor = 1.0) -> None:
         """Add one micro-batch's mean loss, unscaled, with its weight (its number of tokens, say).
 
         Args:
-            loss: A number or a tensor with one element; it is detached and never read here.
+            loss: A number or a tensor with one element; on an accelerator it is not read here.
             weight: A number >= 0 or a tensor with one element.
 
         Raises:
             ValueError: If a tensor has more than one element, or a weight that is a number is negative or not finite.
             TypeError: If the loss is neither a number nor a tensor.
         """
-        # what is on an accelerator stays there: bringing it here would wait for it
-        held = [x.device for x in (self._totals, loss, weight) if isinstance(x, Tensor)]
-        device = next((found for found in held if found.type != "cpu"), torch.device("cpu"))
-        # float64 holds a sum of token counts exactly; MPS has none
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        if not isinstance(weight, Tensor) and not (math.isfinite(weight) and weight >= 0.0):
+        value, share = _scalar("loss", loss), _scalar("weight", weight)
+        if isinstance(share, Tensor):
+            value = torch.where(share > 0, _beside(value, share) * share, 0.0)
+        elif not (math.isfinite(share) and share >= 0.0):
             raise ValueError(
                 f"the weight of a loss must be a finite number >= 0, got {weight!r}; give the number of tokens"
             )
-        value, share = _scalar("loss", loss, device, dtype), _scalar("weight", weight, device, dtype)
-        totals = torch.stack([torch.where(share > 0, value * share, 0.0), share])
-        self._totals = totals if self._totals is None else self._totals.to(device) + totals
+        elif share == 0.0:  # an empty micro-batch has no mean, and no say
+            return
+        else:
+            value = value * share
+        self._weighted = self._weighted + _beside(value, self._weighted)
+        self._weight = self._weight + _beside(share, self._weight)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added since the last `take`."""
+        return not isinstance(self._weight, Tensor) and self._weight == 0.0
 
     def clear(self) -> None:
         """Forget what was added since the last `take`: its optimizer step did not happen."""
-        self._totals = None
+        self._weighted = self._weight = 0.0
 
     def peek(self) -> PendingLoss:
         """Return what `take` would, and keep what was added.
 
         Every rank of the group must call it at the same step.
         """
-        kept = self._totals
+        kept = self._weighted, self._weight
         mean = self.take()
-        self._totals = kept
+        self._weighted, self._weight = kept
         return mean
 
-    def take(self) -> PendingLoss:
+    def take(self, skipped: float | Tensor = 0.0) -> PendingLoss:
         """Return the mean over everything added since the last `take`, over all ranks, and start afresh.
 
         Every rank of the group must call it at the same step.
 
+        Args:
+            skipped: Above 0 if this rank's optimizer step was skipped; a tensor is not read here.
+
         Raises:
             RuntimeError: If another rank has ended, or does not answer within the process group's timeout.
         """
-        totals = torch.zeros(2, dtype=torch.float64) if self._totals is None else self._totals
-        self._totals = None
-        totals = self._over_ranks(totals)
-        if totals.device.type == "cpu":
+        totals: Sequence[float | Tensor] = (self._weighted, self._weight, skipped)
+        self.clear()
+        if self.ranks > 1:
+            each = self._of_every_rank(_together(totals, self._group))
+            totals = (*each[:, :2].sum(0).unbind(), each[:, 2].amax())
+        device = _device(totals)
+        if device is None:
             return PendingLoss(totals)
-        if totals.device.type != "cuda":
-            return PendingLoss(totals.cpu())
-        host = torch.empty(2, dtype=totals.dtype, pin_memory=True)
-        host.copy_(totals, non_blocking=True)
+        if device.type != "cuda":
+            return PendingLoss([float(total) for total in totals])
+        copies = [_pinned(total) if isinstance(total, Tensor) else total for total in totals]
         event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(totals.device))
-        return PendingLoss(host, event)
+        event.record(torch.cuda.current_stream(device))
+        return PendingLoss(copies, event)
 
-    def _over_ranks(self, totals: Tensor) -> Tensor:
-        if not (dist.is_available() and dist.is_initialized()) or (ranks := dist.get_world_size(self._group)) == 1:
-            return totals
-        if totals.device.type == "cpu" and dist.get_backend(self._group) == "nccl":
-            totals = totals.to("cuda", non_blocking=True)
-        gathered = [torch.empty_like(totals) for _ in range(ranks)]
+    def local(self) -> float:
+        """Return the mean of this rank alone, waiting for it; NaN if nothing was added. Nothing is exchanged."""
+        weight = float(self._weight)
+        return float(self._weighted) / weight if weight > 0.0 else math.nan
+
+    def highest(self, value: Tensor) -> Tensor:
+        """Return the highest of the ranks' values, each a tensor with one element; 0 stands for one that is NaN.
+
+        Every rank of the group must call it at the same step. The host does not wait for the device.
+        """
+        if self.ranks == 1:
+            return value
+        if value.device.type == "cpu" and dist.get_backend(self._group) == "nccl":
+            value = value.to("cuda")
+        return self._of_every_rank(value.detach().reshape(1)).nan_to_num(0.0).amax()
+
+    def _of_every_rank(self, mine: Tensor) -> Tensor:
+        gathered = [torch.empty_like(mine) for _ in range(self.ranks)]
         try:
-            dist.all_gather(gathered, totals, group=self._group)
+            dist.all_gather(gathered, mine, group=self._group)
         except RuntimeError as error:  # gloo raises plain ones
             raise RuntimeError(
-                f"rank {dist.get_rank()} could not exchange the loss of this step: another rank of the {ranks} has "
-                "ended or does not answer, and its own output says why; end the run and resume it from the last "
+                f"rank {dist.get_rank()} could not exchange the loss of this step: another rank of the {self.ranks} "
+                "has ended or does not answer, and its own output says why; end the run and resume it from the last "
                 "checkpoint, on any number of ranks"
             ) from error
-        return torch.stack(gathered).sum(0)
+        return torch.stack(gathered)
 
 
-def _scalar(name: str, value: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _scalar(name: str, value: float | Tensor) -> float | Tensor:
+    """Return a number, or of a tensor on an accelerator a copy there in double precision."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(
                 f"a {name} must have one element, got a tensor of shape {tuple(value.shape)}; take its mean"
             )
-        return value.detach().reshape(()).to(device=device, dtype=dtype)
+        value = value.full_tensor() if hasattr(value, "full_tensor") else value  # of a sharded computation
+        if value.device.type == "cpu":
+            return value.item()
+        dtype = torch.float32 if value.device.type == "mps" else torch.float64
+        return value.detach().reshape(()).to(dtype, copy=True)  # what is on an accelerator stays there
     try:
-        return torch.full((), float(value), dtype=dtype, device=device)
+        return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"a {name} must be a number or a tensor with one element, got {value!r}") from None
+
+
+def _beside(value: float | Tensor, other: float | Tensor) -> float | Tensor:
+    """Return the value on the device of the other one."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor) and value.device != other.device:
+        return value.to(other.device)
+    return value
+
+
+def _device(totals: Sequence[float | Tensor]) -> torch.device | None:
+    """Return the accelerator of the first tensor that lies on one; None where all is on the host."""
+    devices = (total.device for total in totals if isinstance(total, Tensor))
+    return next((device for device in devices if device.type != "cpu"), None)
+
+
+def _together(totals: Sequence[float | Tensor], group: dist.ProcessGroup | None) -> Tensor:
+    """Return the numbers as one tensor, where the group can exchange it."""
+    device = _device(totals)
+    if device is None:
+        device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+    # float64 holds a sum of token counts exactly; MPS has none
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    if not any(isinstance(total, Tensor) for total in totals):
+        return torch.tensor(totals, dtype=dtype).to(device, non_blocking=True)
+    return torch.stack([torch.as_tensor(total, dtype=dtype).to(device, non_blocking=True) for total in totals])
+
+
+def _pinned(total: Tensor) -> Tensor:
+    host = torch.empty_like(total, device="cpu", pin_memory=True)
+    return host.copy_(total, non_blocking=True)

@@ -2,99 +2,433 @@
 
 For G = U S V^T (reduced SVD, zero singular values left out) both approximate the polar factor U V^T, which is minus the
 linear minimisation oracle of the spectral norm (arXiv 2602.05813, appendix C). Newton-Schulz uses matrix products only
-and no host synchronisation; it gives U S' V^T with S' near one. Measured with the default five steps, a singular value
-s of G / ||G||_F goes to
+and no host synchronisation: every step applies an odd polynomial p(x) = a x + b x^3 + c x^5 to the singular values,
+which start in [0, 1]. The named polynomials (`POLYNOMIALS`), five steps each:
 
-    0.002 <= s <= 1      [0.68, 1.21]
-    s = 0.001            0.47
-    s << 0.001           about 485 s (3.4445^5, the slope at zero)
+    name               singular values in     from      slope at zero   source
+    "jordan"           [0.68, 1.21]           0.002     485             Jordan et al. (2024), torch.optim.Muon's
+    "polar-express"    [0.84, 1.15]           0.001     970             Amsel et al., arXiv 2505.16932
+    "cans"             [0.88, 1.12]           0.001     1049            Grishina et al., arXiv 2506.10935
+    "cubic"            [0.77, 1.30]           0.01      119             the third degree alone: a product less a step
 
-in float64 and, for random matrices of up to 1024 rows, in bfloat16, the default.
+The bounds are those of exact arithmetic. bfloat16 keeps to them within its rounding, but for "cans": its first step
+takes singular values near 0.82 to almost zero, where rounding is larger than they are, and single ones came out at 2.5.
+
+**Two forms** give the same result in exact arithmetic. With X the matrix on its smaller side n, and h(y) = a + b y +
+c y^2:
+
+    standard    A = X X^T;  X <- h(A) X
+    Gram        R = X X^T, Q = I;  Q <- Q h(R), R <- R h(R)^2;  at the end X <- Q X
+
+The Gram form has two products with the long side whatever the steps. It is taken where it costs less: from 1.5 times
+as many columns as rows on, or earlier. In half precision rounding gives R small negative eigenvalues, which the
+polynomials blow up: there it starts anew after two steps and after each three from then on, and is left out for
+polynomials that come near zero. In float64 the two agree to rounding; in float32, for matrices of rank one or 20, with
+singular values that fall off exponentially, or all equal, the result differs by at most 1.2e-2 of its length for
+"jordan" (768 x 2048, rank one; 9e-4 and less for the others).
+
+**What is computed in** follows the device, see `compute_dtype`.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from warmgap._checks import check_count
+from warmgap._checks import check_count, check_finite
 
-__all__ = ["newton_schulz", "orthogonalize", "polar"]
+__all__ = ["POLYNOMIALS", "check_polynomial", "compute_dtype", "newton_schulz", "orthogonalize", "polar"]
 
 Method = Literal["newton-schulz", "svd"]
 
-# K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): a x + b x^3 + c x^5 with the
-# largest slope at zero that keeps [0, 1] bounded.
-QUINTIC = (3.4445, -4.7750, 2.0315)
+Coefficients = tuple[float, float, float]
+
+PolynomialName = Literal["jordan", "polar-express", "cans", "cubic"]
+
+Polynomial = PolynomialName | Sequence[Sequence[float]]
+"""A name of `POLYNOMIALS`, or (a, b, c) of each step; the last is used again for steps beyond."""
+
+POLYNOMIALS: dict[str, tuple[float, tuple[Coefficients, ...]]] = {
+    # The largest slope at zero that keeps [0, 1] bounded.
+    "jordan": (1.0, ((3.4445, -4.7750, 2.0315),)),
+    "polar-express": (
+        1.02,
+        (
+            (8.15655, -22.48329, 15.87877),
+            (4.04293, -2.80892, 0.50002),
+            (3.89167, -2.77248, 0.50606),
+            (3.28575, -2.36813, 0.46449),
+            (2.34654, -1.70978, 0.42324),
+        ),
+    ),
+    "cans": (
+        1.0,
+        (
+            (8.4703, -25.1081, 18.6293),
+            (4.1828, -3.1087, 0.5806),
+            (3.9619, -2.9541, 0.5630),
+            (3.2866, -2.4647, 0.5074),
+            (2.2737, -1.6447, 0.4162),
+        ),
+    ),
+    "cubic": (
+        1.0,
+        (
+            (3.36566, -3.34210, 0.0),
+            (2.57444, -1.49574, 0.0),
+            (2.53690, -1.43126, 0.0),
+            (2.44189, -1.27640, 0.0),
+            (2.22305, -0.96307, 0.0),
+        ),
+    ),
+}
+"""Name: what the Frobenius norm is multiplied by before it divides, and (a, b, c) of each step."""
 
 # A norm under this counts as zero. Not smaller: squares under 1e-38 vanish in float32, so a norm can come out as 0 for
 # entries of up to 1e-19, and dividing those by less would blow them up instead of normalising them.
 TINY = 1e-15
 
+# Singular values may rise this far before a set of coefficients is refused.
+_LARGEST = 2.0
 
-def orthogonalize(x: Tensor, *, method: Method = "newton-schulz", steps: int = 5) -> Tensor:
+# By how much rounding in half precision may bring the largest singular value over 1.
+_HALF_MARGIN = 1.02
+
+# Where a + b x^2 + c x^4 falls under this share of a, rounding in half precision makes R negative within a step.
+_GRAM_LOWEST = 0.1
+
+# On CPUs with units for bfloat16, from this smaller side on they beat float32: at 64 the calls cost more than the
+# products, at 128 x 344 they take 0.6 of its time, from 256 on half (benchmarks/optimizers.py).
+_HALF_SIDE = 128
+
+# From this smaller side on a symmetric product on the CPU is cheaper by strips.
+_STRIPS_SIDE = {torch.float32: 192, torch.float64: 192}
+_STRIPS_SIDE_HALF = 384
+_STRIP = 128
+_STRIPS_COST = 0.67
+
+
+def orthogonalize(
+    x: Tensor,
+    *,
+    method: Method = "newton-schulz",
+    steps: int = 5,
+    polynomial: Polynomial = "jordan",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Return the polar factor U V^T of x = U S V^T, nearly or exactly.
 
     Args:
         x: A matrix or a batch of matrices, shape (..., rows, columns), real. Not changed.
         method: `"newton-schulz"`, see `newton_schulz`, or `"svd"`, see `polar`.
         steps: Newton-Schulz iterations, at least one; not used by `"svd"`.
+        polynomial: As for `newton_schulz`; not used by `"svd"`.
+        dtype: As for `newton_schulz`; not used by `"svd"`.
 
     Returns:
         A tensor of x's shape and dtype.
 
     Raises:
-        ValueError: If x has fewer than two dimensions, steps is under one, or method is unknown.
+        ValueError: If x has fewer than two dimensions, steps is under one, or method, polynomial or dtype is unknown.
+
+    Example:
+        >>> orthogonalize(torch.tensor([[3.0, 0.0], [0.0, -2.0]]), method="svd")
+        tensor([[ 1.,  0.],
+                [ 0., -1.]])
     """
     if method == "svd":
         return polar(x)
     if method != "newton-schulz":
         raise ValueError(f"method must be 'newton-schulz' or 'svd', got {method!r}")
-    return newton_schulz(x, steps).to(x.dtype)
+    return newton_schulz(x, steps, polynomial=polynomial, dtype=dtype).to(x.dtype)
+
+
+def compute_dtype(device: torch.device, side: int) -> torch.dtype:
+    """Return what matrices whose smaller side is this are multiplied in fastest on a device.
+
+    bfloat16 where the hardware has units for it: NVIDIA GPUs from compute capability 8 on, AMD's and Intel's where
+    torch says that they support it, and x86 CPUs with AVX512-BF16 or AMX for sides from 128 on. float32 anywhere else:
+    on a CPU without such units bfloat16 takes 7 to 70 times as long. The answer is that of this machine, and the same
+    at every call; `ONEDNN_MAX_CPU_ISA`, by which a user keeps such units from being used, counts.
+    """
+    if device.type == "meta":
+        return torch.bfloat16 if side >= _HALF_SIDE else torch.float32
+    if device.type == "cpu":
+        return torch.bfloat16 if side >= _HALF_SIDE and _cpu_multiplies_half() else torch.float32
+    return torch.bfloat16 if _multiplies_half(device) else torch.float32
+
+
+@functools.cache
+def _cpu_multiplies_half() -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "DEFAULT")).upper()
+    if not any(name in allowed for name in ("DEFAULT", "ALL", "BF16", "FP16", "AMX", "AVX10")):
+        return False
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+@functools.cache
+def _multiplies_half(device: torch.device) -> bool:
+    if device.type == "cuda":
+        if torch.version.hip is not None:
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "xpu" and torch.xpu.is_bf16_supported(including_emulation=False)
+
+
+class _Steps(NamedTuple):
+    """How a polynomial is applied.
+
+    Attributes:
+        coefficients: (a, b, c) of each step.
+        factor: What the Frobenius norm is multiplied by before it divides.
+        half_factor: The same in half precision.
+        gram_in_half: Whether the Gram form is safe in half precision.
+    """
+
+    coefficients: tuple[Coefficients, ...]
+    factor: float
+    half_factor: float
+    gram_in_half: bool
+
+
+@functools.cache
+def _steps(polynomial: str | tuple[Coefficients, ...], steps: int) -> _Steps:
+    factor, given = POLYNOMIALS[polynomial] if isinstance(polynomial, str) else (1.0, polynomial)
+    coefficients = (*given[:steps], *([given[-1]] * (steps - len(given))))
+    upper, half_upper = 1.0 / factor, _HALF_MARGIN / factor
+    half_factor, gram_in_half = factor, True
+    for index, (a, b, c) in enumerate(coefficients):
+        lowest, after = _range(a, b, c, upper)
+        if not lowest > 0.0:
+            raise ValueError(
+                f"the polynomial of step {index} changes sign: {a:g} x + {b:g} x^3 + {c:g} x^5 is not above 0 on all "
+                f"of (0, {upper:.3g}], where the singular values are, so that a step could go up the gradient; give "
+                "coefficients with a + b x^2 + c x^4 > 0 there, or a name: " + ", ".join(map(repr, POLYNOMIALS))
+            )
+        if not after <= _LARGEST:
+            raise ValueError(
+                f"the polynomial of step {index}, {a:g} x + {b:g} x^3 + {c:g} x^5, takes singular values of up to "
+                f"{upper:.3g} to {after:.3g}, beyond {_LARGEST:g}; give coefficients that stay bounded, or a name: "
+                + ", ".join(map(repr, POLYNOMIALS))
+            )
+        # Rounding must not carry a singular value of 1 past a zero that is near.
+        half_lowest, half_after = _range(a, b, c, half_upper)
+        if half_lowest < 0.5 * lowest or half_after > _LARGEST:
+            half_factor = _HALF_MARGIN * factor
+        gram_in_half &= lowest > _GRAM_LOWEST * a
+        upper, half_upper = after, max(after, half_after)
+    return _Steps(coefficients, factor, half_factor, gram_in_half)
+
+
+def _range(a: float, b: float, c: float, upper: float) -> tuple[float, float]:
+    """The least a + b x^2 + c x^4 and the largest a x + b x^3 + c x^5 for x in [0, upper]."""
+    end = upper * upper
+    ys = [0.0, end]
+    if c != 0.0 and 0.0 < -b / (2 * c) < end:
+        ys.append(-b / (2 * c))
+    lowest = min(a + b * y + c * y * y for y in ys)
+    # Where a + 3 b y + 5 c y^2 = 0.
+    turns = [end]
+    if c == 0.0:
+        turns += [-a / (3 * b)] if b else []
+    elif (inside := 9 * b * b - 20 * a * c) >= 0.0:
+        turns += [(-3 * b + sign * math.sqrt(inside)) / (10 * c) for sign in (1, -1)]
+    largest = max(math.sqrt(y) * (a + b * y + c * y * y) for y in turns if 0.0 <= y <= end)
+    return lowest, largest
+
+
+def check_polynomial(polynomial: Polynomial, steps: int) -> str | tuple[Coefficients, ...]:
+    """Return a polynomial by which `newton_schulz` can go, in a form that can be a key.
+
+    Raises:
+        ValueError: If the name is unknown, or the coefficients are no triples of numbers, change sign on the singular
+            values that they meet, or let them grow beyond 2.
+    """
+    plain: str | tuple[Coefficients, ...]
+    if isinstance(polynomial, str):
+        if polynomial not in POLYNOMIALS:
+            raise ValueError(
+                f"polynomial must be one of {', '.join(map(repr, POLYNOMIALS))}, or (a, b, c) of each step, got "
+                f"{polynomial!r}"
+            )
+        plain = polynomial
+    else:
+        try:
+            rows = [tuple(row) for row in polynomial]
+        except TypeError:
+            rows = []
+        if not rows or any(len(row) != 3 for row in rows):
+            raise ValueError(f"polynomial must be a name, or (a, b, c) of each step, got {polynomial!r}")
+        a_b_c = [tuple(check_finite("a coefficient of polynomial", value) for value in row) for row in rows]
+        plain = tuple((a, b, c) for a, b, c in a_b_c)
+    _steps(plain, steps)
+    return plain
+
+
+def check_compute_dtype(dtype: torch.dtype | None) -> None:
+    """Raise ValueError unless dtype is None or a floating-point type that matrices can be multiplied in."""
+    if dtype not in (None, torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        raise ValueError(
+            f"the type to compute in must be torch.bfloat16, float16, float32 or float64, got {dtype!r}; None takes "
+            "the fastest of the device"
+        )
 
 
 def newton_schulz(
     x: Tensor,
     steps: int = 5,
     *,
-    dtype: torch.dtype = torch.bfloat16,
-    coefficients: tuple[float, float, float] = QUINTIC,
+    polynomial: Polynomial = "jordan",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return U S' V^T with singular values S' near one, for x = U S V^T.
 
     Args:
         x: A matrix or a batch of matrices, shape (..., rows, columns), real. Not changed.
         steps: Number of iterations, at least one.
-        dtype: What the iteration computes in.
-        coefficients: (a, b, c) of the odd polynomial a s + b s^3 + c s^5 that each step applies to the singular values.
+        polynomial: A name of `POLYNOMIALS`, or (a, b, c) of each step, for a s + b s^3 + c s^5.
+        dtype: What the iteration computes in; `compute_dtype`'s answer by default.
 
     Returns:
-        A tensor of x's shape, in `dtype`, detached. Zero matrices (Frobenius norm under 1e-15) and zero singular values
-        stay zero.
+        A tensor of x's shape, in the type that it was computed in, detached. Zero matrices (no entry above 1e-15) and
+        zero singular values stay zero.
 
     Raises:
-        ValueError: If x has fewer than two dimensions or steps is not a whole number of at least one.
+        ValueError: If x has fewer than two dimensions, steps is not a whole number of at least one, the polynomial is
+            refused by `check_polynomial`, or dtype is no floating-point type.
 
-    Source: Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks".
+    Source: Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks"; the Gram form: Dao AI Lab
+        (2026), "Gram Newton-Schulz".
+
+    Example:
+        >>> newton_schulz(torch.eye(2), dtype=torch.float64).diagonal().mean().round(decimals=1)
+        tensor(0.7000, dtype=torch.float64)
     """
     check_count("steps", steps, minimum=1)
     _check_matrices(x)
+    check_compute_dtype(dtype)
+    plan = _steps(check_polynomial(polynomial, steps), steps)
+    rows, columns = x.shape[-2:]
+    side = min(rows, columns)
+    if dtype is None:
+        dtype = compute_dtype(x.device, side)
     if x.numel() == 0:
         return x.detach().to(dtype, copy=True)
-    a, b, c = coefficients
-    y = x.detach().to(dtype)
+    y = x.detach()
     y = y.flatten(0, -3) if y.ndim > 2 else y
-    multiply_add = torch.addmm if y.ndim == 2 else torch.baddbmm
-    # The Frobenius norm bounds the spectral norm, so all singular values start in [0, 1], where the polynomial stays
-    # bounded.
-    y = y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp_min(TINY)
-    tall = y.shape[-2] > y.shape[-1]
-    for _ in range(steps):
-        # The smaller Gram matrix, applied from its own side: a tall matrix needs no transposition.
-        gram = y.mT @ y if tall else y @ y.mT
-        polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
-        y = multiply_add(y, y, polynomial, beta=a) if tall else multiply_add(y, polynomial, y, beta=a)
+    in_half = dtype.itemsize == 2
+    y = _unit(y, dtype, plan.half_factor if in_half else plan.factor)
+    by_strips = y.ndim == 2 and y.device.type == "cpu" and side >= _STRIPS_SIDE.get(dtype, _STRIPS_SIDE_HALF)
+    # In a compiled step the parts would be written to copies.
+    by_strips = by_strips and not torch.compiler.is_compiling()
+    longest = steps if not in_half else 3 if plan.gram_in_half else 1
+    start = 0
+    for count in _segments(steps, longest, max(rows, columns) / side, _STRIPS_COST if by_strips else 1.0):
+        y = _iterate(y, plan.coefficients[start : start + count], by_strips)
+        start += count
     return y.reshape(x.shape)
+
+
+def _unit(y: Tensor, dtype: torch.dtype, factor: float) -> Tensor:
+    """Matrices divided by `factor` times their Frobenius norm, which bounds the largest singular value."""
+    # Squares of float32 neither overflow nor vanish in float64.
+    wide = torch.float64 if y.device.type != "mps" else torch.float32
+    norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=wide).clamp_min_(TINY)
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    return (y / (norm * factor).to(y.dtype)).to(dtype)
+
+
+@functools.cache
+def _segments(steps: int, longest: int, aspect: float, symmetric: float) -> tuple[int, ...]:
+    """After how many steps the Gram matrix is taken anew, so that the whole is cheapest; 1 each is the standard form.
+
+    Args:
+        steps: How many.
+        longest: How many may go by at most. Where it is not all of them the first time comes a step earlier, as small
+            singular values grow most in the first steps.
+        aspect: Columns by rows, at least 1.
+        symmetric: What a symmetric product costs of one that is not.
+    """
+
+    def cost(count: int) -> float:
+        """Of a segment, in products of square matrices: X X^T and Q X, squares, Q and R."""
+        return aspect * (1 + symmetric) + symmetric * (4 * count - 3)
+
+    gram = [min(longest if longest >= steps else max(1, longest - 1), steps)]
+    while sum(gram) < steps:
+        gram.append(min(longest, steps - sum(gram)))
+    return tuple(gram) if sum(map(cost, gram)) < steps * cost(1) else (1,) * steps
+
+
+def _iterate(x: Tensor, coefficients: Sequence[Coefficients], by_strips: bool) -> Tensor:
+    """Some steps in Gram form; a single one is the standard form."""
+    tall = x.shape[-2] > x.shape[-1]
+    wide = x.mT if tall else x
+    multiply = _by_strips if by_strips else _multiply
+    gram = multiply(wide, wide.mT)
+    q = gram  # set in the first step
+    for index, (a, b, c) in enumerate(coefficients):
+        z = multiply(gram, gram, gram, b, c) if c else gram * b
+        if index == len(coefficients) - 1:
+            if index == 0:
+                # a X apart: it then meets the sum unrounded.
+                return _apply(z, x, a, tall)
+            return _apply(multiply(q, z, q, a), x, 0.0, tall)
+        q = _plus_diagonal(z, a) if index == 0 else multiply(q, z, q, a)
+        product = multiply(gram, z, gram, a)
+        gram = multiply(z, product, product, a)
+    return x
+
+
+def _plus_diagonal(z: Tensor, a: float) -> Tensor:
+    q = z.clone()
+    q.diagonal(dim1=-2, dim2=-1).add_(a)
+    return q
+
+
+def _apply(q: Tensor, x: Tensor, beta: float, tall: bool) -> Tensor:
+    """Return (Q + beta I) X for a symmetric Q on the smaller side of X."""
+    left, right = (x, q) if tall else (q, x)
+    if beta == 0.0:
+        return left @ right
+    return (torch.addmm if x.ndim == 2 else torch.baddbmm)(x, left, right, beta=beta)
+
+
+def _multiply(left: Tensor, right: Tensor, plus: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
+    """Return alpha left right + beta plus."""
+    if plus is None:
+        return left @ right
+    return (torch.addmm if left.ndim == 2 else torch.baddbmm)(plus, left, right, beta=beta, alpha=alpha)
+
+
+def _by_strips(
+    left: Tensor, right: Tensor, plus: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0
+) -> Tensor:
+    """The same where the result is symmetric: its lower half, strip by strip, and that mirrored.
+
+    Torch has no symmetric product. For n rows in strips of w it does (n + w) / 2n of the work of a whole one.
+    """
+    size = len(left)
+    out = left.new_empty(size, size)
+    for start in range(0, size, _STRIP):
+        stop = min(start + _STRIP, size)
+        strip = out[start:stop, :stop]
+        if plus is None:
+            torch.mm(left[start:stop], right[:, :stop], out=strip)
+        else:
+            addend = plus[start:stop, :stop]
+            torch.addmm(addend, left[start:stop], right[:, :stop], beta=beta, alpha=alpha, out=strip)
+        out[:start, start:stop] = out[start:stop, :start].mT
+    return out
 
 
 def polar(x: Tensor) -> Tensor:

@@ -259,8 +259,9 @@ def orthogonal_directions(
             )
         return
     owned = owners([_cost(p, group) for p in params], layout.mesh, loads)
-    # Newton-Schulz begins by rounding to bfloat16: nothing is lost where that is done before sending.
-    sent = estimates if group["exact"] else [estimate.to(torch.bfloat16) for estimate in estimates]
+    # On accelerators Newton-Schulz begins by rounding to bfloat16: nothing is lost where that is done before sending.
+    whole = group["exact"] or params[0].device.type == "cpu"
+    sent = estimates if whole else [estimate.to(torch.bfloat16) for estimate in estimates]
     directions = on_owners(sent, [p.shape for p in params], owned, layout, lambda x: _whole_directions(x, group))
     if params[0].device.type != "cpu":
         directions = [direction.to(p.dtype) for p, direction in zip(params, directions, strict=True)]

@@ -1,0 +1,335 @@
+"""Final loss against peak rate: the default and the clock schedules, the decay held equal.
+
+    python benchmarks/rates.py run OUTPUT.jsonl --suite test --seeds 0 1
+    python benchmarks/rates.py table OUTPUT.jsonl
+    python benchmarks/rates.py plot OUTPUT.jsonl PICTURE.png
+
+A run that stands in OUTPUT is not made again; several processes may share the work (`--share 0/2`, `--share 1/2`).
+One thread a run. The workloads of the suite `test` were written down before any of them was run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from warmgap.torch import AdaptiveWarmup, Lion, Muon, NormalizedSGD, Signum, split_parameters
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is learned: a LLaMA on text, with an optimizer around its rate.
+
+    Attributes:
+        optimizer: A name of `OPTIMIZERS`.
+        rate: The peak rate that the rates tried are multiples of: near the best of a constant.
+        corpus: `"stdlib"` or `"wiki"`.
+        vocabulary: Tokens; 257 is bytes.
+        layers: Blocks of the model.
+        width: Its width; the feed-forward network is 8/3 of it.
+        steps: Optimizer steps.
+        batch: Sequences a step.
+        length: Tokens a sequence.
+    """
+
+    optimizer: str
+    rate: float
+    corpus: str = "stdlib"
+    vocabulary: int = 257
+    layers: int = 2
+    width: int = 64
+    steps: int = 300
+    batch: int = 32
+    length: int = 64
+
+    @property
+    def name(self) -> str:
+        """A short name, different for every workload."""
+        return f"{self.optimizer}-{self.corpus}-{self.vocabulary}-{self.layers}x{self.width}-{self.steps}"
+
+
+SUITES: dict[str, list[Workload]] = {
+    "development": [
+        Workload("lion", 3e-3),
+        Workload("muon", 2e-2),
+        Workload("adamw", 5e-3),
+        Workload("signum", 3e-3),
+        Workload("normalized-sgd", 0.1),
+    ],
+    "test": [
+        Workload("lion", 3e-3, "wiki", layers=4, steps=400, batch=16),
+        Workload("muon", 2e-2, "wiki", layers=4, steps=400, batch=16),
+        Workload("adamw", 5e-3, "wiki", layers=6, width=48, steps=400, batch=16),
+        Workload("signum", 3e-3, "stdlib", layers=3, width=80, steps=250, batch=24),
+        Workload("normalized-sgd", 0.1, "stdlib", layers=3, width=80, steps=250, batch=24),
+        Workload("lion", 1e-3, "stdlib", 4096, layers=2, width=128, steps=400, batch=12, length=96),
+        Workload("muon", 2e-2, "stdlib", 4096, layers=2, width=128, steps=400, batch=12, length=96),
+        Workload("adamw", 3e-3, "stdlib", 4096, layers=2, width=128, steps=400, batch=12, length=96),
+    ],
+}
+MULTIPLES = (0.1, 1 / 3, 1.0, 3.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A schedule by step count: warm-up, then the peak, then a cosine to zero.
+
+    Attributes:
+        warmup: Share of the run that the warm-up takes.
+        start: Where a geometric warm-up starts; 0 is a straight line.
+        hold: Share of the run at which the decay begins.
+        hidden: Whether only hidden matrices are warmed up.
+    """
+
+    warmup: float = 0.0
+    start: float = 0.0
+    hold: float = 0.0
+    hidden: bool = False
+
+    def factor(self, step: int, steps: int, role: str) -> float:
+        """Rate over peak rate at step = 0, 1, ..."""
+        begin = max(self.hold, self.warmup) * steps
+        if step >= begin:
+            return 0.5 * (1.0 + math.cos(math.pi * (step - begin) / (steps - begin)))
+        ramp = min(1.0, (step + 1) / (self.warmup * steps + 1)) if self.warmup else 1.0
+        if self.hidden and role != "hidden":
+            return 1.0
+        return self.start ** (1.0 - ramp) if self.start else ramp
+
+
+CLOCKS = {
+    "cosine": Clock(),
+    "hold 40 %": Clock(hold=0.4),
+    "hold 60 %": Clock(hold=0.6),
+    "linear 10 %": Clock(warmup=0.1),
+    "linear 10 %, hold 40 %": Clock(warmup=0.1, hold=0.4),
+    "linear 40 %": Clock(warmup=0.4),
+    "geometric 40 %": Clock(warmup=0.4, start=0.25),
+    "geometric 40 %, hidden": Clock(warmup=0.4, start=0.25, hidden=True),
+}
+METHODS = (*CLOCKS, "auto")
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "lion": Lion,
+    "signum": Signum,
+    "muon": Muon,
+    "normalized-sgd": NormalizedSGD,
+    "adamw": lambda groups, **settings: torch.optim.AdamW(groups, betas=(0.9, 0.95), **settings),
+}
+
+
+def final_loss(workload: Workload, rate: float, method: str, seed: int) -> dict[str, Any]:
+    """Train once; return the validation loss and what is to be known of the schedule."""
+    train, validation = tokens(workload.corpus, workload.vocabulary)
+    model = network(workload, seed)
+    groups = list(split_parameters(model))
+    optimizer = OPTIMIZERS[workload.optimizer](groups, lr=rate, weight_decay=0.1)
+    scheduler = AdaptiveWarmup(optimizer, workload.steps) if method == "auto" else None
+    order = np.random.default_rng(seed)
+    factors: list[float] = []
+    for step in range(workload.steps):
+        starts = order.integers(len(train) - workload.length - 1, size=workload.batch)
+        loss = mean_loss(model, train, starts, workload.length)
+        if not math.isfinite(loss.item()):
+            return {"loss": math.inf, "factors": factors}
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if scheduler is None:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * CLOCKS[method].factor(step, workload.steps, group["role"])
+        else:
+            scheduler.observe(loss)
+        optimizer.step()
+        hidden = next(group["lr"] for group in optimizer.param_groups if group["role"] == "hidden")
+        factors.append(round(float(hidden) / rate, 4))
+        if scheduler is not None:
+            scheduler.step()
+        optimizer.zero_grad()
+    model.eval()
+    starts = np.arange(0, len(validation) - workload.length - 1, workload.length)[:1024]
+    with torch.no_grad():
+        losses = [mean_loss(model, validation, part, workload.length).item() for part in np.split(starts, 16)]
+    return {"loss": float(np.mean(losses)), "factors": factors[:: max(1, len(factors) // 20)]}
+
+
+def network(workload: Workload, seed: int) -> nn.Module:
+    """A LLaMA with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=workload.vocabulary,
+        hidden_size=workload.width,
+        intermediate_size=round(workload.width * 8 / 3 / 4) * 4,
+        num_hidden_layers=workload.layers,
+        num_attention_heads=workload.width // 16,
+        max_position_embeddings=workload.length,
+        tie_word_embeddings=False,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model: nn.Module = LlamaForCausalLM(config)
+    return model
+
+
+_TOKENS: dict[tuple[str, int], tuple[NDArray[Any], NDArray[Any]]] = {}
+
+
+def tokens(corpus: str, vocabulary: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Token numbers to train on and to validate on."""
+    from warmgap.lab.corpus import load_tokens
+
+    if (corpus, vocabulary) not in _TOKENS:
+        loaded = load_tokens(corpus, vocabulary)
+        _TOKENS[corpus, vocabulary] = (loaded.train, loaded.validation)
+    return _TOKENS[corpus, vocabulary]
+
+
+def mean_loss(model: nn.Module, text: NDArray[Any], starts: NDArray[Any], length: int) -> torch.Tensor:
+    """Mean loss of predicting the windows of `length + 1` tokens that begin at `starts`."""
+    windows = torch.from_numpy(text[starts[:, None] + np.arange(length + 1)].astype(np.int64))
+    return cross_entropy(model(windows[:, :-1]).logits.flatten(0, 1), windows[:, 1:].flatten())
+
+
+# ---- results
+
+
+def runs_of(suite: str, seeds: list[int], methods: list[str], multiples: list[float]) -> Iterator[dict[str, Any]]:
+    """Every run of a suite, one seed after the other."""
+    for seed in seeds:
+        for workload in SUITES[suite]:
+            for method in methods:
+                for multiple in multiples:
+                    yield {"workload": asdict(workload), "method": method, "multiple": multiple, "seed": seed}
+
+
+def key_of(run: dict[str, Any]) -> str:
+    """What makes a run another run."""
+    return json.dumps({key: run[key] for key in ("workload", "method", "multiple", "seed")}, sort_keys=True)
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The runs that a file holds."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def losses(path: Path) -> dict[str, dict[str, dict[float, list[float]]]]:
+    """Final losses over the seeds, by workload, method and multiple of the rate."""
+    found: dict[str, dict[str, dict[float, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for run in load(path):
+        found[Workload(**run["workload"]).name][run["method"]][run["multiple"]].append(run["loss"])
+    return found
+
+
+def table(path: Path) -> None:
+    """Print the losses, and the scores over all workloads."""
+    found = losses(path)
+    shares: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for workload, by_method in found.items():
+        multiples = sorted(next(iter(by_method.values())))
+        print(f"\n{workload}\n{'':26}" + "".join(f"{f'x{m:.2g}':>9}" for m in multiples))
+        mean = {m: {k: float(np.mean(v)) for k, v in by.items()} for m, by in by_method.items()}
+        for method, by_rate in mean.items():
+            print(f"{method:26}" + "".join(f"{by_rate.get(m, math.nan):9.3f}" for m in multiples))
+        clocks = {m: by for m, by in mean.items() if m != "auto"}
+        lower = {m: min(by[m] for by in clocks.values() if m in by) for m in multiples}
+        best = min(lower.values())
+        for method, by_rate in mean.items():
+            for m in multiples:
+                if m in by_rate:
+                    shares[method][f"regret x{m:.2g}"].append(by_rate[m] - lower[m])
+            if 3.0 in by_rate:
+                shares[method]["best rate"].append(min(by_rate.values()) - best)
+                at = min(clocks.get("hold 40 %", by_rate), key=lambda k: clocks.get("hold 40 %", by_rate)[k])
+                hotter = [m for m in multiples if m > at and m <= 10.01 * at]
+                shares[method]["flatness"].append(
+                    float(np.mean([max(0.0, by_rate[m] - by_rate_best(clocks)) for m in hotter])) if hotter else 0.0
+                )
+    columns = sorted({column for by in shares.values() for column in by})
+    print(f"\nmean over {len(found)} workloads, nats above the best clock schedule of each workload and rate")
+    print(f"{'':26}" + "".join(f"{column:>14}" for column in columns))
+    for method, by_column in shares.items():
+        cells = "".join(f"{np.mean(by_column[c]) if by_column[c] else math.nan:14.3f}" for c in columns)
+        print(f"{method:26}{cells}")
+
+
+def by_rate_best(clocks: dict[str, dict[float, float]]) -> float:
+    """The lowest loss of any clock schedule at any rate."""
+    return min(min(by_rate.values()) for by_rate in clocks.values())
+
+
+def plot(path: Path, picture: Path) -> None:
+    """Draw final loss against peak rate, a panel a workload."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = losses(path)
+    columns = min(4, len(found))
+    rows = -(-len(found) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.7 * rows), squeeze=False)
+    for axis, (workload, by_method) in zip(axes.flat, found.items(), strict=False):
+        rate = next(Workload(**r["workload"]).rate for r in load(path) if Workload(**r["workload"]).name == workload)
+        for method, by_rate in by_method.items():
+            rates = sorted(by_rate)
+            means = np.array([np.mean(by_rate[m]) for m in rates])
+            style = {"color": "C3", "lw": 2.4, "zorder": 3} if method == "auto" else {"lw": 1.0, "alpha": 0.8}
+            axis.plot([rate * m for m in rates], means, label=method, marker=".", **style)
+        axis.set_xscale("log")
+        axis.set_title(workload, fontsize=7)
+        axis.tick_params(labelsize=7)
+    axes[0, 0].set_ylabel("final validation loss")
+    axes[-1, 0].set_xlabel("peak learning rate")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=5, fontsize=7)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(picture, dpi=110)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "table", "plot"))
+    parser.add_argument("output", type=Path)
+    parser.add_argument("picture", type=Path, nargs="?")
+    parser.add_argument("--suite", choices=SUITES, default="test")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--multiples", type=float, nargs="+", default=list(MULTIPLES))
+    parser.add_argument("--share", default="0/1")
+    given = parser.parse_args()
+    if given.command == "table":
+        table(given.output)
+    elif given.command == "plot":
+        plot(given.output, given.picture)
+    else:
+        torch.set_num_threads(1)
+        index, count = map(int, given.share.split("/"))
+        runs = list(runs_of(given.suite, given.seeds, given.methods, given.multiples))
+        for run in runs[index::count]:
+            if key_of(run) in {key_of(other) for other in load(given.output)}:
+                continue
+            workload, began = Workload(**run["workload"]), time.monotonic()
+            outcome = final_loss(workload, workload.rate * run["multiple"], run["method"], run["seed"])
+            with given.output.open("a") as file:
+                file.write(json.dumps({**run, **outcome, "seconds": round(time.monotonic() - began, 1)}) + "\n")
+            print(workload.name, run["method"], run["multiple"], run["seed"], outcome["loss"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The way out of a deadlock: a low rate keeps the loss high, and a high loss keeps the rate low.
+
+Published rules that follow the loss can stay at their floor for a whole run. Here the losses of one stretch of steps
+are compared with those of the next; where the second lie no lower, beyond noise, the rate is doubled, and the watch
+begins anew. Where they do lie lower the loss moves, and the next stretch is twice as long.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from warmgap._ops import Floats, Ops
+from warmgap.signal import FilterState
+
+CERTAIN = 2.0  # standard errors that make a fall
+ROUNDING = 1e-5  # share of a loss that is no fall
+SHORTEST, SHORTEST_SHARE = 10, 100  # the first stretch: steps at least, and which part of the run
+LONGEST_SHARE = 20  # which part of the run no stretch is longer than
+
+
+class DeadlockState(NamedTuple):
+    """State of a `watch`.
+
+    Attributes:
+        lift: The factor that the rate is kept above; 0 before the first deadlock.
+        lifts: Deadlocks so far.
+        length: Steps in a stretch; 0 before the first.
+        steps: Steps of this stretch that were made.
+        losses: Losses of this stretch that were seen.
+        mean: Their mean.
+        before: Losses seen in the stretch before; -1 where there is none to compare with.
+        mean_before: Their mean.
+    """
+
+    lift: float = 0.0
+    lifts: int = 0
+    length: int = 0
+    steps: int = 0
+    losses: int = 0
+    mean: float = 0.0
+    before: int = -1
+    mean_before: float = 0.0
+
+
+def watch(
+    state: DeadlockState, losses: FilterState, finite: bool, factor: float, total_iters: int, ops: Ops = Floats
+) -> DeadlockState:
+    """Return the state after a step.
+
+    Args:
+        state: The state before.
+        losses: The rule's loss filter after the step.
+        finite: Whether the step had a loss.
+        factor: The factor it ran at.
+        total_iters: Optimizer steps in the whole run.
+        ops: The operations to compute with.
+    """
+    shortest = ops.maximum(SHORTEST, total_iters // SHORTEST_SHARE)
+    length = ops.maximum(state.length, shortest)
+    steps = state.steps + 1
+    count = state.losses + ops.where(finite, 1, 0)
+    mean = state.mean + ops.where(finite, (losses.accepted - state.mean) / ops.maximum(1, count), 0.0)
+    whole = steps >= length
+    error = losses.noise * ops.sqrt(1.0 / ops.maximum(1, count) + 1.0 / ops.maximum(1, state.before))
+    still = state.mean_before - mean <= ops.maximum(CERTAIN * error, ROUNDING * abs(mean))
+    compared = (count > 0) & (state.before > 0)
+    # where there were no losses at all, nothing shows that it moves
+    stuck = whole & (state.before >= 0) & ops.where(compared, still, count + state.before == 0)
+    longer = ops.minimum(2 * length, ops.maximum(shortest, total_iters // LONGEST_SHARE))
+    return DeadlockState(
+        lift=ops.where(stuck, ops.minimum(1.0, 2.0 * factor), state.lift),
+        lifts=state.lifts + ops.where(stuck, 1, 0),
+        length=ops.where(whole & ops.no(stuck) & (state.before >= 0), longer, length),
+        steps=ops.where(whole, 0, steps),
+        losses=ops.where(whole, 0, count),
+        mean=ops.where(whole, 0.0, mean),
+        before=ops.where(stuck, -1, ops.where(whole, count, state.before)),
+        mean_before=ops.where(whole, mean, state.mean_before),
+    )

@@ -1,0 +1,156 @@
+"""The divergence guard: it halves the common rate where the loss rises, and lets it come back.
+
+A loss rises for many reasons that are no fault of the rate (harder data, a first loss that was low by chance), so that
+an alarm costs little: half the rate for some steps, then back within a twentieth of the run. Where alarms come again,
+the way back takes twice as long each time. And where the loss rises whatever the rate, as the divergence from the start
+does in reinforcement learning, or the loss of a generator against its critic, it says nothing about the rate: then the
+guard goes off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from warmgap._ops import Floats, Ops
+from warmgap.signal import FilterState, LossFilter
+
+TOLERANCE = 3.0  # standard deviations of a single loss by which the average may lie above its lowest
+ROUNDING = 2.0**-7  # share of a loss that is no rise: a step of bfloat16
+BURST = 0.5  # share of the level of the first losses by which the average may lie above it
+SWING = 5.0  # the same in standard deviations, for a level that hardly differs from 0, or is negative
+JUDGED = 8  # losses that make that level
+MATURE = 0.5  # weight of the average below which it is too noisy to have a lowest value
+FORGOTTEN = 0.01  # share of the largest noise that is forgotten at each loss
+MISSING = 3  # losses in a row that are not finite and make an alarm
+REST = 10  # steps after an alarm without another
+LOWEST = 0.125  # the rate is never held lower: three halvings
+HOPELESS = 4  # alarms in a row, each at a higher loss, that show a loss that rises whatever the rate
+RECOVERY, QUICKEST = 20, 20  # which part of the run, and steps at least, in which the rate doubles on its way back
+
+
+class GuardState(NamedTuple):
+    """State of a `DivergenceGuard`.
+
+    Attributes:
+        losses: The loss filter's state.
+        scale: What the rate is multiplied with, in [1/8, 1].
+        best: The lowest average since the last alarm.
+        noise: The largest standard deviation of a single loss, slowly forgotten.
+        level: The median of the first losses; 0 until they were seen.
+        seen: Losses seen, up to those that make the level.
+        missing: Losses in a row that were not finite.
+        rest: Steps until the next alarm may come.
+        pause: Steps in which the rate doubles on its way back; 0 before the first alarm.
+        last: The average at the last alarm.
+        rises: Alarms because the loss rose.
+        blackouts: Alarms because there was no finite loss.
+        higher: Alarms in a row, each at a higher loss than the one before.
+        off: Whether the guard has given up.
+    """
+
+    losses: FilterState
+    scale: float = 1.0
+    best: float = 0.0
+    noise: float = 0.0
+    level: float = 0.0
+    seen: int = 0
+    missing: int = 0
+    rest: int = 0
+    pause: int = 0
+    last: float = 0.0
+    rises: int = 0
+    blackouts: int = 0
+    higher: int = 0
+    off: bool = False
+
+
+@dataclass(frozen=True)
+class DivergenceGuard:
+    """Alarms where the loss rises, and a scale in [1/8, 1] for the rate that follows from them.
+
+    There is an alarm where the averaged loss lies more than three standard deviations of a single loss (and more than
+    bfloat16 rounds) above its lowest since the last alarm; or above one and a half times the first losses, or, where
+    those lie around or below 0, above them by half of their size and by five standard deviations; or where three losses
+    in a row were not finite. An alarm halves the scale, but never below 1/8; the average starts anew, and for ten steps
+    there is no other alarm. From then on the scale rises by the same part at every step: it doubles in a twentieth of
+    the run (at least 20 steps), and in twice as many after each further alarm. After four alarms of a rising loss, each
+    at a higher one, the guard goes off for good, and the scale doubles at every step up to 1.
+
+    Attributes:
+        loss_filter: How the raw losses are cleaned.
+    """
+
+    loss_filter: LossFilter = field(default_factory=LossFilter)
+
+    def init(self) -> GuardState:
+        """Return the state before the first loss."""
+        return GuardState(self.loss_filter.init())
+
+    def step(self, state: GuardState, loss: float, finite: bool, total_iters: int, ops: Ops = Floats) -> GuardState:
+        """Return the state after a step whose loss is given.
+
+        Args:
+            state: The state before.
+            loss: The loss; any number where it is not finite.
+            finite: Whether it is.
+            total_iters: Optimizer steps in the whole run.
+            ops: The operations to compute with.
+        """
+        old = state.losses
+        losses = ops.when(finite, lambda: self.loss_filter.step(old, loss, ops), old)
+        clean, mature = losses.clean, losses.weight >= MATURE
+        # the noise that is averaged over a few losses is now and then far too small
+        noise = ops.maximum(losses.noise, (1.0 - FORGOTTEN) * state.noise)
+        seen = ops.minimum(state.seen + ops.where(finite, 1, 0), JUDGED)
+        level = ops.when(seen > state.seen, lambda: ops.median(losses.window, losses.filled), state.level)
+        best = ops.where(old.weight >= MATURE, ops.minimum(state.best, clean), clean)
+        rest = ops.maximum(0, state.rest - 1)
+        missing = ops.where(finite, 0, state.missing + 1)
+
+        risen = clean > best + ops.maximum(TOLERANCE * noise, ROUNDING * abs(best))
+        # above the level by more than 1.5 times, or, where that says nothing, by many deviations
+        swing = ops.where(level > noise, 0.0, SWING * noise)
+        high = (seen == JUDGED) & (clean > level + ops.maximum(BURST * abs(level), swing))
+        higher = (state.rises == 0) | (clean > state.last + noise)  # one that stays high after an alarm is no other
+        awake = (rest == 0) & ops.no(state.off)
+        rose = awake & finite & mature & (risen | (high & higher))
+        lost = awake & (missing >= MISSING) & (state.scale > LOWEST)
+
+        waits = (rest > 0) | ops.no(finite)
+        scale = ops.when(state.scale < 1.0, lambda: self._recovered(state, waits, ops), state.scale)
+        after = GuardState(
+            losses, scale, best, noise, level, seen, missing, rest, state.pause, state.last,
+            state.rises, state.blackouts, state.higher, state.off,
+        )  # fmt: skip
+        alarmed: GuardState = ops.when(
+            rose | lost, lambda: self._alarmed(state, after, rose, higher, total_iters, ops), after
+        )
+        return alarmed
+
+    def _alarmed(
+        self, before: GuardState, after: GuardState, rose: bool, higher: bool, total_iters: int, ops: Ops
+    ) -> GuardState:
+        """Return the state after an alarm: that of a loss that rose, or of none that is finite."""
+        rises = ops.where(higher, before.higher + 1, 1)
+        off = rose & (rises >= HOPELESS)
+        quickest = ops.maximum(QUICKEST, total_iters // RECOVERY)
+        longer = ops.minimum(2 * before.pause, ops.maximum(quickest, total_iters))
+        return after._replace(
+            losses=after.losses._replace(weight=0.0),  # what rose before the alarm is no rise after it
+            scale=ops.where(off, before.scale, ops.maximum(LOWEST, 0.5 * before.scale)),
+            missing=0,
+            rest=REST,
+            pause=ops.where(before.pause == 0, quickest, longer),
+            last=ops.where(rose, after.losses.clean, before.last),
+            rises=before.rises + ops.where(rose, 1, 0),
+            blackouts=before.blackouts + ops.where(rose, 0, 1),
+            higher=ops.where(rose, rises, before.higher),
+            off=off,
+        )
+
+    def _recovered(self, state: GuardState, waits: bool, ops: Ops) -> float:
+        """Return the scale one step further on its way back to 1."""
+        slowly = ops.where(waits, 1.0, ops.power(2.0, 1.0 / ops.maximum(1, state.pause)))
+        scale: float = ops.minimum(1.0, state.scale * ops.where(state.off, 2.0, slowly))
+        return scale

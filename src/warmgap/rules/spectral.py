@@ -1,0 +1,73 @@
+"""The default: the peak from the first step on, held, then the decay; a guard halves the rate where the loss rises.
+
+Only a model's hidden matrices need a slow start, and how slow, the spectral norm of their steps says: that is the
+spectral cap's work, which scales those steps themselves (`warmgap.torch.SpectralCap`). What is left to the schedule is
+when to go up, when to go down, and what to do where the loss explodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from warmgap._checks import check_finite, check_fraction, plain_fields
+from warmgap._ops import Floats, Ops
+from warmgap.rules._rule import Rule, RuleState
+
+
+@dataclass(frozen=True)
+class SpectralRule(Rule[RuleState]):
+    """The factor is 1 from the first step, if there is evidence before it, and is held there for the share `hold`.
+
+    Evidence is the first step's loss, or that the size of the step is known, as it is under the spectral cap. Without
+    any, the first step runs at `floor`, and the factor doubles at every step up to 1.
+
+    Attributes:
+        hold: Share of the run before which the decay does not begin, in [0, 1).
+        floor: Factor of a first step without evidence, in (0, 1).
+        guard: Whether the rate is halved where the loss rises (`warmgap.rules.DivergenceGuard`).
+
+    Raises:
+        ValueError: If an attribute lies outside its range.
+
+    Example:
+        >>> from warmgap import Schedule
+        >>> schedule = Schedule(1000, SpectralRule())
+        >>> state = schedule.first(schedule.init(), 5.5)
+        >>> print(state.factor, state.phase, state.decay_start)
+        1.0 stable 400
+
+    Source: this project; what it was measured against is in LOG.md.
+    """
+
+    hold: float = 0.4
+    floor: float = 0.01
+    guard: bool = True
+
+    name: ClassVar[str] = "spectral"
+    title: ClassVar[str] = "the peak held for a share of the run, under a guard"
+    clock: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        check_fraction("floor", self.floor, "it is the factor of a first step without evidence")
+        if not 0.0 <= check_finite("hold", self.hold) < 1.0:
+            raise ValueError(f"hold must lie in [0, 1), got {self.hold!r}; it is a share of the run")
+        if not isinstance(self.guard, bool):
+            raise ValueError(f"guard must be True or False, got {self.guard!r}")
+
+    def init(self, total_iters: int) -> RuleState:
+        """Return the state before the first step."""
+        del total_iters
+        return RuleState(self.floor)
+
+    def first(self, state: RuleState, loss: float | None, ops: Ops = Floats) -> RuleState:
+        """Return the state that starts at the peak."""
+        del state, loss, ops
+        return RuleState(1.0, done=True)
+
+    def step(self, state: RuleState, loss: float, ops: Ops = Floats) -> RuleState:
+        """Return the state of a factor twice as high, up to 1."""
+        del loss
+        factor = ops.minimum(1.0, 2.0 * state.factor)
+        return RuleState(factor, factor == 1.0)

@@ -1,0 +1,917 @@
+"""`AdaptiveWarmup`: the schedule as a PyTorch learning-rate scheduler."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from warmgap._checks import check_count, check_finite, check_fraction, check_positive
+from warmgap.geometry import check_norm
+from warmgap.rules import Rule, SpectralRule, by_name
+from warmgap.schedule import Event, Schedule, ScheduleState
+from warmgap.torch.explain import History, picture, picture_html, sentences
+from warmgap.torch.group_schedules import RoleRow, RoleTable, find_roles, peak_of, plan_groups
+from warmgap.torch.loss_mean import Exchanged, LossMean, PendingLoss
+from warmgap.torch.recognition import optimizer_kappa
+from warmgap.torch.spectral_cap import SpectralCap
+from warmgap.torch.steps import StepCount, watch
+
+STATE_VERSION = 2
+
+_PATIENCE = 10  # steps without any loss before a warning
+_HELD = 0.95  # the cap holds where it takes away more than a twentieth
+_RELEASED = 1.1  # and lets go where it leaves a tenth of room
+_MOST_EVENTS = 64
+_SUMMED = 10.0  # a first loss of so many times log(classes) is no mean
+
+_LOG = logging.getLogger(__name__)
+
+
+class AdaptiveWarmup(LRScheduler):
+    """A schedule that needs no tuning: call `observe(loss)` before every `optimizer.step()`, `step()` after.
+
+    The loss is the mean training loss of that optimizer step, unscaled; of micro-batches, `observe(loss, weight)` each.
+    Ranks are averaged here, so that all of them set the same learning rate. The first step may be made above the floor
+    only on evidence: on its own loss, observed before it, or on the size of the step, where the spectral cap knows it.
+    `step(loss)` alone will do where there is neither: the first step is then made at the floor.
+
+    On a CUDA device a loss takes effect one step late: it is copied while the next step runs, and neither host nor
+    device waits for the other. Only the first step waits, once, for the loss that it may start on.
+
+    A step that an AMP scaler skipped does not count, and its loss is dropped, also where a fused kernel skips it.
+
+    Each group's rate is its own peak (times its `lr_scale`, where it has one) times the factor of its role. A group may
+    have a schedule of its own: see `groups`. A group that is added later takes the factor of that moment. Where
+    something else multiplies a group's rate between the steps (a chained scheduler, `ReduceLROnPlateau`, a callback),
+    the multiplication is carried on. `print(scheduler)` is one line, `print(scheduler.roles)` a table,
+    `print(scheduler.summary())` says what the rate did and why.
+
+    Args:
+        optimizer: Any optimizer; the `lr` of each group is taken as its peak (its `initial_lr`, where an earlier
+            scheduler left one, as in torch).
+        total_iters: Optimizer steps in the whole run.
+        model: The model, to tell hidden matrices from embeddings and the head where the groups don't say it by the key
+            `"role"` (those of `split_parameters` do).
+        rule: `"auto"` (the best there is here), `"gap"`, `"loss-ratio"`, `"power"`, `"linear"` (the usual tenth of the
+            run), one of these with settings such as `"loss-ratio(level=4.0)"`, or a rule of `warmgap.rules`.
+        target_loss: The loss taken as optimal, or `"auto"`: an estimate from the run. For rules given by name that
+            follow the gap.
+        floor: Starting learning rate / peak learning rate where nothing is known before the first step, in (0, 1). For
+            rules given by name.
+        decay: A name of `warmgap.decay.NAMES` or a callable from progress to factor.
+        norm: The norm that bounds a step: `"spectral"`, `"max"`, `"frobenius"`, or `"auto"` to infer it from the
+            optimizer. For the gap rule given by name, which needs it.
+        process_group: The ranks to average the loss over; None for the default group where `torch.distributed` is
+            initialised.
+        last_epoch: Only -1: an adaptive schedule can't be resumed from a step number; use `load_state_dict`.
+        roles: The role of each parameter group (`"hidden"`, `"embedding"`, `"head"`, `"other"`): a sequence, or a
+            mapping by index or name. Goes before what the groups or the model say.
+        max_warmup: Share of the run within which warm-up ends, in (0, 1). For rules given by name that have one.
+        groups: Schedules of their own for some groups, by index, name or role: a mapping with any of `"warmup"` (whole
+            steps, or a share of the run), `"decay"` and `"decay_start"` (a share of the run); `"constant"` or None
+            leaves the group's rate alone. The same under the key `"schedule"` in a group.
+        cap: The spectral cap on the steps of hidden matrices: `"auto"` (with the default rule only), None for none, a
+            number (rho), or a `SpectralCap` of this optimizer.
+
+    Raises:
+        ValueError: If an argument lies outside its range, or the norm is needed and can't be inferred.
+        TypeError: If `optimizer` is not an optimizer.
+
+    Example:
+        >>> import torch
+        >>> from warmgap.torch import AdaptiveWarmup, Lion
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = Lion(model.parameters(), lr=1e-3)
+        >>> scheduler = AdaptiveWarmup(optimizer, total_iters=100, cap=None)
+        >>> for _ in range(3):
+        ...     loss = model(torch.ones(8, 4)).square().mean()
+        ...     loss.backward()
+        ...     scheduler.observe(loss)
+        ...     optimizer.step()
+        ...     scheduler.step()
+        ...     optimizer.zero_grad()
+        >>> scheduler.phase, scheduler.get_last_lr()
+        ('stable', [0.001])
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_iters: int,
+        *,
+        model: nn.Module | None = None,
+        rule: str | Rule[Any] = "auto",
+        target_loss: float | Literal["auto"] = "auto",
+        floor: float = 0.01,
+        decay: str | Callable[[float], float] = "cosine",
+        norm: str = "auto",
+        process_group: dist.ProcessGroup | None = None,
+        last_epoch: int = -1,
+        roles: Sequence[str] | Mapping[int | str, str] | None = None,
+        max_warmup: float | None = None,
+        groups: Mapping[int | str, Any] | None = None,
+        cap: Any = "auto",
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if last_epoch != -1:
+            raise ValueError(
+                f"last_epoch must be -1, got {last_epoch!r}: resume an adaptive schedule with load_state_dict"
+            )
+        if not hasattr(optimizer, "_optimizer_step_post_hooks"):
+            raise ValueError(
+                f"{type(optimizer).__name__} only wraps an optimizer and runs no step hooks; make the scheduler on the "
+                "optimizer itself, before it is prepared"
+            )
+        check_fraction("floor", floor, "it is starting learning rate / peak learning rate")
+        check_norm(norm)
+        rule = _rule_of(rule, total_iters, floor, target_loss, partial(optimizer_kappa, optimizer, norm), max_warmup)
+        self.schedule = Schedule(total_iters, rule, decay)
+        self._asked = dict(groups or {})
+        has_roles = find_roles(optimizer, model, roles)
+        self._plans = plan_groups(optimizer, self.schedule, self._asked)
+        self._loss = LossMean(process_group)
+        self.cap = _cap_of(cap, optimizer, total_iters, rule)
+        self._capped: list[int] = []  # the groups that the cap holds, in its order
+        if not has_roles and (self.cap is not None or rule.roles == "hidden"):
+            warnings.warn(
+                f"the groups of {type(optimizer).__name__} have no roles, so that embedding, head, norms and biases "
+                "are held back like the hidden matrices, which alone need it: make the groups by "
+                "split_parameters(model), or give AdaptiveWarmup model=model",
+                UserWarning,
+                stacklevel=2,
+            )
+        _take_own_peaks(optimizer)
+        self._room = math.inf
+        self._state = self.schedule.init()
+        self._own = {i: plan.own.init() for i, plan in enumerate(self._plans) if plan.own is not None}
+        self._calibrated = False
+        self._late: PendingLoss | Exchanged | None = None
+        self._without_loss = 0
+        self._trains = False
+        self._warned: set[str] = set()
+        self._steps = StepCount()
+        self._held = 1.0
+        self._is_held = False
+        self._made: float | None = None  # the hidden matrices' factor in the last step
+        self._events: tuple[Event, ...] = ()
+        self._history = History()
+        self._scales: list[float] = []  # what others have multiplied the rates by
+        self._plain: list[float] = []  # the rates as set here, before that
+        self._written: list[float | None] = []
+        _connect(optimizer, self)
+        self.optimizer = optimizer
+        if self.cap is not None:
+            self.cap.agree = self._loss.highest
+            self._capped = self._find_capped()
+        super().__init__(optimizer, last_epoch)
+
+    # What it says
+
+    @property
+    def phase(self) -> Literal["warmup", "stable", "decay"]:
+        """`"warmup"` while the factor is on its way up, `"stable"` while it stays, `"decay"` from then on."""
+        return self._state.phase
+
+    @property
+    def total_iters(self) -> int:
+        """The number of optimizer steps in the whole run, as last set."""
+        return self._state.total_iters
+
+    @property
+    def warmup_iters(self) -> int | None:
+        """The number of steps that warm-up took; None until it ended."""
+        return self._state.handover
+
+    @property
+    def factor(self) -> float:
+        """Learning rate / peak learning rate of the next step, in (0, 1]: of the hidden matrices, where it differs."""
+        return self._state.factor * self._held
+
+    @property
+    def gap(self) -> float | None:
+        """The loss gap that the rule follows; None before the first loss, or where it follows none."""
+        return self.schedule.reading(self._state)[0]
+
+    @property
+    def target_loss(self) -> float | None:
+        """The target loss in use, given or estimated; None before the first loss, or where the rule has none."""
+        return self.schedule.reading(self._state)[1]
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What the schedule did to the rate, when and why, oldest first."""
+        return tuple(sorted((*self._state.events, *self._events), key=lambda event: event.step))
+
+    @property
+    def roles(self) -> RoleTable:
+        """The table of peak, factor, decay and phase of each role; print it."""
+        found: dict[str, list[int]] = {}
+        for index, plan in enumerate(self._plans):
+            found.setdefault(plan.label if plan.own is None else f"{plan.label} (own)", []).append(index)
+        return RoleTable([self._row(name, indices) for name, indices in found.items()])
+
+    def summary(self) -> str:
+        """Return some sentences: where the run stands, what the rate did and why, and whether the peak looks right."""
+        return sentences(self)
+
+    def plot(self) -> Any:
+        """Return a picture of rate and loss with the events on it, a `matplotlib.figure.Figure`.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is not installed.
+        """
+        return picture(self)
+
+    def __repr__(self) -> str:
+        state, held = self._state, " (held)" if self._is_held else ""
+        rates = sorted({f"{float(lr):.3g}" for lr in self._last_lr}, key=float)
+        lr = rates[0] if len(rates) == 1 else f"{rates[0]} to {rates[-1]}"
+        return (
+            f"AdaptiveWarmup(step {state.step} of {state.total_iters}, {state.phase}, factor {self.factor:.3g}{held}, "
+            f"lr {lr}, rule {self.schedule.rule.name!r}, decay {self.schedule.decay!r}, {len(self.events)} events)"
+        )
+
+    def _repr_html_(self) -> str:
+        return picture_html(self)
+
+    # The loop
+
+    def observe(self, loss: float | Tensor, weight: float | Tensor = 1.0) -> None:
+        """Add one micro-batch's loss to the mean of the current optimizer step.
+
+        Args:
+            loss: Its mean loss, not divided by the number of micro-batches, nor scaled: a number or a tensor with one
+                element.
+            weight: Its share in the step's mean: its number of tokens, where micro-batches differ in it.
+
+        Raises:
+            ValueError: If a tensor has more than one element, or a weight that is a number is negative.
+            TypeError: If the loss is neither a number nor a tensor.
+        """
+        self._trains = self._trains or (isinstance(loss, Tensor) and loss.requires_grad)
+        self._loss.add(loss, weight)
+
+    def calibrate(self, closure: Callable[[], float | Tensor]) -> None:
+        """Measure the loss before the first step: on it the first step may start above the floor.
+
+        For loops that show the loss after the step; one observed before the first step does the same. Every rank must
+        call it.
+
+        Args:
+            closure: Returns the mean loss of a batch, of this rank; called once, without gradients.
+
+        Raises:
+            ValueError: If a step was made already, or the loss is not finite.
+            TypeError: If `closure` can't be called.
+        """
+        if not callable(closure):
+            raise TypeError(
+                f"calibrate needs a function that returns the loss, got {closure!r:.80}: give lambda: model(batch)"
+            )
+        if self._state.step > 0:
+            raise ValueError(f"calibrate looks before the first step, and {self._state.step} were made; call it first")
+        with torch.no_grad():
+            self._loss.add(closure())
+        loss = self._loss.take().result()
+        self._start(check_finite("the loss to calibrate on", math.nan if loss is None else loss))
+        self._calibrated = True
+        self._set_lrs()
+
+    def discard(self) -> None:
+        """Forget what was observed since the last `step`: its optimizer step was skipped.
+
+        Only for hosts that then don't call `step` at all; `step` itself drops the loss of a skipped step.
+        """
+        self._forget_step()
+
+    def before_step(self, closure: bool = False) -> None:
+        """Set the rates of the step that is about to be made: the optimizer's hook calls it as `step` begins.
+
+        For hosts whose loss or gradients are made inside `optimizer.step(closure)`: call it as soon as they are there.
+
+        Args:
+            closure: Whether the gradients are yet to be computed, within the step.
+        """
+        if not self._has_its_turn() or self._rates_are_anothers():
+            return
+        if self.cap is None and (self._state.step > 0 or self._calibrated):
+            return
+        if len(self.optimizer.param_groups) != len(self.base_lrs):
+            self._join()
+        if self.cap is not None:
+            self.cap.before(closure=closure)
+        if self._state.step == 0 and not self._calibrated:
+            loss = self._loss.peek().result() if self.schedule.rule.needs_loss else None
+            self._start(loss if loss is not None and math.isfinite(loss) else None)
+        self._set_lrs()
+
+    _look_first = before_step  # its old name, which hosts call
+
+    def after_step(self, skipped: float | Tensor = 0.0) -> None:
+        """Count a step: the optimizer's hook calls it as `step` ends.
+
+        For hosts that move the weights without calling the optimizer's `step`.
+
+        Args:
+            skipped: Above 0 where the step was skipped after all; a tensor on a device is read one step late.
+        """
+        if self.cap is not None and self._has_its_turn():
+            unknown = self.cap.ratio is None
+            self.cap.after()
+            if unknown and self._capped:  # the first step, measured only now, was cut down to the cap
+                self._held *= self.cap.factor_at(float(self.optimizer.param_groups[self._capped[0]]["lr"]))
+        self._steps.add(skipped)
+
+    def step(self, loss: float | Tensor | None = None) -> None:
+        """Move on by one optimizer step and set the learning rates of the next.
+
+        Every rank must call it at the same step.
+
+        Args:
+            loss: The mean training loss of the step just made, if it was not observed before: a number or a tensor with
+                one element.
+
+        Raises:
+            ValueError: If the loss has more than one element, or the rule refuses the first one; the optimizer's first
+                `step` raises it too, on a loss observed before.
+            TypeError: If the loss is neither a number nor a tensor.
+        """
+        if self._is_initial:  # the base class's constructor, or a host that starts over: no step was made
+            self._step_count += 1
+            self.last_epoch += 1
+            self._set_peaks()
+            return
+        if len(self.optimizer.param_groups) != len(self.base_lrs):
+            self._join()
+        if loss is not None:
+            self._warn_of_epochs(loss)
+            self.observe(loss)
+        waits = self._steps.made == 0 and self._should_have_stepped()
+        skipped = self._steps.called(self.optimizer, waits)
+        if waits:
+            self._forget_step()
+            return
+        late = self._exchanged(skipped)
+        if late.skipped:  # the step before the one just made: known only now, and counted by the last call
+            return
+        self._step_count += 1
+        self.last_epoch += 1
+        self._advance(late.loss)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rates of the next step, one a group; nothing is changed."""
+        return [
+            self._plain_lr(i) * self._scales[i] if self._plans[i].scheduled else group["lr"]
+            for i, group in enumerate(self.optimizer.param_groups)
+        ]
+
+    def get_last_lr(self) -> list[float | Tensor]:
+        """Return the learning rates of the groups, as last set; before the first step, those that it will be made at.
+
+        These can change until then with the loss that is observed. (Of several ranks each sees its own loss here.)
+        """
+        if self._state.step == 0 and not self._calibrated and not self._loss.empty and self._has_its_turn():
+            loss = self._loss.local()
+            self._start(loss if math.isfinite(loss) else None)
+            self._set_lrs()
+        return self._last_lr
+
+    # Longer, shorter, higher
+
+    def extend(self, total_iters: int) -> None:
+        """Let the run end after `total_iters` optimizer steps instead; the factor goes on from where it is.
+
+        Raises:
+            ValueError: If so many steps were made already.
+        """
+        self._change(lambda schedule, state: schedule.extend(state, total_iters))
+
+    def decay_now(self, steps: int) -> None:
+        """Decay from the present factor over the next `steps` optimizer steps; the run then ends there.
+
+        Raises:
+            ValueError: If `steps` is no whole number of at least 1.
+        """
+        self._change(lambda schedule, state: schedule.decay_now(state, steps))
+
+    def scale_peak(self, factor: float) -> None:
+        """Multiply the peak of every scheduled group by `factor`, from the next step on.
+
+        Raises:
+            ValueError: If `factor` is not above 0.
+        """
+        factor = check_positive("factor", factor, "2.0 doubles the peak learning rate")
+        self.base_lrs = [
+            float(base) * factor if plan.scheduled else base
+            for base, plan in zip(self.base_lrs, self._plans, strict=True)
+        ]
+        self._note(f"peak scaled by {factor:.4g}", self.factor, self.factor)
+        self._set_lrs()
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scheduler's state: plain Python values (and the cap's tensors), no reference to the optimizer."""
+        self._late = _read(self._late)
+        own = {str(i): self._own_schedule(i).to_dict(state) for i, state in self._own.items()}
+        return {
+            "version": STATE_VERSION,
+            "schedule": self.schedule.to_dict(self._state),
+            "own": own,
+            "calibrated": self._calibrated,
+            "late": None if self._late is None else list(self._late),
+            "held": [self._held, self._is_held, self._made],
+            "cap": None if self.cap is None else self.cap.state_dict(),
+            "base_lrs": [float(base) for base in self.base_lrs],
+            "scales": list(self._scales),
+            "events": [list(event) for event in self._events],
+            "history": self._history.to_dict(),
+            "last_epoch": self.last_epoch,
+            "_step_count": self._step_count,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of `state_dict` and set the optimizer's learning rates to it.
+
+        A state of a run of another length goes on over this scheduler's length; one with another peak keeps its own.
+
+        Raises:
+            ValueError: If it is no such state, of another version, or of a scheduler with other settings or groups;
+                then nothing is changed.
+        """
+        saved = _current_form(state_dict)
+        count = len(saved["base_lrs"])
+        if count != len(self.optimizer.param_groups):
+            raise ValueError(
+                f"this state belongs to an optimizer with {count} parameter groups, "
+                f"and this one has {len(self.optimizer.param_groups)}: build the optimizer as it was"
+            )
+        hint = "this state is damaged or was edited"
+        base_lrs: list[float | Tensor] = [check_finite("base_lrs", lr, hint) for lr in saved["base_lrs"]]
+        scales = [check_finite("scales", scale, hint) for scale in saved["scales"]]
+        plans = plan_groups(self.optimizer, self.schedule, self._asked)
+        own = {i: plan.own for i, plan in enumerate(plans) if plan.own is not None}
+        if sorted(map(str, own)) != sorted(saved["own"]):
+            raise ValueError(
+                f"this state has schedules of their own for the groups {sorted(saved['own'])}, and this scheduler for "
+                f"{sorted(map(str, own))}: give the same groups=, or start afresh"
+            )
+        if (saved["cap"] is None) != (self.cap is None):
+            raise ValueError(
+                f"this state comes from a scheduler with{'out' if saved['cap'] is None else ''} a spectral cap, and "
+                f"this one has {'none' if self.cap is None else 'one'}: give the same cap="
+            )
+        state = self.schedule.from_dict(saved["schedule"])
+        own_states = {i: schedule.from_dict(saved["own"][str(i)]) for i, schedule in own.items()}
+        late = None if saved["late"] is None else Exchanged(*saved["late"])
+        events = tuple(Event(*event) for event in saved["events"])
+        history = History.from_dict(saved["history"])
+        if self.cap is not None:
+            self.cap.load_state_dict(saved["cap"])
+        self._warn_of_peaks(base_lrs)
+        self._state, self._own, self._plans = state, own_states, plans
+        self._capped = self._find_capped()
+        self._calibrated, self._late = saved["calibrated"], late
+        self._held, self._is_held, self._made = saved["held"]
+        self.base_lrs, self._scales = base_lrs, scales
+        self._events, self._history = events, history
+        self.last_epoch = saved["last_epoch"]
+        self._step_count = saved["_step_count"]
+        self._loss.clear()
+        self._steps.reset()
+        if self._has_its_turn():
+            self._write()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles; the losses on their way are read."""
+        self._late = _read(self._late)
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _connect(self.optimizer, self)  # a copied optimizer has lost its hooks
+
+    # Rates
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        """Set the rates without a step: what `SequentialLR` asks for when it hands over to this scheduler."""
+        if epoch is not None:
+            self.last_epoch = epoch
+        self._loss.clear()  # those of the other scheduler's steps
+        self._steps.reset()
+        self._set_peaks()
+
+    def _set_peaks(self) -> None:
+        """Start over: the peaks are the groups', and the first rates are shown as they will be with evidence."""
+        groups = self.optimizer.param_groups
+        self.base_lrs = [peak_of(group) for group in groups]
+        self._scales = [1.0] * len(groups)
+        if self._state.step == 0 and not self._calibrated:
+            self._start(None, shown=True)
+        self._write()
+
+    def _start(self, loss: float | None, shown: bool = False) -> None:
+        """Make the state before the first step from what is known then: the loss, or the size of the step."""
+        known = loss is not None or shown or (self.cap is not None and self.cap.ratio is not None)
+        self._state = _first(self.schedule, loss, known)
+        self._own = {i: _first(self._own_schedule(i), loss, known) for i in self._own}
+
+    def _plain_lr(self, index: int) -> float:
+        """Return the rate of a group before what others multiply it by."""
+        own = self._own.get(index)
+        factor = self.schedule.factor_of(self._state, self._plans[index].role) if own is None else own.factor
+        return float(self.base_lrs[index]) * factor * (self._held if index in self._capped else 1.0)
+
+    def _set_lrs(self) -> None:
+        """Carry on what others did to the rates, hold the hidden matrices under their cap, and write the rates."""
+        self._carry()
+        self._hold()
+        self._write()
+
+    def _write(self) -> None:
+        self._plain, self._written = [], []
+        for index, group in enumerate(self.optimizer.param_groups):
+            plan = self._plans[index]
+            lr = self._plain_lr(index)
+            self._plain.append(lr)
+            if plan.scheduled:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr * self._scales[index])
+                else:
+                    group["lr"] = lr * self._scales[index]
+            self._written.append(_on_host(group["lr"]))
+        self._last_lr = [
+            group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
+            for group in self.optimizer.param_groups
+        ]
+
+    def _carry(self) -> None:
+        """Keep what others have multiplied the rates by since they were written."""
+        for index, group in enumerate(self.optimizer.param_groups):
+            lr, written = _on_host(group["lr"]), self._written[index]
+            if lr == written or lr is None or written is None or not self._plans[index].scheduled:
+                continue
+            before, self._scales[index] = self._scales[index], lr / self._plain[index]
+            self._note_outside(before, self._scales[index])
+
+    def _hold(self) -> None:
+        """Set by how much the spectral cap holds the hidden matrices back in the next step."""
+        if self.cap is None or not self._capped:
+            return
+        self._held = 1.0
+        first = self._capped[0]
+        scheduled = self._plain_lr(first) * self._scales[first]
+        factor, room = self._state.factor, self.cap.limit / scheduled if scheduled > 0.0 else math.inf
+        self._room, most = room, min(1.0, room)
+        if self._made is not None and factor > 0.0:
+            most = min(most, 2.0 * self._made / factor)
+        self._held = most
+        if most < _HELD and not self._is_held:
+            self._is_held = True
+            self._note("step too large: hidden matrices held by the spectral cap", factor, factor * most, "hidden")
+        elif self._is_held and most == 1.0 and room > _RELEASED:
+            self._is_held = False
+            self._note("hidden matrices released by the spectral cap", factor, factor, "hidden")
+
+    # Steps
+
+    def _advance(self, loss: float | None) -> None:
+        before, made = self._state, self.factor
+        self._check_first(loss)
+        self._history.add(before.step, loss, made, before.base)
+        if before.phase != "decay":
+            self._history.at_peak(self._held, self._room)
+        self._made = made
+        self._state = self.schedule.step(before, loss)
+        for index, state in self._own.items():
+            self._own[index] = self._own_schedule(index).step(state, loss)
+        self._log_new(before)
+        self._set_lrs()
+
+    def _change(self, change: Callable[[Schedule, ScheduleState], ScheduleState]) -> None:
+        before = self._state
+        self._own, self._state = (
+            {i: change(self._own_schedule(i), state) for i, state in self._own.items()},
+            change(self.schedule, before),
+        )
+        self._log_new(before)
+        self._set_lrs()
+
+    def _find_capped(self) -> list[int]:
+        held = [] if self.cap is None else self.cap.groups
+        groups = self.optimizer.param_groups
+        indices = [next(i for i, group in enumerate(groups) if group is one) for one in held]
+        return [index for index in indices if self._plans[index].scheduled]
+
+    def _own_schedule(self, index: int) -> Schedule:
+        own = self._plans[index].own
+        assert own is not None  # noqa: S101 # what is in `_own` has one
+        return own
+
+    def _join(self) -> None:
+        """Take in groups that were added since the scheduler was made, at the factor of the moment."""
+        groups = self.optimizer.param_groups
+        if len(groups) < len(self.base_lrs):
+            raise ValueError(
+                f"the optimizer has {len(groups)} parameter groups, and had {len(self.base_lrs)} when this scheduler "
+                "was made: make a new scheduler for it"
+            )
+        self._plans = plan_groups(self.optimizer, self.schedule, self._asked)
+        self._capped = self._find_capped()
+        for index in range(len(self.base_lrs), len(groups)):
+            group = groups[index]
+            group.setdefault("initial_lr", float(group["lr"]))
+            self.base_lrs = [*self.base_lrs, peak_of(group)]
+            self._scales.append(1.0)
+            plan = self._plans[index]
+            if plan.own is not None:
+                self._own[index] = _caught_up(plan.own, self._state.step)
+            self._plain.append(0.0)
+            self._written.append(None)
+            self._note(f"parameter group {index} joined ({plan.label})", self.factor, self.factor)
+
+    def _forget_step(self) -> None:
+        """Forget the losses of a step that was not made, and what the first step started on."""
+        self._loss.clear()
+        if self._state.step == 0 and not self._calibrated and self._has_its_turn():
+            self._start(None, shown=True)
+            self._set_lrs()
+
+    def _has_its_turn(self) -> bool:
+        """Return whether the rates are this scheduler's to set: a `SequentialLR` leaves those that wait at -1."""
+        return bool(self.last_epoch >= 0)
+
+    def _rates_are_anothers(self) -> bool:
+        """Return whether somebody has put 0 for the rates for a moment, as to have the optimizer make its state."""
+        rates = [(_on_host(group["lr"]), last) for group, last in zip(self.optimizer.param_groups, self._written)]  # noqa: B905
+        return any(lr == 0.0 and last != 0.0 for lr, last in rates)
+
+    def _should_have_stepped(self) -> bool:
+        """Return whether a call without an optimizer step is one too many; without gradients it need not step."""
+        if self._steps.any or self._trains:
+            return True
+        return any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"])
+
+    def _exchanged(self, skipped: float | Tensor) -> Exchanged:
+        taken = self._loss.take(skipped)
+        ready: PendingLoss | Exchanged | None = taken
+        if taken.late:
+            ready, self._late = self._late, taken
+        else:
+            self._late = None  # of a run on another device: its step is past
+        found = _read(ready) or Exchanged(None, False)
+        nothing = found.loss is None or not math.isfinite(found.loss)
+        self._without_loss = self._without_loss + 1 if nothing and not taken.late else 0
+        if self._without_loss == _PATIENCE and self.phase != "decay" and self.schedule.rule.needs_loss:
+            self._warn_once(
+                "no loss",
+                f"AdaptiveWarmup has seen no finite loss for {_PATIENCE} steps and can only go by the step count: "
+                "call scheduler.observe(loss) before step(), or step(loss)",
+            )
+        return found
+
+    # Events and warnings
+
+    def _note(self, reason: str, before: float, after: float, role: str | None = None) -> None:
+        loss = self._history.last_loss
+        event = Event(step=self._state.step, loss=loss, before=before, after=after, reason=reason, role=role)
+        self._events = (*self._events, event)[-_MOST_EVENTS:]
+        _LOG.info("%s", event)
+
+    def _note_outside(self, before: float, after: float) -> None:
+        reason = "rate changed from outside, carried on"
+        last = self._events[-1] if self._events else None
+        if last is not None and last.reason == reason and last.step >= self._state.step - 1:
+            moved = last._replace(step=self._state.step, after=after)
+            self._events = (*self._events[:-1], moved)  # one that changes it at every step is one event
+            return
+        self._note(reason, before, after)
+
+    def _log_new(self, before: ScheduleState) -> None:
+        if self._state.events is before.events and before.step > 0:
+            return
+        last = before.events[-1] if before.events and before.step > 0 else None
+        new: list[Event] = []
+        for event in reversed(self._state.events):
+            if event is last:
+                break
+            new.append(event)
+        for event in reversed(new):
+            _LOG.info("%s", event)
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, UserWarning, stacklevel=4)
+
+    def _warn_of_epochs(self, loss: float | Tensor) -> None:
+        whole = not loss.is_floating_point() if isinstance(loss, Tensor) else isinstance(loss, int)
+        if whole:
+            self._warn_once(
+                "epoch",
+                f"AdaptiveWarmup.step() got the whole number {loss}: it takes the mean training loss of the optimizer "
+                "step just made, not the epoch or the step; call step(loss), or observe(loss) and then step()",
+            )
+
+    def _check_first(self, loss: float | None) -> None:
+        """Warn where the first loss is no mean of cross-entropies, if there is a head to say how large one can be."""
+        if self._state.step > 0 or loss is None or not math.isfinite(loss):
+            return
+        heads = [
+            p
+            for plan, group in zip(self._plans, self.optimizer.param_groups, strict=True)
+            if plan.role == "head"
+            for p in group["params"]
+        ]
+        classes = max((p.shape[0] for p in heads if p.ndim == 2), default=1)
+        if classes >= 100 and loss > _SUMMED * math.log(classes):
+            self._warn_once(
+                "sum",
+                f"the first loss is {loss:.4g}, and a mean cross-entropy over {classes} classes starts near "
+                f"{math.log(classes):.3g}: give the mean over tokens, not the sum, and not scaled by a GradScaler",
+            )
+
+    def _warn_of_peaks(self, saved: Sequence[float | Tensor]) -> None:
+        here = [float(base) for base in self.base_lrs]
+        if any(not math.isclose(float(a), b, rel_tol=1e-6) for a, b in zip(saved, here, strict=True)):
+            peaks = [f"{float(base):.4g}" for base in saved]
+            warnings.warn(
+                f"this state has the peak learning rates {', '.join(peaks)}, which are kept, and this scheduler was "
+                f"made with {', '.join(f'{base:.4g}' for base in here)}: call scheduler.scale_peak(factor) after "
+                "loading to change them",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _row(self, name: str, indices: list[int]) -> RoleRow:
+        first = indices[0]
+        plan, peak, lr = self._plans[first], float(self.base_lrs[first]), float(self._last_lr[first])
+        own = self._own.get(first)
+        state = self._state if own is None else own
+        schedule = self.schedule if plan.own is None else plan.own
+        decay = schedule.decay if isinstance(schedule.decay, str) else getattr(schedule.decay, "__name__", "own")
+        begins = "" if state.decay_start is None else f" from {state.decay_start}"
+        return RoleRow(
+            name=name,
+            groups=tuple(indices),
+            peak=peak,
+            factor=lr / peak if peak else 0.0,
+            lr=lr,
+            decay=f"{decay}{begins}" if plan.scheduled else "none",
+            phase=state.phase if plan.scheduled else "unscheduled",
+            held=first in self._capped and self._is_held,
+        )
+
+
+def _rule_of(
+    rule: str | Rule[Any],
+    total_iters: int,
+    floor: float,
+    target_loss: float | Literal["auto"],
+    kappa: Callable[[], float],
+    max_warmup: float | None,
+) -> Rule[Any]:
+    check_count("total_iters", total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run")
+    if target_loss != "auto":
+        check_finite("target_loss", target_loss, "give the loss taken as optimal, or 'auto'")
+    if isinstance(rule, str):
+        settings = {} if max_warmup is None else {"max_warmup": max_warmup}
+        return by_name(rule, total_iters, floor=floor, target_loss=target_loss, kappa=kappa, **settings)
+    if not isinstance(rule, Rule):
+        raise ValueError(f"rule must be a rule of warmgap.rules or a name, got {rule!r}")
+    if target_loss != "auto":
+        warnings.warn(
+            f"target_loss={target_loss!r} has no effect beside a rule object, which has its own: give the rule by "
+            "name, or the target loss to the rule",
+            UserWarning,
+            stacklevel=3,
+        )
+    if max_warmup is None:
+        return rule
+    return dataclasses.replace(rule, max_warmup=check_fraction("max_warmup", max_warmup))  # type: ignore[type-var]
+
+
+def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -> SpectralCap | None:
+    if isinstance(cap, SpectralCap):
+        return cap
+    if cap is None or (cap == "auto" and rule.name != "spectral"):
+        return None
+    if cap != "auto" and (isinstance(cap, (bool, str)) or not isinstance(cap, (int, float))):
+        raise ValueError(f"cap must be 'auto', None, a number or a SpectralCap made with apply=False, got {cap!r}")
+    groups = optimizer.param_groups
+    if not any(p.ndim >= 2 for group in groups for p in group["params"]):
+        return None  # no matrix to hold
+    roles = ("hidden",) if any(group.get("role") == "hidden" for group in groups) else None
+    return SpectralCap(optimizer, rho=cap, total_iters=total_iters, roles=roles, apply=False)
+
+
+def _take_own_peaks(optimizer: Optimizer) -> None:
+    """Put back the peak that the optimizer was made with, where a loaded state has brought another run's.
+
+    `Optimizer.load_state_dict` replaces the groups with the checkpoint's, `lr` and `initial_lr` included, so that a
+    fresh schedule would start at the old run's peak. An optimizer that has state and has made no step is such a one.
+    """
+    groups = optimizer.param_groups
+    loaded = bool(optimizer.state) and not getattr(optimizer, "_opt_called", False)
+    peaks = {float(group["initial_lr"]) for group in groups if "initial_lr" in group}
+    if not loaded or not peaks or "lr" not in optimizer.defaults or peaks == {own := float(optimizer.defaults["lr"])}:
+        return
+    if len(peaks) == 1:
+        for group in groups:
+            group["initial_lr"] = own
+    warnings.warn(
+        f"the optimizer's loaded state has the peak learning rate {', '.join(f'{peak:.4g}' for peak in sorted(peaks))},"
+        f" and it was made with lr={own:.4g}: AdaptiveWarmup starts from "
+        f"{f'lr={own:.4g}' if len(peaks) == 1 else 'the former'}. Make the scheduler before loading the state, and "
+        "load its own state too where the run goes on",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
+    watch(optimizer, scheduler)
+    owner = weakref.ref(scheduler)
+
+    def loaded(_: Optimizer) -> None:
+        if (alive := owner()) is None or not alive._has_its_turn():
+            return
+        if alive._state.step == 0:  # a fresh schedule on a loaded optimizer keeps its own peak
+            alive._write()
+            for group, base in zip(optimizer.param_groups, alive.base_lrs, strict=True):
+                group["initial_lr"] = float(base) / group.get("lr_scale", 1.0)
+        alive._written = [_on_host(group["lr"]) for group in optimizer.param_groups]
+
+    optimizer.register_load_state_dict_post_hook(loaded)
+
+
+def _first(schedule: Schedule, loss: float | None, known: bool) -> ScheduleState:
+    state = schedule.init()
+    if loss is not None:
+        return schedule.first(state, loss)
+    return schedule.first(state) if known and isinstance(schedule.rule, SpectralRule) else state
+
+
+def _caught_up(schedule: Schedule, steps: int) -> ScheduleState:
+    """Return the state of a schedule that has made so many steps without a loss."""
+    state = _first(schedule, None, known=True)
+    for _ in range(steps):
+        state = schedule.step(state, None)
+    return state
+
+
+def _read(loss: PendingLoss | Exchanged | None) -> Exchanged | None:
+    return loss.read() if isinstance(loss, PendingLoss) else loss
+
+
+def _on_host(lr: float | Tensor) -> float | None:
+    """Return a rate; None where reading it would wait for a device."""
+    if isinstance(lr, Tensor):
+        return lr.item() if lr.device.type == "cpu" else None
+    return lr
+
+
+def _current_form(state: Any) -> dict[str, Any]:
+    """Return a state in the form of this version; those of version 1 are turned into it."""
+    if not isinstance(state, dict) or "version" not in state:
+        raise ValueError("this is not the state of an AdaptiveWarmup: it has no version")
+    saved = dict(state)
+    if saved["version"] == 1 and "late_loss" in saved:
+        late = saved.pop("late_loss")
+        count = len(saved["base_lrs"])
+        saved |= {
+            "version": STATE_VERSION,
+            "late": None if late is None else [late, False],
+            "own": {},
+            "calibrated": True,
+            "held": [1.0, False, None],
+            "cap": None,
+            "scales": [1.0] * count,
+            "events": [],
+            "history": History().to_dict(),
+        }
+    if saved["version"] != STATE_VERSION:
+        raise ValueError(
+            f"this scheduler state has version {saved['version']!r}, this warmgap reads {STATE_VERSION} and 1: "
+            "load it with the warmgap that saved it"
+        )
+    keys = {
+        "version", "schedule", "own", "calibrated", "late", "held", "cap", "base_lrs", "scales", "events",
+        "history", "last_epoch", "_step_count",
+    }  # fmt: skip
+    if saved.keys() != keys:
+        raise ValueError(f"this is not the state of an AdaptiveWarmup: it needs {sorted(keys)}, got {sorted(saved)}")
+    return saved

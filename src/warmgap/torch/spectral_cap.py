@@ -1,0 +1,436 @@
+"""The spectral cap: how far one step may move the hidden matrices of a model.
+
+Early gradients of hidden matrices have low rank, and a step made of signs, or divided by a root mean square, turns low
+rank into a large spectral norm: up to `lr * sqrt(rows * columns)` where a full-rank step has about
+`lr * (sqrt(rows) + sqrt(columns))`. Such steps overwrite the weights before the model has learned anything. The cap
+holds them back by their size, not by a step count: warm-up comes about where there is cause for it, and ends by itself.
+
+The spectral condition for feature learning is arXiv 2310.17813; what was measured here is in docs/schedule.md.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from warmgap._checks import check_count, check_positive
+from warmgap.torch.optimizers._base import matrices_of
+from warmgap.torch.optimizers._sharding import is_sharded, local
+from warmgap.torch.orthogonalize import as_matrix
+
+STATE_VERSION = 1
+
+RHO = 0.1
+"""What `rho="auto"` stands for in runs of up to `RHO_STEPS` steps."""
+RHO_STEPS = 1000
+"""In longer runs it falls with the square root of their length, down to `RHO_LEAST`."""
+RHO_LEAST = 0.02
+
+_ITERATIONS = 4  # of the power method; 0.91 to 1.0 of the norm on matrices from rank one to Gaussian
+_BUDGET = 2**24  # entries measured a step (28 matrices of 768 x 768); larger models are measured in turn
+_EXPERTS = 8  # matrices of a stack that are measured
+_ZERO = 1e-3  # share of the usual norm under which a matrix counts as starting at zero
+_TINY = 1e-30
+
+SIGN_FIRST = frozenset(
+    {
+        "Adam",
+        "AdamW",
+        "Adam8bit",
+        "AdamW8bit",
+        "PagedAdam",
+        "PagedAdamW",
+        "PagedAdam8bit",
+        "PagedAdamW8bit",
+        "FusedAdam",
+        "DeepSpeedCPUAdam",
+        "Lion",
+        "Lion8bit",
+        "PagedLion",
+        "PagedLion8bit",
+        "SignSGD",
+        "Signum",
+    }
+)
+"""Class names of optimizers, not ours, whose first step moves every entry by the sign of its gradient."""
+
+
+def default_rho(total_iters: int | None) -> float:
+    """Return the cap that `rho="auto"` stands for in a run of `total_iters` steps."""
+    if total_iters is None:
+        return RHO
+    return max(RHO_LEAST, RHO * min(1.0, math.sqrt(RHO_STEPS / total_iters)))
+
+
+@torch.no_grad()
+def spectral_norms(matrices: Sequence[Tensor], iterations: int = _ITERATIONS) -> Tensor:
+    """Estimate the spectral norm of matrices of one shape by the power method from one fixed start.
+
+    Nothing random and no memory of earlier calls: the same matrices give the same numbers on every rank and after a
+    resume. The estimate is never above the norm. With four iterations it is at most 10 % below it on Gaussian matrices,
+    which are the hardest, and exact on matrices of rank one. The host does not wait for the device.
+
+    Args:
+        matrices: At least one, each of shape (rows, columns); half precision is computed in float32.
+        iterations: Products with the matrix and its transpose, at least one.
+
+    Returns:
+        One norm a matrix, shape (n,), float32 or float64, on the matrices' device.
+
+    Example:
+        >>> import torch
+        >>> spectral_norms([torch.diag(torch.tensor([3.0, 1.0])), torch.zeros(2, 2)]).tolist()
+        [3.0, 0.0]
+    """
+    first = matrices[0]
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    start = _start(first.shape[0], dtype, first.device)
+    if first.device.type == "cpu":  # batched products with one column are slow there
+        return torch.cat([_power(matrix.to(dtype), start, iterations) for matrix in matrices])
+    batch = torch.stack([matrix.to(dtype) for matrix in matrices])
+    return _power(batch, start.expand(len(matrices), -1, 1), iterations)
+
+
+def _start(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A vector without a pattern that weights or gradients could share."""
+    index = torch.arange(rows, dtype=torch.float64)
+    return torch.cos(0.7 * index * index).unsqueeze(-1).to(device=device, dtype=dtype)
+
+
+def _power(matrix: Tensor, u: Tensor, iterations: int) -> Tensor:
+    """The norm of M v, for v after so many products of u with M M^T, of one matrix or each of a batch."""
+    length: Tensor = u
+    for _ in range(iterations):
+        v = matrix.mT @ u
+        u = matrix @ (v / torch.linalg.vector_norm(v, dim=(-2, -1), keepdim=True).clamp_min(_TINY))
+        length = torch.linalg.vector_norm(u, dim=(-2, -1), keepdim=True)
+        u = u / length.clamp_min(_TINY)
+    return length.reshape(-1)
+
+
+class SpectralCap:
+    """Hold the steps of the hidden matrices W_i under a cap: one factor `min(1, rho / r)` for all of them.
+
+    `r` is the median over i of `||D_i||_2 / ||W_i at the start||_2`, where D_i is what the step changes W_i by. All
+    hidden matrices share the factor, so their learning rates keep their ratios. Embedding, head, norms and biases are
+    left alone. A matrix that starts at zero counts with the norm that the others have for their shape.
+
+    Works around any `torch.optim.Optimizer`. With the optimizers of `warmgap.torch` the directions are measured before
+    each step is made, so that the cap is exact for that step (on CUDA it acts one step late, since the host does not
+    wait for the device). With any other optimizer the step just made is measured, by copies of the matrices whose turn
+    it is, and the next one is held back; its first step is measured on the gradients where it is known to be their sign
+    (Adam, Lion, sign methods) or themselves (SGD). Models of more than 2^24 entries in hidden matrices are measured in
+    turn, some matrices a step. No step waits for the device, but the first.
+
+    Args:
+        optimizer: Any optimizer whose groups have roles, as `split_parameters(model)` gives them.
+        rho: The cap, above 0; `"auto"` takes 0.1 in runs of up to 1,000 steps and 0.1 * sqrt(1000 / total_iters)
+            in longer ones, at least 0.02.
+        total_iters: Optimizer steps in the whole run; for `"auto"`.
+        roles: The roles whose matrices are held; None holds every parameter of two or more dimensions.
+        apply: Whether to change the steps; False only measures, for a scheduler that sets the rates itself.
+
+    Attributes:
+        rho: The cap as a number.
+        agree: Makes one number of what each rank measured; called once a step, and must not wait for the device.
+
+    Raises:
+        TypeError: If `optimizer` is not an optimizer.
+        ValueError: If an argument lies outside its range, or no parameter is to be held.
+
+    Example:
+        >>> import torch
+        >>> from warmgap.torch import SpectralCap, split_parameters
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(8, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 8))
+        >>> optimizer = torch.optim.AdamW(split_parameters(model), lr=0.1)
+        >>> cap = SpectralCap(optimizer, rho=0.05)
+        >>> model(torch.arange(8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> cap.factor < 0.5  # the step of the hidden matrix was held back
+        True
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        rho: float | Literal["auto"] = "auto",
+        *,
+        total_iters: int | None = None,
+        roles: Iterable[str] | None = ("hidden",),
+        apply: bool = True,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if total_iters is not None:
+            check_count("total_iters", total_iters, minimum=1)
+        self.rho = default_rho(total_iters) if rho == "auto" else check_positive("rho", rho)
+        self.factor = 1.0
+        self._optimizer = optimizer
+        self._roles = None if roles is None else frozenset(roles)
+        self._members: list[_Member] = []
+        self._copies: list[tuple[_Member, Tensor]] = []
+        self._rates: list[tuple[dict[str, Any], float | Tensor]] = []
+        self._turn = 0
+        self._ratio: float | None = None
+        self._late: tuple[Tensor, Any] | None = None
+        self.agree: Callable[[Tensor], Tensor] = _own
+        if not self.groups:
+            raise ValueError(
+                f"none of the groups of {type(optimizer).__name__} has a role in {sorted(self._roles or ())}, so there "
+                "is nothing to hold: give it split_parameters(model), or roles=None to hold every matrix"
+            )
+        if apply:
+            optimizer.register_step_pre_hook(lambda _, args, kwargs: self._hold(args, kwargs))
+            optimizer.register_step_post_hook(lambda *_: self._release())
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups that are held."""
+        return [g for g in self._optimizer.param_groups if self._roles is None or g.get("role") in self._roles]
+
+    @property
+    def ratio(self) -> float | None:
+        """Median of ||D_i||_2 / ||W_i at the start||_2 for steps at rate 1; None before the first measurement."""
+        return self._ratio
+
+    @property
+    def limit(self) -> float:
+        """The largest rate of the first held group under the cap; infinite before the first measurement."""
+        return self.rho / self._ratio if self._ratio else math.inf
+
+    def factor_at(self, rate: float) -> float:
+        """Return the factor in (0, 1] that brings steps at this rate of the first held group under the cap."""
+        return min(1.0, self.limit / rate) if rate > 0.0 else 1.0
+
+    @torch.no_grad()
+    def before(self, *, closure: bool = False) -> None:
+        """Measure the step that is about to be made, or get ready to measure it afterwards.
+
+        Args:
+            closure: Whether the gradients are yet to be computed, within the step.
+        """
+        first = not self._members
+        self._arrive()
+        self._take_in()
+        due = self._members if first else self._due()
+        directions = [] if closure else self._directions(due, first=first)
+        self._copies = []  # of an earlier call in the same step
+        if directions:
+            self._measure(due, directions)
+            self._publish(wait=first)
+        else:
+            self._copies = [(member, local(member.param).clone()) for member in due]
+
+    @torch.no_grad()
+    def after(self) -> None:
+        """Measure the step just made, if it could not be measured before it; cut a first one down to the cap."""
+        if not self._copies:
+            return
+        first = self._ratio is None
+        copies, self._copies = self._copies, []
+        members = [member for member, _ in copies]
+        if not all(_rate(member.group) > 0.0 for member in members):
+            return
+        self._measure(members, [(old - local(m.param)) / _rate(m.group) for m, old in copies])
+        self._publish(wait=first)
+        factor = self.factor_at(_rate(self.groups[0])) if first else 1.0
+        if factor < 1.0:
+            for member, old in copies:
+                local(member.param).lerp_(old, 1.0 - factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain Python values."""
+        self._arrive()
+        return {
+            "version": STATE_VERSION,
+            "references": [list(member.references) for member in self._members],
+            "ratios": [member.ratios.tolist() for member in self._members],
+            "turn": self._turn,
+            "ratio": self._ratio,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state: the norms at the start are those of the run that saved it.
+
+        Raises:
+            ValueError: If it is no such state, of another version, or of a model with other hidden matrices.
+        """
+        if not isinstance(state_dict, dict) or state_dict.get("version") != STATE_VERSION:
+            raise ValueError(f"this is not the state of a SpectralCap of version {STATE_VERSION}: {state_dict!r:.80}")
+        members = self._find()
+        references, ratios = state_dict["references"], state_dict["ratios"]
+        if references and [len(r) for r in references] != [len(m.sample(m.param)) for m in members]:
+            raise ValueError(
+                f"this state belongs to a model with {len(references)} held parameters, and this one has "
+                f"{len(members)} or others: give the optimizer the groups it had"
+            )
+        for member, reference, ratio in zip(members, references, ratios, strict=False):
+            member.references = tuple(reference)
+            member.ratios = torch.tensor(ratio, device=local(member.param).device)
+        self._members = members if references else []
+        self._turn, self._ratio, self._late = state_dict["turn"], state_dict["ratio"], None
+
+    # -------------------------------------------------------------------------------------------------------- by itself
+
+    def _hold(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.before(closure=any(callable(value) for value in (*args, *kwargs.values())))
+        self.factor = self.factor_at(_rate(self.groups[0]))
+        if self.factor < 1.0:
+            for group in self.groups:
+                lr = group["lr"]
+                self._rates.append((group, lr.clone() if isinstance(lr, Tensor) else lr))
+                _set_rate(group, lr * self.factor)
+
+    def _release(self) -> None:
+        self.after()
+        for group, lr in self._rates:
+            _set_rate(group, lr)
+        self._rates.clear()
+
+    # ----------------------------------------------------------------------------------------------------- measurements
+
+    def _find(self) -> list[_Member]:
+        return [_Member(p, group) for group in self.groups for p in group["params"] if p.ndim >= 2 and p.numel()]
+
+    def _take_in(self) -> None:
+        """Measure the norms, at the start, of what is new among the parameters."""
+        if len(self._members) == sum(p.ndim >= 2 and p.numel() > 0 for g in self.groups for p in g["params"]):
+            return
+        known = {id(member.param): member for member in self._members}
+        self._members = [known.get(id(member.param), member) for member in self._find()]
+        for member in self._members:
+            if not member.references:
+                member.references = tuple(spectral_norms(member.sample(member.param), 2 * _ITERATIONS).tolist())
+                member.ratios = torch.full((len(member.references),), math.nan, device=local(member.param).device)
+        # What starts at zero counts with the norm that the others have for their shape.
+        scales = [r / member.shape_norm for member in self._members for r in member.references if r > 0.0]
+        usual = statistics.median(scales) if scales else 1.0
+        for member in self._members:
+            least = _ZERO * usual * member.shape_norm
+            member.references = tuple(r if r > least else usual * member.shape_norm for r in member.references)
+
+    def _due(self) -> list[_Member]:
+        """The parameters whose turn it is: all of a small model."""
+        due: list[_Member] = []
+        entries = 0
+        while len(due) < len(self._members) and entries < _BUDGET:
+            due.append(self._members[self._turn % len(self._members)])
+            entries += due[-1].param.numel()
+            self._turn = (self._turn + 1) % len(self._members)
+        return due
+
+    def _directions(self, due: list[_Member], *, first: bool) -> list[Tensor]:
+        """What the step will change these parameters by at rate 1; empty where that is not known before it."""
+        optimizer: Any = self._optimizer
+        if any(member.param.grad is None for member in due):
+            return []
+        if hasattr(optimizer, "directions"):
+            return [d for member in due for d in optimizer.directions(member.group, [member.param])]
+        name = type(optimizer).__name__
+        if not first or optimizer.state or getattr(optimizer, "grad_scale", None) is not None:
+            return []
+        gradients = [local(grad) for member in due if (grad := member.param.grad) is not None]
+        if name in SIGN_FIRST:
+            return [gradient.sign() for gradient in gradients]
+        return gradients if name == "SGD" else []
+
+    def _measure(self, members: list[_Member], directions: list[Tensor]) -> None:
+        for member, direction in zip(members, directions, strict=True):
+            references = torch.tensor(member.references, device=direction.device)
+            ratios = spectral_norms(member.sample(direction)).float() / references
+            # A step that did not happen (an overflow skipped inside a fused kernel) measures nothing.
+            member.ratios = torch.where(torch.isfinite(ratios) & (ratios > 0.0), ratios, member.ratios)
+
+    def _publish(self, *, wait: bool) -> None:
+        """Make the median known to the host: at once on a CPU and after the first measurement, else one step late."""
+        base = _rate(self.groups[0])
+        weights = [_rate(member.group) / base if base > 0.0 else 1.0 for member in self._members]
+        device = self._members[0].ratios.device
+        ratios = [m.ratios.to(device) * w for m, w in zip(self._members, weights, strict=True)]
+        median = self.agree(torch.nanquantile(torch.cat(ratios), 0.5))
+        if device.type != "cuda":
+            self._set(float(median))
+            return
+        host = torch.empty((), dtype=median.dtype, pin_memory=True)
+        host.copy_(median, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        self._late = (host, event)
+        if wait:
+            self._arrive()
+
+    def _arrive(self) -> None:
+        if self._late is not None:
+            host, event = self._late
+            event.synchronize()
+            self._late = None
+            self._set(float(host))
+
+    def _set(self, ratio: float) -> None:
+        if math.isfinite(ratio) and ratio > 0.0:
+            self._ratio = ratio
+
+
+@dataclass
+class _Member:
+    """A held parameter.
+
+    Attributes:
+        param: The parameter.
+        group: Its group.
+        references: Spectral norm of each of its matrices at the start.
+        ratios: ||direction||_2 / reference of each matrix when last measured, NaN before; on the parameter's device.
+    """
+
+    param: Tensor
+    group: dict[str, Any]
+    references: tuple[float, ...] = ()
+    ratios: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def shape_norm(self) -> float:
+        """sqrt(outputs / inputs), the spectral norm that fits the shape (arXiv 2310.17813)."""
+        rows, columns = self.sample(torch.empty(self.param.shape, device="meta"))[0].shape
+        return math.sqrt(rows / columns)
+
+    def sample(self, x: Tensor) -> list[Tensor]:
+        """The matrices of the parameter, or of what belongs to it; of a large stack of experts, eight of them."""
+        matrices = [as_matrix(matrix) for matrix in matrices_of(whole(x, self.param), self.group)]
+        return matrices[:: max(1, len(matrices) // _EXPERTS)]
+
+
+def whole(x: Tensor, p: Tensor) -> Tensor:
+    """x, this rank's piece of p or of what belongs to it, as the whole; every rank of p's mesh must call it."""
+    if not is_sharded(p) or x.is_meta:
+        return x
+    from torch.distributed.tensor import DTensor
+
+    sharded = (
+        x
+        if is_sharded(x)
+        else DTensor.from_local(x, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+    )
+    full: Tensor = sharded.full_tensor()
+    return full
+
+
+def _own(ratio: Tensor) -> Tensor:
+    return ratio
+
+
+def _rate(group: dict[str, Any]) -> float:
+    return float(group["lr"])
+
+
+def _set_rate(group: dict[str, Any], lr: float | Tensor) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"].copy_(torch.as_tensor(lr))
+    else:
+        group["lr"] = lr

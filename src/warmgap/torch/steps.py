@@ -1,0 +1,139 @@
+"""Watching an optimizer's steps: when one begins, whether it was made, and whether a scheduler follows them."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+NEVER_STEPPED = 10
+"""Calls of a scheduler before its optimizer's first step after which a warning says so."""
+
+STOOD_STILL = 100
+"""Calls without a new step after which a warning says so; a host may call once a process."""
+
+ONCE_AN_EPOCH = 4
+"""Optimizer steps between two calls of a scheduler that are surely not one; two are, where they come twice."""
+
+
+class Watcher(Protocol):
+    """What `watch` calls: a scheduler."""
+
+    def before_step(self, closure: bool = False) -> None:
+        """Called as a step begins; with a closure the gradients are yet to be computed."""
+
+    def after_step(self, skipped: float | Tensor = 0.0) -> None:
+        """Called when a step has ended, with a number or tensor above 0 where its kernel skipped it."""
+
+
+def watch(optimizer: Optimizer, watcher: Watcher) -> None:
+    """Call the watcher before and after each step of the optimizer, as long as the watcher lives.
+
+    A gradient scaler does not call the `step` of an optimizer whose gradients overflowed, so that nothing is called
+    here. Optimizers with fused kernels get the scaler's verdict as `optimizer.found_inf` and skip inside the kernel
+    (`torch.amp.GradScaler.step`): then the verdict is passed on, unread where it lies on a device.
+    """
+    owner = weakref.ref(watcher)
+
+    def before(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found = getattr(stepping, "found_inf", None)
+        overflowed = isinstance(found, Tensor) and found.device.type == "cpu" and found.item() > 0.0
+        if (alive := owner()) is not None and not overflowed:
+            alive.before_step(closure=any(callable(value) for value in (*args, *kwargs.values())))
+
+    def after(stepping: Optimizer, *_: Any) -> None:
+        if (alive := owner()) is not None:
+            found = getattr(stepping, "found_inf", None)
+            alive.after_step(found if isinstance(found, Tensor) else 0.0)
+
+    # A compiled step leaves them out of its graphs.
+    optimizer.register_step_pre_hook(torch.compiler.disable(before))
+    optimizer.register_step_post_hook(torch.compiler.disable(after))
+
+
+class StepCount:
+    """Counts the optimizer's steps between the calls of a scheduler, and says once where the two don't go together.
+
+    Attributes:
+        made: Steps since the last call.
+        any: Whether a step was ever made.
+        skipped: Above 0 if a fused kernel skipped the steps since the last call; a tensor where a device knows it.
+    """
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.any = False
+        self.skipped: float | Tensor = 0.0
+        self._waited = 0
+        self._several = 0
+        self._warned = False
+
+    def add(self, skipped: float | Tensor = 0.0) -> None:
+        """Count a step; one that is known to have been skipped does not count."""
+        if isinstance(skipped, Tensor) and skipped.device.type == "cpu":
+            skipped = skipped.item()
+        if isinstance(skipped, Tensor):
+            self.skipped = skipped.detach()
+        elif skipped > 0.0:
+            return
+        self.made += 1
+        self.any = True
+
+    def reset(self) -> None:
+        """Forget the steps since the last call."""
+        self.made, self.skipped = 0, 0.0
+
+    def called(self, optimizer: Optimizer, waits: bool) -> float | Tensor:
+        """Note a call of the scheduler after `made` steps; warn where it comes too rarely or in vain.
+
+        Args:
+            optimizer: The optimizer.
+            waits: Whether the scheduler waits for a step that was not made.
+
+        Returns:
+            Whether the step was skipped, as far as a device knows.
+        """
+        made, skipped = self.made, self.skipped
+        self.reset()
+        if not waits:
+            self._waited = 0
+            if made < 2:
+                self._several = 0
+                return skipped
+            self._several += 1
+            if not self._warned and (made >= ONCE_AN_EPOCH or self._several == 2):
+                self._warned = True
+                _warn(
+                    f"the optimizer made {made} steps between two calls of AdaptiveWarmup.step(), and the schedule "
+                    "counts calls: call it after every optimizer.step() (in Lightning: interval 'step'), with "
+                    "total_iters the number of optimizer steps"
+                )
+            return skipped
+        self._waited += 1
+        if self._waited == (STOOD_STILL if self.any else NEVER_STEPPED):
+            _warn(_standing_still(optimizer, self._waited, self.any))
+        return skipped
+
+
+def _standing_still(optimizer: Optimizer, calls: int, any_step: bool) -> str:
+    name = type(optimizer).__name__
+    if any_step:
+        return (
+            f"AdaptiveWarmup stood still for {calls} calls: the step() of {name} did not run, and it only moves with "
+            "the optimizer it was made for"
+        )
+    inner = [key for key, value in vars(optimizer).items() if isinstance(value, Optimizer) and value is not optimizer]
+    instead = f"on the one inside: AdaptiveWarmup(optimizer.{inner[0]}, ...)" if inner else "on the one that steps"
+    return (
+        f"AdaptiveWarmup was called {calls} times and {name}.step() never ran, so that the learning rate stays where "
+        f"it is. If another optimizer makes the steps, make the scheduler {instead}; a step that is made in another "
+        "way is counted by scheduler.after_step()"
+    )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=4)
