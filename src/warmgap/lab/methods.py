@@ -15,20 +15,20 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from warmgap import decay as decays
 from warmgap.lab.errors import UserError
 
 RULES: dict[str, tuple[str, ...]] = {
-    "auto": (),
-    "spectral": ("rho",),
-    "gap": ("sigma",),
-    "loss-ratio": ("level",),
-    "power": ("rho",),
+    "auto": ("cap", "hold"),
+    "spectral": ("cap", "hold"),
+    "gap": ("cap", "max_warmup", "sigma"),
+    "loss-ratio": ("cap", "level", "max_warmup"),
+    "power": ("cap", "max_warmup", "rho"),
     "published": ("sigma",),
 }
-"""The adaptive rules by name, each with the options it knows. `level` is the paper's C."""
+"""The adaptive rules by name, each with the options it knows. `level` is the paper's C; `cap=0` is no cap."""
 
 WITH_TARGET = ("gap", "power", "published")
 """The rules that take a target loss."""
@@ -183,9 +183,15 @@ class Method:
     @property
     def rule_name(self) -> str:
         """The rule with its settings, as `warmgap.rules.by_name` reads it: `gap(sigma=0.01, roles='all')`."""
-        settings = [f"{name}={value!r}" for name, value in self.options]
+        settings = [f"{name}={value!r}" for name, value in self.options if name != "cap"]
         settings += [f"roles={self.roles!r}"] if self.roles else []
         return f"{self.rule}({', '.join(settings)})" if settings else str(self.rule)
+
+    @property
+    def cap(self) -> float | None | Literal["auto"]:
+        """The spectral cap that is asked for, None for none."""
+        value = dict(self.options).get("cap")
+        return "auto" if value is None else (value or None)
 
     @property
     def label(self) -> str:

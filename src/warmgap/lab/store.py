@@ -25,6 +25,9 @@ from warmgap.lab.errors import UserError
 FILE = "runs.db"
 VERSION = 1
 METRICS = ("step", "loss", "lr", "factor", "phase", "gap", "val_loss")
+"""Step, mean training loss, largest rate of a group, smallest rate / peak rate of a group, phase, gap, validation
+loss."""
+
 EVENTS = ("step", "loss", "before", "after", "reason", "role", "text")
 FINISHED = ("done", "diverged", "refused")
 """A run of these is not trained again."""

@@ -187,10 +187,9 @@ class _Run:
         if self.status in ("running", "interrupted") and self.step == config.steps:
             self.status = "done"
         self.accelerator.wait_for_everyone()
-        scheduler = self.schedulers[0]
         events = [
-            (e.step, e.loss, e.before, e.after, e.reason, getattr(e, "role", None), str(e))
-            for e in getattr(scheduler, "events", ())
+            (e.step, e.loss, e.before, e.after, e.reason, e.role, str(e))
+            for e in self.schedulers[0].events
         ]
         return Result(self.status, message, self.record(), self.metrics, events)
 
@@ -222,8 +221,9 @@ class _Run:
                 optimizer.step()
         # Only now: the first step may have started on its own loss.
         scheduler = self.schedulers[0]
-        lr = max(float(rate) for rate in scheduler.get_last_lr())
-        row = [self.step + 1, None, lr, scheduler.factor, scheduler.phase, None, None]
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        lr, factor = max(group["lr"] for group in groups), min(group["lr"] / group["initial_lr"] for group in groups)
+        row = [self.step + 1, None, float(lr), float(factor), scheduler.phase, None, None]
         with self.refusals():
             for scheduler in self.schedulers:
                 scheduler.step()
@@ -333,7 +333,7 @@ class _Run:
             "corpus_fingerprint": self.task.fingerprint,
             "versions": versions(),
             "code": commit(),
-            "summary": scheduler.summary() if hasattr(scheduler, "summary") else "",
+            "summary": str(scheduler.summary()),
         }
 
     def save(self) -> None:
@@ -468,6 +468,7 @@ def _schedulers(config: TrainConfig, method: Method, optimizers: Sequence[torch.
                 target_loss="auto" if config.target_loss is None else config.target_loss,
                 floor=config.floor,
                 decay=decay if decay in decays.NAMES else decay_by_name(decay),
+                cap=method.cap,
             )
         )
     return found
