@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from warmgap.lab import engines
+from warmgap.lab.config import TrainConfig
+from warmgap.lab.engines import Job, Local, train_job
+from warmgap.lab.errors import UserError
+from warmgap.lab.store import Result, Store
+from warmgap.lab.sweep import Grid, run_plan
+
+
+@dataclass
+class Here:
+    """An engine that trains in this process; `before` sees each job first."""
+
+    before: Any = None
+
+    def train(self, jobs: list[Job], claim: Any, stop: Any) -> Iterator[Any]:
+        for job in jobs:
+            if claim(job):
+                yield "begin", job, None
+                result = self.before(job) if self.before else None
+                yield "end", job, result or train_job(job)
+
+
+def grid(base: TrainConfig, **lists: Any) -> Grid:
+    return Grid(base, **({"optimizers": ("lion",), "methods": ("auto", "none")} | lists))
+
+
+def test_the_grid_is_every_combination_once(images: TrainConfig) -> None:
+    found = grid(images, optimizers=("lion", "muon:0.01", "lion"), rates=(1.0, 3.0), seeds=(0, 1)).plan()
+    runs = [(c.seed, c.optimizer, c.lr, c.method) for _, c in found]
+    assert len(runs) == len(set(runs)) == 16
+    assert [seed for seed, *_ in runs] == [0] * 8 + [1] * 8
+    assert {lr for _, optimizer, lr, _ in runs if optimizer == "muon"} == {0.01, 0.03}
+    for lists, sentence in (({"seeds": ()}, "has no seed"), ({"optimizers": ("lion:x",)}, "is no number"), ({"methods": ("x",)}, "Unknown method")):
+        with pytest.raises(UserError, match=sentence):
+            grid(images, **lists).plan()
+
+
+def test_finished_runs_are_not_trained_again(images: TrainConfig, tmp_path: Path) -> None:
+    first = run_plan(grid(images).plan(), tmp_path, command="one", engine=Here())  # type: ignore[arg-type]
+    assert [run.status for run in first] == ["done", "done"]
+
+    def refuse(job: Job) -> Result:
+        assert job.config.method == "hold:40%"
+        return Result("failed", "no memory")
+
+    more = grid(images, methods=("auto", "none", "hold:40%")).plan()
+    second = run_plan(more, tmp_path, command="two", engine=Here(refuse))  # type: ignore[arg-type]
+    assert [run.status for run in second] == ["done", "done", "failed"]
+    assert second[:2] == first
+    third = run_plan(more, tmp_path, command="two", engine=Here())  # type: ignore[arg-type]
+    assert [run.status for run in third] == ["done"] * 3  # one that failed is tried again
+    with Store(tmp_path) as store:
+        assert [sweep["command"] for sweep in store.sweeps()] == ["one", "two"]
+        assert len(store.metrics(first[0].id)["step"]) == 10
+
+
+def test_what_goes_wrong_goes_wrong_for_one_run(images: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from warmgap.lab import train as module
+
+    def break_down(self: Any) -> Any:
+        raise RuntimeError("out of luck\nand more")
+
+    monkeypatch.setattr(module._Run, "one_step", break_down)
+    result = train_job(Job("x", images, tmp_path / "run"))
+    assert result.status == "failed"
+    assert result.message.startswith("RuntimeError: out of luck (see ")
+    assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
+
+
+@pytest.mark.timeout(150)
+def test_a_pool_survives_a_worker_that_is_killed(images: TrainConfig, tmp_path: Path) -> None:
+    base = replace(images, steps=2_000, save_every=50, threads=None)
+
+    class Killing:
+        killed = False
+
+        def train(self, jobs: Any, claim: Any, stop: Any) -> Iterator[Any]:
+            for kind, job, content in Local(1).train(jobs, claim, stop):
+                if kind == "rows" and not self.killed:
+                    self.killed = True
+                    import multiprocessing
+
+                    for child in multiprocessing.active_children():
+                        child.kill()
+                yield kind, job, content
+
+    runs = run_plan(grid(base, methods=("none", "hold:40%")).plan(), tmp_path, command="c", engine=Killing())
+    assert [run.status for run in runs] == ["failed", "done"]
+    assert "ended with exit code -9" in runs[0].message
+    short = Here()
+    runs = run_plan(grid(base, methods=("none", "hold:40%")).plan(), tmp_path, command="c", engine=short)  # type: ignore[arg-type]
+    assert [run.status for run in runs] == ["done", "done"]
+
+
+@pytest.mark.timeout(200)
+def test_promise_4_ctrl_c_and_kill_lose_nothing_of_a_sweep(images: TrainConfig, tmp_path: Path) -> None:
+    """A sweep on the command line: interrupted, then killed, then run to its end, is as one that was left alone."""
+    base = replace(images, steps=1_500, save_every=100, threads=None)
+    words = ["sweep", "--optimizers", "lion", "--methods", "auto", "--seeds", "0", "--jobs", "1", *base.words()]
+    line = [sys.executable, "-c", "import sys; from warmgap.lab.cli import main; sys.exit(main())", *words, "--output", "out"]
+
+    def begin(steps: int) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if any((tmp_path / "out").glob(f"*/checkpoint/step-*{steps:04d}")):
+                break
+            time.sleep(0.01)
+        return process
+
+    process = begin(100)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "1 of 1 runs are left: the same command goes on with them." in out
+    process = begin(700)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    with Store(tmp_path / "out") as store:
+        (run,) = store.runs()
+        metrics = store.metrics(run.id)
+    whole = engines.train_job(Job("w", replace(base, method="auto", threads=1).resolve(), tmp_path / "whole"))
+    assert metrics["loss"] == [row[1] for row in whole.metrics]
+    assert metrics["factor"] == [row[3] for row in whole.metrics]
+    assert run.final_val_loss == whole.record["final_val_loss"]
