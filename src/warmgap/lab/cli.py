@@ -416,8 +416,9 @@ def parse(arguments: Sequence[str]) -> Any:
 
 def _sentence(box: str, arguments: Sequence[str]) -> str:
     """What the parser's box says, in one sentence."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │╭╮╰╯─") for line in box.splitlines()]
-    text = re.split(" For full helptext| Argument helptext| in warmgap ", " ".join(line for line in lines[1:] if line))[0]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    lines = [line.strip(" │|") for line in plain if not re.search("[-─]{3}", line)]
+    text = re.split(" For full helptext| Argument helptext| in warmgap ", " ".join(filter(None, lines)))[0]
     text = re.sub(r" Perhaps you meant: (--\S+).*", r"; perhaps you meant \1", text)
     text = text.replace(" Available subcommands: ", "; there are ")
     known = [word for word in arguments[:1] if word in COMMANDS]

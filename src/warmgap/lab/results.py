@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ class Trial:
         method: Its method's name.
         seed: Its seed.
         lr: Its peak rate.
-        rate: The peak rate as a factor of the workload's own.
+        rate: The peak rate as a factor of the workload's own; in a plain sweep, of the middle one.
         status: How it ended.
         loss: Final validation loss in nats, None unless it is done.
         first_loss: The loss of its first step; what a run that diverged counts with.
@@ -122,7 +123,12 @@ def read_runs(folder: Path) -> list[Trial]:
             found += [trial(run, place, json.loads(workload)) for (workload, _), run in labelled.items()]
             others = [run for run in runs.values() if run not in labelled.values()]
             names = workload_names([run.config for run in others])
-            found += [trial(run, place, {"name": name}) for name, run in zip(names, others, strict=True)]
+            rates: dict[str, list[float]] = {}
+            for name, run in zip(names, others, strict=True):
+                rates.setdefault(name, []).append(run.config["lr"])
+            for name, run in zip(names, others, strict=True):
+                middle = statistics.median_low(sorted(set(rates[name])))
+                found.append(trial(run, place, {"name": name, "rate": float(f"{run.config['lr'] / middle:.6g}")}))
     return found
 
 

@@ -77,9 +77,9 @@ def cells(trials: Sequence[Trial]) -> list[Cell]:
     groups: dict[tuple[str, float], list[Trial]] = {}
     for trial in trials:
         if trial.counted is not None:
-            groups.setdefault((trial.workload, trial.rate if trial.rate != 1.0 else 1.0), []).append(trial)
+            groups.setdefault((trial.workload, trial.lr), []).append(trial)
     found = []
-    for (workload, rate), members in groups.items():
+    for (workload, lr), members in groups.items():
         by_method: dict[str, dict[int, Trial]] = {}
         for trial in members:
             by_method.setdefault(trial.method, {})[trial.seed] = trial
@@ -89,7 +89,7 @@ def cells(trials: Sequence[Trial]) -> list[Cell]:
         losses = np.array([[trial.counted for trial in runs] for runs in rows.values()], dtype=float)
         fallen = np.array([[trial.loss is None for trial in runs] for runs in rows.values()])
         first = members[0]
-        found.append(Cell(workload, rate, first.lr, first.split, tuple(rows), tuple(seeds), losses, fallen))
+        found.append(Cell(workload, first.rate, lr, first.split, tuple(rows), tuple(seeds), losses, fallen))
     return found
 
 
