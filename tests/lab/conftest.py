@@ -30,7 +30,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(text: Path) -> TrainConfig:
     """Fourteen steps of half a hundred tokens."""
     return TrainConfig(
-        corpus=str(text), steps=14, batch_size=4, sequence_length=12, eval_every=5, eval_tokens=500, save_every=0, threads=1
+        corpus=str(text),
+        steps=14,
+        batch_size=4,
+        sequence_length=12,
+        eval_every=5,
+        eval_tokens=500,
+        save_every=0,
+        threads=1,
     )
 
 

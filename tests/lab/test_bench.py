@@ -54,10 +54,17 @@ def test_a_suite_is_trained_scored_and_shown(tmp_path: Path, capsys: pytest.Capt
     text = capsys.readouterr().out
     assert "24 of 24 runs finished" in text
     assert "Flatness" in text
-    assert sorted(path.name for path in out.iterdir() if path.is_file()) == ["overview.png", "report.html", "results.json", "runs.db"]
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == [
+        "overview.png",
+        "report.html",
+        "results.json",
+        "runs.db",
+    ]
     trials = read_results(out / "results.json")
     assert {(trial.workload, trial.rate, trial.split) for trial in trials} == {
-        (name, rate, split) for name, split in (("plain", "development"), ("continued", "test")) for rate in (1.0, 3.0, 10.0)
+        (name, rate, split)
+        for name, split in (("plain", "development"), ("continued", "test"))
+        for rate in (1.0, 3.0, 10.0)
     }
     with Store(out / "bases", create=False) as store:
         assert [run.status for run in store.runs()] == ["done", "done"]

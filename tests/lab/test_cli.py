@@ -19,7 +19,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main([*words, "--help"])
     return capsys.readouterr().out
 
@@ -106,7 +106,9 @@ def test_train_says_how_it_went_and_what_to_type_next(
     assert "done" in out
 
 
-def test_a_diverged_run_does_not_exit_with_0(capsys: pytest.CaptureFixture[str], images: TrainConfig, tmp_path: Path) -> None:
+def test_a_diverged_run_does_not_exit_with_0(
+    capsys: pytest.CaptureFixture[str], images: TrainConfig, tmp_path: Path
+) -> None:
     words = replace(images, optimizer="lion", lr=1e30, method="none").words()
     code, out, _ = run(capsys, "train", *words, "--output", str(tmp_path / "run"))
     assert code == 1
@@ -123,7 +125,7 @@ def test_a_rule_that_refuses_is_told(capsys: pytest.CaptureFixture[str], images:
 def test_the_first_line_comes_within_a_second(tmp_path: Path) -> None:
     program = "import sys; from warmgap.lab.cli import main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-c", program, "train", "--corpus", "digits", "--model", "mlp", "--steps", "2"],
+        [sys.executable, "-X", "importtime", "-c", program, "train", "--corpus", "digits", "--model", "mlp"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None

@@ -52,7 +52,7 @@ def test_the_fingerprint_is_of_the_numbers_alone() -> None:
     assert base.fingerprint() == TrainConfig(lr=2e-2, threads=3, save_every=7).fingerprint()
     assert base.fingerprint() == from_plain(base.numbers()).fingerprint()
     for change in ({"lr": 1e-2}, {"seed": 1}, {"method": "none"}, {"betas": (0.8, 0.9)}):
-        assert dataclasses.replace(base, **change).fingerprint() != base.fingerprint()  # type: ignore[arg-type]
+        assert dataclasses.replace(base, **change).fingerprint() != base.fingerprint()
     with pytest.raises(UserError, match="There is no setting 'foo'"):
         from_plain({"foo": 1})
 

@@ -36,7 +36,9 @@ def test_bytes_split_by_document_once_each(tmp_path: Path) -> None:
     assert all((text in train) != (text in held_out) for text in TEXTS.values())
     assert sum(text in held_out for text in TEXTS.values()) == 3
     # Names and order of the files do not matter to the split.
-    other = load_tokens(str(folder_of(tmp_path / "b", {f"x{name}": text for name, text in reversed(TEXTS.items())})), 257)
+    other = load_tokens(
+        str(folder_of(tmp_path / "b", {f"x{name}": text for name, text in reversed(TEXTS.items())})), 257
+    )
     assert decoded(other.validation) != ""
     assert {t for t in TEXTS.values() if t in decoded(other.validation)} == {t for t in TEXTS.values() if t in held_out}
 
@@ -120,7 +122,7 @@ def test_too_little_text(tmp_path: Path, text: Path) -> None:
             load_tokens(str(tmp_path / name), size)
     with pytest.raises(UserError, match="too short for a vocabulary of 60000"):
         load_tokens(str(text), 60_000)
-    with pytest.raises(UserError, match="is no tokenizer.json here"):
+    with pytest.raises(UserError, match=r"is no tokenizer.json here"):
         load_tokens(str(text), 257, tokenizer=str(text))
 
 

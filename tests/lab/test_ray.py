@@ -1,4 +1,7 @@
-"""A sweep on a Ray cluster of two nodes, one of which is killed while it trains: every run ends once, as it does here."""
+"""A sweep on a Ray cluster of two nodes of which one is killed: every run ends once, as it does without a cluster.
+
+The nodes are real: a Ray cluster on this machine.
+"""
 
 from __future__ import annotations
 

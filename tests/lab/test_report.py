@@ -23,12 +23,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for seed in (0, 1):
                 for lr in (0.01, 0.03, 0.1):
                     name = f"{method}-{seed}-{lr}"
-                    config = {"optimizer": "lion", "model": "tiny", "corpus": "wiki", "steps": 5, "method": method, "lr": lr, "seed": seed}
+                    config = {
+                        "optimizer": "lion",
+                        "model": "tiny",
+                        "corpus": "wiki",
+                        "steps": 5,
+                        "method": method,
+                        "lr": lr,
+                        "seed": seed,
+                    }
                     store.add([(name, name, config, f"warmgap train --method {method} <script>")])
                     loss = 2.0 + (lr if method == "none" else 0.0) + 0.01 * seed
                     metrics = [[s, loss + 1 / s, lr, 1.0, "decay", None, None] for s in range(1, 6)]
                     status = "diverged" if (method, seed, lr) == ("none", 1, 0.1) else "done"
-                    record = {"final_val_loss": None if status == "diverged" else loss, "first_loss": 5.0, "summary": "All well."}
+                    record = {
+                        "final_val_loss": None if status == "diverged" else loss,
+                        "first_loss": 5.0,
+                        "summary": "All well.",
+                    }
                     event = [3, 2.0, 1.0, 0.5, "loss rose", None, "step 3: loss rose: rate halved"]
                     store.finish(name, Result(status, "", record, metrics, [event] if method == "auto" else []))
         store.add([("broken", "broken", {**config, "seed": 2}, "warmgap train")])
@@ -83,7 +95,9 @@ def test_the_page_holds_everything_it_shows(folder: Path, tmp_path: Path) -> Non
     assert (tmp_path / "overview.png").stat().st_size > 10_000
 
 
-def test_results_come_back_as_they_were_written(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_come_back_as_they_were_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trials = [trial for trial in read_runs(folder) if trial.counted is not None]
     write_results(trials, tmp_path / "results.json", command="warmgap bench")
     assert read_results(tmp_path / "results.json") == trials
@@ -130,7 +144,13 @@ def test_the_rule_of_scaling() -> None:
     recipe = Recipe.load("2602.05813/lion-124m-32").scaled("1/100", corpus="wiki")
     (small, _) = recipe.workloads
     config = small.config
-    assert (config.model, config.vocab_size, config.steps, config.batch_size, config.sequence_length) == ("3x160", 2335, 6400, 10, 162)
+    assert (config.model, config.vocab_size, config.steps, config.batch_size, config.sequence_length) == (
+        "3x160",
+        2335,
+        6400,
+        10,
+        162,
+    )
     assert (config.lr, config.betas, config.floor, config.tied) == (first.config.lr, first.config.betas, 0.01, True)
     assert (config.corpus, config.tokenizer, config.precision) == ("wiki", "trained", "fp32")
     assert small.printed == {"gap@all": 3.501, "linear:25%": 3.522}

@@ -53,7 +53,8 @@ def test_scores_over_workloads() -> None:
     ranked = scores.score(found[1:], reference="none")
     assert [each.cells for each in ranked] == [2, 2, 2]
     auto = next(each for each in ranked if each.method == "auto")
-    assert auto.worst == ("b", pytest.approx(3.0))
+    assert auto.worst[0] == "b"
+    assert auto.worst[1] == pytest.approx(3.0)
     assert auto.within == 0.5
     assert auto.profile[0] == 0.5
     assert auto.profile[-1] == 1.0
@@ -67,7 +68,9 @@ def test_better_beyond_chance() -> None:
     many = [
         trial
         for name in map(str, range(12))
-        for trial in trials(name, {"auto": [1.0, 1.1], "none": list(1.3 + 0.05 * rng.random(2)), "linear:10%": [1.5, 1.6]})
+        for trial in trials(
+            name, {"auto": [1.0, 1.1], "none": list(1.3 + 0.05 * rng.random(2)), "linear:10%": [1.5, 1.6]}
+        )
     ]
     auto = scores.score(scores.cells(many), reference="none")[0]
     assert (auto.method, auto.verdict) == ("auto", "better")

@@ -7,13 +7,23 @@ import pytest
 
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
-from warmgap.lab.smoothness import Measurement, analyse, compare_rates, measure, print_fits, read_trajectories, write_page
+from warmgap.lab.smoothness import (
+    Measurement,
+    analyse,
+    compare_rates,
+    measure,
+    print_fits,
+    read_trajectories,
+    write_page,
+)
 from warmgap.lab.store import Store
 from warmgap.lab.train import train
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_runs_are_measured_fitted_and_shown(images: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_measured_fitted_and_shown(
+    images: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = replace(images, steps=40, method="none")
     assert measure(config, Measurement(), [0.5, 1.0], tmp_path)
     with Store(tmp_path, create=False) as store:

@@ -70,7 +70,12 @@ def test_sweeps_and_folders(tmp_path: Path) -> None:
         number = store.add_sweep("warmgap sweep", {"seeds": [0]}, [("a", ""), ("b", "w")])
         store.add_seconds(number, 2.0)
         (sweep,) = store.sweeps()
-        assert sweep == {"command": "warmgap sweep", "asked": {"seeds": [0]}, "seconds": 2.0, "runs": [("a", ""), ("b", "w")]}
+        assert sweep == {
+            "command": "warmgap sweep",
+            "asked": {"seeds": [0]},
+            "seconds": 2.0,
+            "runs": [("a", ""), ("b", "w")],
+        }
         with pytest.raises(UserError, match="folder-a belongs to a run with other settings"):
             store.add([("c", "folder-a", {}, "")])
 
@@ -78,7 +83,9 @@ def test_sweeps_and_folders(tmp_path: Path) -> None:
 def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no runs.db in it"):
         Store(tmp_path, create=False)
-    (tmp_path / "runs.db").write_text("no database, but a text that is long enough to be taken for one by mistake " * 20)
+    (tmp_path / "runs.db").write_text(
+        "no database, but a text that is long enough to be taken for one by mistake " * 20
+    )
     with pytest.raises(UserError, match="cannot be used"):
         Store(tmp_path)
     (tmp_path / "runs.db").unlink()
@@ -99,7 +106,11 @@ def test_runs_are_exported(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.finish(a_run(store), Result("done", "", {"final_val_loss": 2.5}, ROWS, [EVENT]))
         data = json.loads(Path(store.export(str(tmp_path / "runs.json"))).read_text())
-        assert (data[0]["final_val_loss"], data[0]["metrics"]["step"], len(data[0]["events"])) == (2.5, [1, 2, 3, 4, 5], 1)
+        assert (data[0]["final_val_loss"], data[0]["metrics"]["step"], len(data[0]["events"])) == (
+            2.5,
+            [1, 2, 3, 4, 5],
+            1,
+        )
         store.export(str(tmp_path / "runs.csv"))
         with (tmp_path / "runs.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -107,7 +118,7 @@ def test_runs_are_exported(tmp_path: Path) -> None:
         parquet = pytest.importorskip("pyarrow.parquet")
         store.export(str(tmp_path / "runs.parquet"))
         assert parquet.read_table(tmp_path / "runs.parquet").column("loss").to_pylist() == [row[1] for row in ROWS]
-        with pytest.raises(UserError, match="Export to a .json, .csv or .parquet file"):
+        with pytest.raises(UserError, match=r"Export to a .json, .csv or .parquet file"):
             store.export("runs.xls")
 
 
@@ -126,5 +137,5 @@ def test_runs_of_an_older_version_are_taken_over(tmp_path: Path) -> None:
         (run,) = store.runs()
         assert (run.folder, run.final_val_loss, run.config["method"], run.first_loss) == ("muon-auto", 2.5, "auto", 2.9)
         assert len(store.metrics(run.id)["step"]) == 5
-        with pytest.raises(UserError, match="There is no run.json"):
+        with pytest.raises(UserError, match=r"There is no run.json"):
             store.adopt(_empty(tmp_path))

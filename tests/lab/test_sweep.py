@@ -44,7 +44,11 @@ def test_the_grid_is_every_combination_once(images: TrainConfig) -> None:
     assert len(runs) == len(set(runs)) == 16
     assert [seed for seed, *_ in runs] == [0] * 8 + [1] * 8
     assert {lr for _, optimizer, lr, _ in runs if optimizer == "muon"} == {0.01, 0.03}
-    for lists, sentence in (({"seeds": ()}, "has no seed"), ({"optimizers": ("lion:x",)}, "is no number"), ({"methods": ("x",)}, "Unknown method")):
+    for lists, sentence in (
+        ({"seeds": ()}, "has no seed"),
+        ({"optimizers": ("lion:x",)}, "is no number"),
+        ({"methods": ("x",)}, "Unknown method"),
+    ):
         with pytest.raises(UserError, match=sentence):
             grid(images, **lists).plan()
 
@@ -68,7 +72,9 @@ def test_finished_runs_are_not_trained_again(images: TrainConfig, tmp_path: Path
         assert len(store.metrics(first[0].id)["step"]) == 10
 
 
-def test_what_goes_wrong_goes_wrong_for_one_run(images: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_goes_wrong_for_one_run(
+    images: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from warmgap.lab import train as module
 
     def break_down(self: Any) -> Any:
@@ -111,7 +117,14 @@ def test_promise_4_ctrl_c_and_kill_lose_nothing_of_a_sweep(images: TrainConfig, 
     """A sweep on the command line: interrupted, then killed, then run to its end, is as one that was left alone."""
     base = replace(images, steps=1_500, save_every=100, threads=None)
     words = ["sweep", "--optimizers", "lion", "--methods", "auto", "--seeds", "0", "--jobs", "1", *base.words()]
-    line = [sys.executable, "-c", "import sys; from warmgap.lab.cli import main; sys.exit(main())", *words, "--output", "out"]
+    line = [
+        sys.executable,
+        "-c",
+        "import sys; from warmgap.lab.cli import main; sys.exit(main())",
+        *words,
+        "--output",
+        "out",
+    ]
 
     def begin(steps: int) -> subprocess.Popen[str]:
         process = subprocess.Popen(

@@ -79,7 +79,9 @@ def test_the_rates_are_those_of_the_method(small: TrainConfig) -> None:
     factors = column(train(config), "factor")
     assert factors[:5] == pytest.approx([0.25 ** (1 - step / 5) for step in range(5)])
     assert factors[5] == 1.0
-    assert column(train(replace(config, method="none/linear")), "factor") == pytest.approx([1 - s / 10 for s in range(10)])
+    assert column(train(replace(config, method="none/linear")), "factor") == pytest.approx(
+        [1 - s / 10 for s in range(10)]
+    )
 
 
 def test_the_published_rule_starts_at_the_peak_and_then_follows_the_raw_loss(small: TrainConfig) -> None:
@@ -134,7 +136,7 @@ def test_starting_from_the_weights_of_another_run(small: TrainConfig, tmp_path: 
     second = train(replace(small, start_from=tmp_path / "first", seed=1))
     assert second.record["first_loss"] < 0.5 * done.record["first_loss"]
     assert replace(small, start_from=tmp_path / "first").fingerprint() != small.fingerprint()
-    with pytest.raises(UserError, match="weights of another model|are of another model"):
+    with pytest.raises(UserError, match=r"weights of another model|are of another model"):
         train(replace(small, start_from=tmp_path / "first", vocab_size=300))
     with pytest.raises(UserError, match="holds no weights of a run"):
         train(replace(small, start_from=tmp_path))

@@ -1,4 +1,4 @@
-"""Train a recipe: a suite of workloads, or a row of a paper, with every method, rate and seed; then score and report."""
+"""Train a recipe (a suite of workloads, or a row of a paper) with every method, rate and seed; score and report it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def plan_of_bases(recipe: Recipe, folder: Path) -> list[tuple[str, TrainConfig]]
 def _run(workload: Workload, method: str, seed: int, rate: float) -> TrainConfig:
     full = replace(workload.config, target_loss=None, method="auto", sigma=None, level=None).resolve()
     assert full.lr is not None  # noqa: S101 - resolved
-    target = workload.config.target_loss if Method.parse(method).rule in WITH_TARGET else None
+    target = workload.config.target_loss if (Method.parse(method).rule or "") in WITH_TARGET else None
     return replace(workload.config, method=method, seed=seed, lr=float(f"{full.lr * rate:.6g}"), target_loss=target)
 
 
@@ -125,4 +125,3 @@ def cost(recipe: Recipe) -> str:
 
 def _notes(recipe: Recipe) -> str:
     return " ".join(filter(None, (recipe.source and f"Source: {recipe.source}.", recipe.notes)))
-

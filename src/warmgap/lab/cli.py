@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import itertools
 import os
 import re
 import shlex
@@ -83,7 +84,10 @@ class Train:
         first = os.environ.get("RANK", "0") == "0"  # one process of several speaks and writes
         if first:
             _warn_ignored(config)
-            _err(f"{config.optimizer} on {config.corpus}, model {config.model}, method {config.method}, {config.steps} steps")
+            _err(
+                f"{config.optimizer} on {config.corpus}, model {config.model}, method {config.method}, "
+                f"{config.steps} steps"
+            )
         from warmgap.lab.store import Store
 
         identity = config.fingerprint()
@@ -132,7 +136,11 @@ class Sweep:
     """
 
     optimizers: Annotated[tuple[str, ...], arg(help="Names, or name:lr to give each its peak rate.")] = ("muon",)
-    methods: Annotated[tuple[str, ...], arg(aliases=("--rules",), help=f"Methods: {EXAMPLES}.")] = ("auto", "none", "linear:10%")
+    methods: Annotated[tuple[str, ...], arg(aliases=("--rules",), help=f"Methods: {EXAMPLES}.")] = (
+        "auto",
+        "none",
+        "linear:10%",
+    )
     seeds: Annotated[tuple[int, ...], arg(help="Seeds.")] = (0,)
     rates: Annotated[tuple[float, ...], arg(help="Factors of the peak rate.")] = (1.0,)
     output: Annotated[Path, arg(help="Folder of the sweep.")] = Path("runs/sweep")
@@ -155,7 +163,12 @@ class Sweep:
         _err(f"{len(plan)} runs into {self.output}")
         asked = {name: list(getattr(grid, name)) for name in ("optimizers", "methods", "seeds", "rates")}
         runs = run_plan(
-            plan, self.output, command=grid.command(self.output), asked=asked, engine=self.where.engine(), console=console
+            plan,
+            self.output,
+            command=grid.command(self.output),
+            asked=asked,
+            engine=self.where.engine(),
+            console=console,
         )
         code = tell(runs, self.output, console)
         if code == 0:
@@ -255,9 +268,15 @@ class Bench:
 
             trials = read_results(self.report)
             print_scores(trials)
-            _out(f"Page: {write_report(trials, self.output / 'report.html', title=self.report.stem, folder=self.output)}")
+            _out(
+                f"Page: {write_report(trials, self.output / 'report.html', title=self.report.stem, folder=self.output)}"
+            )
             return 0
-        chosen = {name: getattr(self, name) for name in ("split", "workloads", "methods", "seeds", "rates") if getattr(self, name)}
+        chosen = {
+            name: getattr(self, name)
+            for name in ("split", "workloads", "methods", "seeds", "rates")
+            if getattr(self, name)
+        }
         return _bench(self.suite, self.output, self.where, title=f"Bench: {Path(self.suite).stem}", **chosen)
 
 
@@ -307,13 +326,19 @@ class Smoothness:
     Example: warmgap smoothness --optimizer lion --steps 200 --rates 0.25 1
     """
 
-    records: Annotated[Positional[tuple[Path, ...]], arg(help="Records, or folders of them, to read instead of training.")] = ()
+    records: Annotated[
+        Positional[tuple[Path, ...]], arg(help="Records, or folders of them, to read instead of training.")
+    ] = ()
     every: Annotated[int, arg(help="Measure every N-th step.")] = 1
     estimator: Annotated[str, arg(help="same-batch, consecutive, directional or eigenvalue.")] = "same-batch"
     norm: Annotated[str, arg(help="auto (the optimizer's), spectral, max, frobenius, euclidean or gluon.")] = "auto"
     rates: Annotated[tuple[float, ...], arg(help="Train once at each of these multiples of the peak rate.")] = (1.0,)
-    gap_from: Annotated[float | None, arg(help="Loss that gaps are taken to (None: as recorded; 0 in a new run).")] = None
-    output: Annotated[Path | None, arg(help="Folder (None: runs/smoothness-OPTIMIZER; for records, beside them).")] = None
+    gap_from: Annotated[float | None, arg(help="Loss that gaps are taken to (None: as recorded; 0 in a new run).")] = (
+        None
+    )
+    output: Annotated[Path | None, arg(help="Folder (None: runs/smoothness-OPTIMIZER; for records, beside them).")] = (
+        None
+    )
     schedule: ScheduleSettings = ScheduleSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     data: DataSettings = DataSettings()
@@ -363,11 +388,19 @@ class Theory:
         for check in checks:
             bound, holds = f"{check.relation} {check.bound:.5g}", "yes" if check.holds else "NO"
             table.add_row(
-                check.guarantee, check.problem, check.quantity, f"{check.measured:.5g}", bound, f"{check.ratio:.3g}", holds
+                check.guarantee,
+                check.problem,
+                check.quantity,
+                f"{check.measured:.5g}",
+                bound,
+                f"{check.ratio:.3g}",
+                holds,
             )
         console = Console()
         # A number that is cut off says nothing: rather lines that the terminal wraps.
-        console.width = max(console.width, console.measure(table, options=console.options.update(max_width=300)).maximum)
+        console.width = max(
+            console.width, console.measure(table, options=console.options.update(max_width=300)).maximum
+        )
         console.print(table)
         failed = sum(not check.holds for check in checks)
         _out(f"{len(checks)} checks, {failed} failed.")
@@ -396,7 +429,7 @@ def parse(arguments: Sequence[str]) -> Any:
     """
     union: Any = None
     for name, command in COMMANDS.items():
-        kind = Annotated[command, subcommand(name)]
+        kind: Any = Annotated[command, subcommand(name)]  # type: ignore[valid-type]
         union = kind if union is None else union | kind
     errors = io.StringIO()
     try:
@@ -418,7 +451,10 @@ def _sentence(box: str, arguments: Sequence[str]) -> str:
     """What the parser's box says, in one sentence."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
     lines = [line.strip(" │|") for line in plain if not re.search("[-─]{3}", line)]
-    text = re.split(" For full helptext| Argument helptext| in warmgap ", " ".join(filter(None, lines)))[0]
+    text = re.split(
+        " For full helptext| Argument helptext| in warmgap ",
+        " ".join(itertools.dropwhile(lambda line: ":" not in line, lines)),
+    )[0]
     text = re.sub(r" Perhaps you meant: (--\S+).*", r"; perhaps you meant \1", text)
     text = text.replace(" Available subcommands: ", "; there are ")
     known = [word for word in arguments[:1] if word in COMMANDS]
@@ -458,7 +494,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _config(command: Any) -> TrainConfig:
     """The configuration in a command's groups."""
     groups = [value for value in vars(command).values() if isinstance(value, GROUPS)]
-    return TrainConfig(**{field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)})
+    return TrainConfig(
+        **{field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
+    )
 
 
 def _bench(suite: str, folder: Path, where: EngineSettings, *, title: str, **chosen: Any) -> int:
@@ -466,7 +504,11 @@ def _bench(suite: str, folder: Path, where: EngineSettings, *, title: str, **cho
     from warmgap.lab.recipes import Recipe
 
     recipe = Recipe.load(suite if suite.endswith(".toml") else f"suites/{suite}").chosen(**chosen)
-    more = [word for name, values in chosen.items() for word in (f"--{name}", *([values] if name == "split" else map(str, values)))]
+    more = [
+        word
+        for name, values in chosen.items()
+        for word in (f"--{name}", *([values] if name == "split" else map(str, values)))
+    ]
     command = shlex.join(["warmgap", "bench", "--suite", suite, *more, "--output", str(folder)])
     return bench.train_recipe(recipe, folder, command=command, engine=where.engine(), title=title)
 

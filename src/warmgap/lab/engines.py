@@ -298,7 +298,8 @@ class OnRay:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         inbox = ray.remote(_Inbox).options(num_cpus=0, scheduling_strategy=here).remote()
         task, gpus = ray.remote(_ray_task), self.processes if with_gpus else 0
-        queue, under_way = list(jobs), {}
+        queue = list(jobs)
+        under_way: dict[Any, Job] = {}
         while (queue and not stop.requested) or under_way:
             while queue and not stop.requested and len(under_way) < (self.jobs or len(jobs)):
                 job = queue.pop(0)

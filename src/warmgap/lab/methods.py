@@ -188,7 +188,7 @@ class Method:
         return f"{self.rule}({', '.join(settings)})" if settings else str(self.rule)
 
     @property
-    def cap(self) -> float | None | Literal["auto"]:
+    def cap(self) -> float | Literal["auto"] | None:
         """The spectral cap that is asked for, None for none."""
         value = dict(self.options).get("cap")
         return "auto" if value is None else (value or None)

@@ -53,7 +53,9 @@ def _adamw(groups: Any, **settings: Any) -> list[Optimizer]:
     return [torch.optim.AdamW(groups, **({"betas": (0.9, 0.95)} | settings))]
 
 
-def _torch_muon(groups: Any, *, lr: float, weight_decay: float, second_lr: float | None = None, **settings: Any) -> list[Optimizer]:
+def _torch_muon(
+    groups: Any, *, lr: float, weight_decay: float, second_lr: float | None = None, **settings: Any
+) -> list[Optimizer]:
     """PyTorch's Muon for the hidden matrices and its AdamW for the rest.
 
     `match_rms_adamw` scales Muon's steps to the size of AdamW's, so that both go at one rate: arXiv 2502.16982,

@@ -34,9 +34,7 @@ def styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     clocks = [name for name in names if is_clock(name)]
     rules = sorted((name for name in names if not is_clock(name)), key=lambda name: (name != "auto", names.index(name)))
     found = {name: (STRONG[at % len(STRONG)], "solid") for at, name in enumerate(rules)}
-    return found | {
-        name: (BLUES[at % len(BLUES)], DASHES[at % len(DASHES)]) for at, name in enumerate(clocks)
-    }
+    return found | {name: (BLUES[at % len(BLUES)], DASHES[at % len(DASHES)]) for at, name in enumerate(clocks)}
 
 
 def rates_picture(cells: Sequence[Cell]) -> Figure:
@@ -51,12 +49,14 @@ def rates_picture(cells: Sequence[Cell]) -> Figure:
         rates = [cell.lr for cell in own]
         line = {"color": colour, "dash": dash, "width": 3 if not is_clock(method) else 2}
         figure.add_scatter(
-            x=rates, y=[row.mean() for row in rows], mode="lines+markers", line=line, name=label_of(method), legendgroup=method,
+            x=rates, y=[row.mean() for row in rows], mode="lines+markers", line=line, name=label_of(method),
+            legendgroup=method,
             hovertemplate="%{x:.3g}: %{y:.4f}",
         )  # fmt: skip
         figure.add_scatter(
             x=[rate for rate, row in zip(rates, rows, strict=True) for _ in row],
-            y=[loss for row in rows for loss in row], mode="markers", marker={"color": colour, "size": 4, "opacity": 0.6},
+            y=[loss for row in rows for loss in row], mode="markers",
+            marker={"color": colour, "size": 4, "opacity": 0.6},
             legendgroup=method, showlegend=False, hoverinfo="skip",
         )  # fmt: skip
     figure.update_xaxes(type="log", title="peak learning rate", dtick=1, minor={"ticks": "outside"})
@@ -169,9 +169,25 @@ def overview(cells_by_workload: Mapping[str, Sequence[Cell]], path: Path) -> Non
             rows = [cell.losses[cell.methods.index(method)] for cell in own]
             rates, means = [cell.lr for cell in own], [row.mean() for row in rows]
             width = 1.8 if is_clock(method) else 3.0
-            axes.plot(rates, means, color=colour, linestyle=dashes[dash], linewidth=width, label=label_of(method), marker="o", markersize=4)
-            axes.fill_between(rates, [row.min() for row in rows], [row.max() for row in rows], color=colour, alpha=0.15, linewidth=0)
-        axes.set(xscale="log", xlabel="peak learning rate", title=workload, ylim=_range([cell.losses.mean(axis=1) for cell in cells]))
+            axes.plot(
+                rates,
+                means,
+                color=colour,
+                linestyle=dashes[dash],
+                linewidth=width,
+                label=label_of(method),
+                marker="o",
+                markersize=4,
+            )
+            axes.fill_between(
+                rates, [row.min() for row in rows], [row.max() for row in rows], color=colour, alpha=0.15, linewidth=0
+            )
+        axes.set(
+            xscale="log",
+            xlabel="peak learning rate",
+            title=workload,
+            ylim=_range([cell.losses.mean(axis=1) for cell in cells]),
+        )
         axes.set_xticks([cell.lr for cell in cells], [f"{cell.lr:.2g}" for cell in cells], minor=False)
         axes.set_xticks([], minor=True)
         axes.grid(color="#E4E4E4", linewidth=0.7)

@@ -1,16 +1,16 @@
 """Recipes: what to train, as TOML files in `recipes/`. A row of a paper's table is one, a suite of the bench another.
 
-    title = "..."
-    source = "arXiv ..."              # where the settings and the printed figures are from
-    methods = ["auto", "linear:10%"]
-    seeds = [0]
-    rates = [1.0]                     # factors of the peak rate
-    [base]                            # settings of `warmgap train`, shared by all workloads
-    [[workload]]                      # each with a name and its own settings
-    name = "1B"
-    split = "test"
-    [workload.printed]                # what the paper prints: a method and its final loss
-    [workload.start_from]             # settings of the run whose weights this one starts from
+title = "..."
+source = "arXiv ..."              # where the settings and the printed figures are from
+methods = ["auto", "linear:10%"]
+seeds = [0]
+rates = [1.0]                     # factors of the peak rate
+[base]                            # settings of `warmgap train`, shared by all workloads
+[[workload]]                      # each with a name and its own settings
+name = "1B"
+split = "test"
+[workload.printed]                # what the paper prints: a method and its final loss
+[workload.start_from]             # settings of the run whose weights this one starts from
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def _scaled(workload: Workload, share: float, corpus: str | None, methods: Seque
 def _in_shares(text: str, steps: int) -> str:
     """A method with its lengths as shares of a run of `steps`."""
     method = Method.parse(text)
-    lengths = {
+    lengths: dict[str, Any] = {
         name: Length(round(length.value / steps, 6), share=True)
         for name in ("warmup", "hold")
         if (length := getattr(method, name)) is not None and not length.share and length.value

@@ -1,4 +1,4 @@
-"""One page for runs, sweeps and benches: interactive pictures, tables, every run with its settings. It works offline."""
+"""One page for runs, sweeps and benches: interactive pictures, tables, every run with its settings; works offline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ function draw(id, figure) {
   var options = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"]};
   Plotly.newPlot(node, figure.data, figure.layout, options).then(() => Plotly.relayout(node, look(figure.layout)));
 }
-function redraw() { document.querySelectorAll(".plot").forEach(n => { if (n.layout) Plotly.relayout(n, look(n.layout)); }); }
+function redraw() {
+  document.querySelectorAll(".plot").forEach(n => { if (n.layout) Plotly.relayout(n, look(n.layout)); });
+}
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(n => Plotly.Plots.resize(n)));
 """
@@ -120,14 +122,16 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
 
     cells = scores.cells(trials)
     sections = _scored(cells)
-    by_workload = {name: [cell for cell in cells if cell.workload == name] for name in dict.fromkeys(c.workload for c in cells)}
+    by_workload = {
+        name: [cell for cell in cells if cell.workload == name] for name in dict.fromkeys(c.workload for c in cells)
+    }
     flat = {name: own for name, own in by_workload.items() if len(own) > 1}
     for workload in dict.fromkeys(trial.workload for trial in trials):
         own = by_workload.get(workload, [])
         members = [trial for trial in trials if trial.workload == workload]
         section = Section(workload)
         if workload in flat:
-            caption = "Final loss against peak rate: the mean over seeds, every seed a dot. Losses far above the rest are cut."
+            caption = "Final loss against peak rate: the mean over seeds, every seed a dot. What is far above the rest is cut."
             section.draw(pictures.rates_picture(own), caption)
         shown = _typical(members)
         if any(trial.run for trial in shown):
@@ -161,12 +165,16 @@ def _scored(cells: Sequence[Cell]) -> list[Section]:
         section = Section(f"Scores over {len(own)} {split} workloads".replace("  ", " "), [SCORES])
         section.text.append(f"The best clock schedule is {label_of(reference)}.")
         section.draw(pictures.profile_picture(ranked), "Performance profile: higher and further left is better.")
-        section.draw(pictures.regret_picture(own, [score.method for score in ranked[:8]]), "Regret, workload by workload.")
+        section.draw(
+            pictures.regret_picture(own, [score.method for score in ranked[:8]]), "Regret, workload by workload."
+        )
         section.tables.append(_marked(scores.summary_rows(ranked)))
         found.append(section)
     flat = scores.flatness(cells)
     if flat:
-        section = Section("Flatness", ["Mean height above the lower envelope of all methods, in nats, over the peak rates tried."])
+        section = Section(
+            "Flatness", ["Mean height above the lower envelope of all methods, in nats, over the peak rates tried."]
+        )
         methods = [method for method in next(iter(flat.values())) if all(method in row for row in flat.values())]
         ordered = sorted(methods, key=lambda method: statistics.mean(row[method] for row in flat.values()))
         section.tables.append(
@@ -186,7 +194,10 @@ def _marked(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """Rows with the method's label, and a class for adaptive ones."""
     from warmgap.lab.results import is_clock
 
-    return [{**row, "method": label_of(row["method"]), "_class": "" if is_clock(row["method"]) else "adaptive"} for row in rows]
+    return [
+        {**row, "method": label_of(row["method"]), "_class": "" if is_clock(row["method"]) else "adaptive"}
+        for row in rows
+    ]
 
 
 def _typical(trials: Sequence[Trial]) -> list[Trial]:
@@ -260,7 +271,7 @@ def _commands(folder: Path) -> str:
     return f"Made by: {'; '.join(commands)}." if commands else ""
 
 
-# ---------------------------------------------------------------------------------------------------------- in a terminal
+# -------------------------------------------------------------------------------------------------------- in a terminal
 
 
 _WIDE = ("95% interval", "warm-up, steps", "_class")

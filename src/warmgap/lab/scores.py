@@ -85,7 +85,9 @@ def cells(trials: Sequence[Trial]) -> list[Cell]:
             by_method.setdefault(trial.method, {})[trial.seed] = trial
         most = max(len(seeds) for seeds in by_method.values())
         seeds = sorted(set.intersection(*(set(runs) for runs in by_method.values() if len(runs) == most)))
-        rows = {method: [runs[seed] for seed in seeds] for method, runs in by_method.items() if runs.keys() >= set(seeds)}
+        rows = {
+            method: [runs[seed] for seed in seeds] for method, runs in by_method.items() if runs.keys() >= set(seeds)
+        }
         losses = np.array([[trial.counted for trial in runs] for runs in rows.values()], dtype=float)
         fallen = np.array([[trial.loss is None for trial in runs] for runs in rows.values()])
         first = members[0]

@@ -80,7 +80,9 @@ class Trajectory:
     @property
     def heading(self) -> str:
         """Its name, and how it was measured."""
-        norms, estimators = ("/".join(sorted({getattr(r, what) for r in self.records})) for what in ("norm", "estimator"))
+        norms, estimators = (
+            "/".join(sorted({getattr(r, what) for r in self.records})) for what in ("norm", "estimator")
+        )
         return f"{self.name}: {len(self.records)} records, {estimators}, norm {norms}"
 
 
@@ -146,16 +148,20 @@ def measure(config: TrainConfig, how: Measurement, rates: Sequence[float], folde
                 raise UserError(
                     f"{place} already holds a run: read it with warmgap smoothness {folder}, or give another --output."
                 )
-            make = partial(
-                SmoothnessProbe,
-                every=how.every,
-                estimator=how.estimator,  # type: ignore[arg-type]
-                norm=how.norm,
-                target_loss=how.target_loss,
-                path=place / RECORDS_FILE,
-            )
+
+            def make(optimizer: Any, model: Any, path: Path = place / RECORDS_FILE) -> SmoothnessProbe:
+                return SmoothnessProbe(
+                    optimizer,
+                    model=model,
+                    every=how.every,
+                    estimator=how.estimator,  # type: ignore[arg-type]
+                    norm=how.norm,
+                    target_loss=how.target_loss,
+                    path=path,
+                )
+
             try:
-                result = train(full, place, progress=True, probe=lambda optimizer, model, make=make: make(optimizer, model=model))  # type: ignore[misc]
+                result = train(full, place, progress=True, probe=make)
             except (ValueError, UserError) as error:
                 store.finish(identity, Result("failed", str(error)))
                 raise UserError(f"The run cannot be measured: {error}") from error
@@ -332,7 +338,9 @@ def _trajectory_picture(trajectory: Trajectory, fits: Sequence[Fit], target_loss
         if style is not None and fit.rho == 2.0:
             colour, dash, name = style
             drawn = np.asarray(fit(grid), dtype=float)
-            figure.add_scatter(x=grid, y=np.where(drawn > 0.0, drawn, np.nan), line={"color": colour, "dash": dash}, name=name)
+            figure.add_scatter(
+                x=grid, y=np.where(drawn > 0.0, drawn, np.nan), line={"color": colour, "dash": dash}, name=name
+            )
     return _scaled(figure, gaps, ratios)
 
 

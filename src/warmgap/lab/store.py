@@ -185,8 +185,8 @@ class Store:
         row = db.execute("SELECT id, config FROM runs WHERE folder = ? AND id != ?", (folder, identity)).fetchone()
         if row is not None:
             raise UserError(
-                f"The folder {folder} belongs to a run with other settings: give the same settings as there, or another "
-                "--output."
+                f"The folder {folder} belongs to a run with other settings: give the same settings as there, or "
+                "another --output."
             )
         return folder
 
@@ -194,7 +194,8 @@ class Store:
         """Write down a sweep with its runs, (id, workload) each; return its number."""
         with self._writing() as db:
             db.execute(
-                "INSERT INTO sweeps (command, asked) VALUES (?, ?) ON CONFLICT (command) DO UPDATE SET asked = excluded.asked",
+                "INSERT INTO sweeps (command, asked) VALUES (?, ?) ON CONFLICT (command) "
+                "DO UPDATE SET asked = excluded.asked",
                 (command, json.dumps(asked, default=str)),
             )
             number = int(db.execute("SELECT id FROM sweeps WHERE command = ?", (command,)).fetchone()[0])
@@ -247,13 +248,13 @@ class Store:
         if rows:
             with self._writing() as db:
                 self._insert(db, identity, rows)
-                db.execute(
-                    "UPDATE runs SET step = ?, heartbeat = ? WHERE id = ?", (rows[-1][0], time.time(), identity)
-                )
+                db.execute("UPDATE runs SET step = ?, heartbeat = ? WHERE id = ?", (rows[-1][0], time.time(), identity))
 
     @staticmethod
     def _insert(db: sqlite3.Connection, identity: str, rows: Iterable[Sequence[Any]]) -> None:
-        db.executemany("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?)", ((identity, *row) for row in rows))
+        db.executemany(
+            "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?)", ((identity, *row) for row in rows)
+        )
 
     def finish(self, identity: str, result: Result) -> None:
         """Write down how a run ended, all of it or nothing, and let go of it."""
@@ -311,7 +312,9 @@ class Store:
         """The sweeps: command, what was asked, seconds, and the ids and workloads of the runs."""
         found = []
         for row in self._db.execute("SELECT * FROM sweeps ORDER BY id"):
-            runs = self._db.execute("SELECT run, workload FROM sweep_runs WHERE sweep = ? ORDER BY position", (row["id"],))
+            runs = self._db.execute(
+                "SELECT run, workload FROM sweep_runs WHERE sweep = ? ORDER BY position", (row["id"],)
+            )
             found.append(
                 {
                     "command": row["command"],
@@ -346,9 +349,7 @@ class Store:
             path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
             return target
         names = ("run", "folder", *METRICS)
-        rows = [
-            (run.id, run.folder, *row) for run in runs for row in zip(*self.metrics(run.id).values(), strict=True)
-        ]
+        rows = [(run.id, run.folder, *row) for run in runs for row in zip(*self.metrics(run.id).values(), strict=True)]
         if path.suffix == ".csv":
             with path.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([names, *rows])
@@ -367,10 +368,17 @@ class Store:
     def _track(self, target: str, runs: Sequence[Run]) -> str:
         from accelerate import tracking
 
-        trackers = {"tensorboard": tracking.TensorBoardTracker, "wandb": tracking.WandBTracker, "mlflow": tracking.MLflowTracker}
+        trackers = {
+            "tensorboard": tracking.TensorBoardTracker,
+            "wandb": tracking.WandBTracker,
+            "mlflow": tracking.MLflowTracker,
+        }
         folder = self.folder / target
         for run in runs:
-            place = {"mlflow": {"experiment_name": self.folder.name, "run_name": run.folder}, "wandb": {"run_name": self.folder.name}}
+            place = {
+                "mlflow": {"experiment_name": self.folder.name, "run_name": run.folder},
+                "wandb": {"run_name": self.folder.name},
+            }
             try:
                 tracker = trackers[target](**place.get(target, {"run_name": run.folder, "logging_dir": folder}))
                 tracker.start()
@@ -378,7 +386,9 @@ class Store:
                 raise UserError(f"Export to {target} needs that package: pip install {target}.") from error
             tracker.store_init_configuration({k: str(v) if isinstance(v, list) else v for k, v in run.config.items()})
             for row in zip(*self.metrics(run.id).values(), strict=True):
-                values = {k: v for k, v in zip(METRICS, row, strict=True) if k not in ("step", "phase") and v is not None}
+                values = {
+                    k: v for k, v in zip(METRICS, row, strict=True) if k not in ("step", "phase") and v is not None
+                }
                 tracker.log(values, step=row[0])
             tracker.finish()
         return str(folder) if target == "tensorboard" else target
@@ -394,7 +404,9 @@ class Store:
             data = json.loads(path.read_text(encoding="utf-8"))
             config = dict(data["config"])
             config["method"] = config.pop("rule")
-            identity = hashlib.sha256(json.dumps([str(path.parent.name), config], sort_keys=True).encode()).hexdigest()[:16]
+            identity = hashlib.sha256(json.dumps([str(path.parent.name), config], sort_keys=True).encode()).hexdigest()[
+                :16
+            ]
             lines = path.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
             metrics = [tuple(json.loads(line).get(name) for name in METRICS) for line in lines]
             names = (

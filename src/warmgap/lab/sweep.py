@@ -51,18 +51,29 @@ class Grid:
         Raises:
             UserError: An empty grid, or a setting that is not allowed, before anything runs.
         """
-        for what, given in (("optimizer", self.optimizers), ("method", self.methods), ("seed", self.seeds), ("rate", self.rates)):
+        for what, given in (
+            ("optimizer", self.optimizers),
+            ("method", self.methods),
+            ("seed", self.seeds),
+            ("rate", self.rates),
+        ):
             if not given:
                 raise UserError(f"The sweep has no {what}: give at least one.")
         runs = []
-        for seed, optimizer, rate, method in itertools.product(*map(dict.fromkeys, (self.seeds, self.optimizers, self.rates, self.methods))):
+        combinations = itertools.product(
+            dict.fromkeys(self.seeds),
+            dict.fromkeys(self.optimizers),
+            dict.fromkeys(self.rates),
+            dict.fromkeys(self.methods),
+        )
+        for seed, optimizer, rate, method in combinations:
             name, _, lr = optimizer.partition(":")
             try:
                 config = replace(self.base, optimizer=name, lr=float(lr) if lr else self.base.lr).resolve()
             except ValueError:
                 raise UserError(f"The peak rate of {optimizer!r} is no number: write muon:0.02.") from None
             assert config.lr is not None  # noqa: S101 - resolved
-            target = self.base.target_loss if Method.parse(method).rule in WITH_TARGET else None
+            target = self.base.target_loss if (Method.parse(method).rule or "") in WITH_TARGET else None
             config = replace(config, lr=config.lr * rate, method=method, seed=seed, target_loss=target)
             runs.append(("", config.resolve()))
         return runs
@@ -115,7 +126,9 @@ def run_plan(
         jobs.setdefault(identity, Job(identity, config, folder / run_folder(config)))
         workloads.append((identity, workload))
     with Store(folder) as store:
-        store.add((job.id, job.folder.name, job.config.numbers(), job.config.command(job.folder)) for job in jobs.values())
+        store.add(
+            (job.id, job.folder.name, job.config.numbers(), job.config.command(job.folder)) for job in jobs.values()
+        )
         sweep = store.add_sweep(command, asked, workloads)
         waiting = [job for job in jobs.values() if not store.run(job.id).finished]
         if console is not None and len(waiting) < len(jobs):
@@ -154,11 +167,7 @@ def tell(runs: Sequence[Run], folder: Path, console: Console) -> int:
     """Say how a sweep ended; return the exit code: 0 all finished, 1 a run failed, 130 interrupted."""
     runs = list({run.id: run for run in runs}.values())
     finished = sum(run.finished for run in runs)
-    counts = {
-        what: count
-        for what in ("diverged", "refused")
-        if (count := sum(run.status == what for run in runs))
-    }
+    counts = {what: count for what in ("diverged", "refused") if (count := sum(run.status == what for run in runs))}
     more = "".join(f", {count} {what}" for what, count in counts.items())
     _say(console, f"{finished} of {len(runs)} runs finished{more}; they are in {folder}.")
     for run in runs:
@@ -185,12 +194,17 @@ def _say(console: Console, sentence: str) -> None:
 def _shown(console: Console | None, count: int) -> Iterator[Any]:
     """Show all runs under way, on a terminal as bars, in a file as a line for each that ends."""
     if console is None:
-        yield lambda kind, job, content: None
+        yield lambda *_: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     ended = 0
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=10), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
         overall = bars.add_task("all runs", total=count, loss="")
         tasks: dict[str, Any] = {}
@@ -210,7 +224,9 @@ def _shown(console: Console | None, count: int) -> Iterator[Any]:
                     bars.remove_task(tasks.pop(job.id))
                 bars.update(overall, advance=1)
                 loss = content.record.get("final_val_loss")
-                words = f"{ended}/{count} {job.folder.name}: {content.status}" + ("" if loss is None else f", {loss:.4f}")
+                words = f"{ended}/{count} {job.folder.name}: {content.status}" + (
+                    "" if loss is None else f", {loss:.4f}"
+                )
                 bars.console.print(words, highlight=False, markup=False, soft_wrap=True)
 
         yield show

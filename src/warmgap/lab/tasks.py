@@ -86,8 +86,8 @@ class Text:
         if self._sampler.count < config.batch_size or len(self._tokens.validation) <= length:
             raise UserError(
                 f"Corpus {config.corpus!r} is too short: {count} tokens to train on and "
-                f"{len(self._tokens.validation)} held out, for batches of {config.batch_size} sequences of {length}; give "
-                "a longer text, or a smaller --batch-size or --sequence-length."
+                f"{len(self._tokens.validation)} held out, for batches of {config.batch_size} sequences of {length}; "
+                "give a longer text, or a smaller --batch-size or --sequence-length."
             )
         self.fingerprint = self._tokens.fingerprint
         self.predictions = length

@@ -146,7 +146,9 @@ class _Run:
         except ValueError as error:
             raise UserError(f"These settings do not go together: {error}.") from error
         if probe is not None and len(self.optimizers) > 1:
-            raise UserError(f"{config.optimizer} is two optimizers, and a probe measures the steps of one: take another.")
+            raise UserError(
+                f"{config.optimizer} is two optimizers, and a probe measures the steps of one: take another."
+            )
         self.probe = None if probe is None else probe(self.optimizers[0], self.network)
         self.step = 0
         self.status = "running"
@@ -187,10 +189,7 @@ class _Run:
         if self.status in ("running", "interrupted") and self.step == config.steps:
             self.status = "done"
         self.accelerator.wait_for_everyone()
-        events = [
-            (e.step, e.loss, e.before, e.after, e.reason, e.role, str(e))
-            for e in self.schedulers[0].events
-        ]
+        events = [(e.step, e.loss, e.before, e.after, e.reason, e.role, str(e)) for e in self.schedulers[0].events]
         return Result(self.status, message, self.record(), self.metrics, events)
 
     def one_step(self) -> tuple[Tensor, list[Any]]:
@@ -313,7 +312,7 @@ class _Run:
         on_host: list[float] = self.accelerator.reduce(losses, reduction="sum").tolist()
         return sum(loss * len(part) for loss, part in zip(on_host, parts, strict=True)) / count
 
-    # ----------------------------------------------------------------------------------------------- what is left behind
+    # ---------------------------------------------------------------------------------------------- what is left behind
 
     def record(self) -> dict[str, Any]:
         scheduler = self.schedulers[0]
@@ -327,7 +326,9 @@ class _Run:
             "target_loss": scheduler.target_loss,
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "seconds": round(seconds, 3),
-            "tokens_per_second": round(self.step * self.config.batch_size * self.task.predictions / max(seconds, 1e-9), 1),
+            "tokens_per_second": round(
+                self.step * self.config.batch_size * self.task.predictions / max(seconds, 1e-9), 1
+            ),
             "device": self.device.type,
             "processes": self.accelerator.num_processes,
             "corpus_fingerprint": self.task.fingerprint,
@@ -357,7 +358,10 @@ class _Run:
     def state(self) -> dict[str, Any]:
         phase = METRICS.index("phase")
         numbers = [
-            [math.nan if value is None else _PHASES.index(value) if at == phase else value for at, value in enumerate(row)]
+            [
+                math.nan if value is None else _PHASES.index(value) if at == phase else value
+                for at, value in enumerate(row)
+            ]
             for row in self.metrics
         ]
         return {
@@ -408,8 +412,8 @@ class _Run:
         if different := [name for name in {**own, **saved} if saved.get(name) != own.get(name)]:
             name = different[0]
             raise UserError(
-                f"{checkpoint} belongs to another run ({name} was {saved.get(name)!r}, here {own.get(name)!r}): give the "
-                "same settings, or another --output."
+                f"{checkpoint} belongs to another run ({name} was {saved.get(name)!r}, here {own.get(name)!r}): give "
+                "the same settings, or another --output."
             )
         if state["corpus_fingerprint"] != self.task.fingerprint:
             raise UserError(
@@ -504,7 +508,7 @@ _Display = Callable[[Sequence[Any]], None]
 @contextlib.contextmanager
 def _display(config: TrainConfig, *, shown: bool) -> Iterator[_Display]:
     if not shown:
-        yield lambda row: None
+        yield lambda _: None
     elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description:>6}"),
