@@ -429,7 +429,7 @@ def parse(arguments: Sequence[str]) -> Any:
     """
     union: Any = None
     for name, command in COMMANDS.items():
-        kind: Any = Annotated[command, subcommand(name)]  # type: ignore[valid-type]
+        kind: Any = Annotated[command, subcommand(name)]
         union = kind if union is None else union | kind
     errors = io.StringIO()
     try:

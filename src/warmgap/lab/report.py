@@ -131,7 +131,9 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
         members = [trial for trial in trials if trial.workload == workload]
         section = Section(workload)
         if workload in flat:
-            caption = "Final loss against peak rate: the mean over seeds, every seed a dot. What is far above the rest is cut."
+            caption = (
+                "Final loss against peak rate: mean over seeds, each seed a dot. What is far above the rest is cut."
+            )
             section.draw(pictures.rates_picture(own), caption)
         shown = _typical(members)
         if any(trial.run for trial in shown):

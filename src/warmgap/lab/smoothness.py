@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,10 +145,11 @@ def measure(config: TrainConfig, how: Measurement, rates: Sequence[float], folde
             full = dataclasses.replace(base, lr=base.lr * rate)
             identity = full.fingerprint()
             store.add([(identity, place.name, full.numbers(), full.command(place))])
-            if store.run(identity).status != "waiting" or not store.claim(identity):
+            if not store.claim(identity):
                 raise UserError(
                     f"{place} already holds a run: read it with warmgap smoothness {folder}, or give another --output."
                 )
+            shutil.rmtree(place, ignore_errors=True)  # one that broke off begins again
 
             def make(optimizer: Any, model: Any, path: Path = place / RECORDS_FILE) -> SmoothnessProbe:
                 return SmoothnessProbe(
