@@ -7,6 +7,7 @@ from warmgap.torch.probe import SmoothnessProbe
 from warmgap.torch.scheduler import AdaptiveWarmup
 from warmgap.torch.spectral_cap import SpectralCap
 from warmgap.torch.split import split_parameters
+from warmgap.torch.trajectory import TrajectoryChecker
 
 __all__ = [
     "AdaptiveWarmup",
@@ -20,6 +21,7 @@ __all__ = [
     "Signum",
     "SmoothnessProbe",
     "SpectralCap",
+    "TrajectoryChecker",
     "compression",
     "norms",
     "orthogonalize",
