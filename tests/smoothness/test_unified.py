@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+import warmgap.smoothness
 from warmgap.smoothness import UnifiedCheck, pooled, unified_figure
 
 
@@ -59,3 +60,10 @@ def test_the_picture_shows_mean_range_and_c2() -> None:
     assert list(lowest.get_ydata()) == pytest.approx([-0.3, -0.3])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="as many points each"):
         unified_figure([seeds[0], check_of(np.ones(2))], 0.5)
+
+
+def test_the_old_name_says_where_it_went() -> None:
+    with pytest.raises(AttributeError, match=r"warmgap\.torch\.TrajectoryChecker"):
+        warmgap.smoothness.TrajectoryChecker  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        warmgap.smoothness.nothing  # noqa: B018

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from warmgap.torch import Lion, Muon, NormalizedSGD, Signum, SpectralCap, spectral_cap, split_parameters
-from warmgap.torch.spectral_cap import default_rho, spectral_norms
+from warmgap.torch.spectral_cap import spectral_norms
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -278,9 +278,3 @@ def test_without_roles_it_says_what_to_do() -> None:
 def test_promise_8_bad_arguments_are_refused(given: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         SpectralCap(torch.optim.AdamW(split_parameters(network()), lr=0.1), **given)
-
-
-def test_rho_follows_the_length_of_the_run() -> None:
-    assert default_rho(None) == default_rho(100) == default_rho(1000) == 0.1
-    assert default_rho(4000) == pytest.approx(0.05)
-    assert default_rho(10**6) == 0.02

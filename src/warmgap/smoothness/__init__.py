@@ -47,3 +47,12 @@ __all__ = [
     "read_records",
     "unified_figure",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "TrajectoryChecker":
+        raise AttributeError(
+            "TrajectoryChecker is now warmgap.torch.TrajectoryChecker(model), which needs no flattened vectors; for "
+            "arrays of your own there is warmgap.smoothness.UnifiedCheck.of(inner, progress)"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, S
 from warmgap.torch.probe import SmoothnessProbe
 from warmgap.torch.scheduler import AdaptiveWarmup
 from warmgap.torch.spectral_cap import SpectralCap
-from warmgap.torch.split import split_parameters
+from warmgap.torch.split import assign_roles, roles_table, split_parameters
 from warmgap.torch.trajectory import TrajectoryChecker
 
 __all__ = [
@@ -22,8 +22,10 @@ __all__ = [
     "SmoothnessProbe",
     "SpectralCap",
     "TrajectoryChecker",
+    "assign_roles",
     "compression",
     "norms",
     "orthogonalize",
+    "roles_table",
     "split_parameters",
 ]
