@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from warmgap._checks import check_count
-from warmgap.rules._rule import RULES, Rule, RuleState
+from warmgap.rules._rule import RULES, LossDriven, Rule, RuleState
 from warmgap.rules.gap import GapRule
 from warmgap.rules.guard import DivergenceGuard
 from warmgap.rules.linear import LinearRule
@@ -26,6 +26,7 @@ __all__ = [
     "DivergenceGuard",
     "GapRule",
     "LinearRule",
+    "LossDriven",
     "LossRatioRule",
     "MeasuredRule",
     "PowerRule",
