@@ -116,7 +116,7 @@ def test_an_ensemble_under_vmap_has_a_schedule_each(rule: str) -> None:
     names = ("falls fast", "falls, noisy", "rises, then falls", "not a number")
     losses = np.array([COURSES[name] for name in names], np.float32)
     schedule = WarmupSchedule(1.0, TOTAL, rule=RULES[rule])
-    step = jax.vmap(lambda state, loss: (schedule.update(state, value=loss), schedule(state, value=loss)))
+    step: Any = jax.vmap(lambda state, loss: (schedule.update(state, value=loss), schedule(state, value=loss)))
     start = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(names)), schedule.init())
     _, factors = jax.jit(lambda all_losses: jax.lax.scan(lambda s, x: step(s, x), start, all_losses.T))(losses)
     for index in range(len(names)):

@@ -123,7 +123,7 @@ def _split(name: str) -> tuple[str, dict[str, Any]]:
 
 def __getattr__(name: str) -> Any:
     if name == "PaceRule":
-        raise AttributeError(
+        raise ImportError(  # an AttributeError's words are lost in `from warmgap.rules import PaceRule`
             "PaceRule is gone: the default is warmgap.rules.SpectralRule now, which holds the peak and leaves slow "
             "starts to the spectral cap; a clock schedule like PaceRule's is LinearRule"
         )
