@@ -99,4 +99,4 @@ def test_pace_is_gone_and_says_so() -> None:
 
 def test_settings_that_all_rules_share_are_given_by_name() -> None:
     with pytest.raises(TypeError, match="positional argument"):
-        PowerRule(0.01)  # type: ignore[misc]
+        PowerRule(0.01)  # type: ignore[call-arg]
