@@ -273,6 +273,28 @@ def _commands(folder: Path) -> str:
     return f"Made by: {'; '.join(commands)}." if commands else ""
 
 
+def write_replay(losses: Any, shown: Mapping[str, Any], path: Path) -> Path:
+    """Write the page of a replay: the recorded losses, the factors of each rule, and what it did.
+
+    Raises:
+        UserError: A place that cannot be written to.
+    """
+    from warmgap.lab import pictures
+
+    section = Section("Replay")
+    section.draw(
+        pictures.replay_picture(losses, shown), "Recorded loss, and rate / peak of the weights each rule governs."
+    )
+    rows = [
+        {"rule": name, "step": str(event.step), "what happened": str(event), "_class": ""}
+        for name, found in shown.items()
+        for event in found.events
+    ]
+    section.tables.append(rows)
+    lead = "The losses of a run depend on its rates: this shows what a rule reads in them, not how a run under it goes."
+    return write_page(path, "What the rules would have done", [lead], [section])
+
+
 # -------------------------------------------------------------------------------------------------------- in a terminal
 
 
