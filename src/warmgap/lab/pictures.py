@@ -167,7 +167,7 @@ def regret_picture(cells: Sequence[Cell], methods: Sequence[str]) -> Figure:
             name=label_of(method), customdata=values, hovertemplate="%{y}: %{customdata:+.2f}",
         )  # fmt: skip
     figure.update_xaxes(title="regret in seed deviations (6 and more at the edge)", zeroline=True)
-    figure.update_layout(height=160 + 24 * len(cells))
+    figure.update_layout(height=200 + 24 * len(cells))
     figure.update_yaxes(automargin=True)
     return figure
 

@@ -80,7 +80,8 @@ class Section:
             template="none",
             margin={"l": 60, "r": 15, "t": 20, "b": 50},
             font={"size": 13},
-            legend={"orientation": "h", "y": -0.18, "yanchor": "top"},
+            legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            modebar={"bgcolor": "rgba(0,0,0,0)", "orientation": "v"},
             hovermode="closest",
         )
         number = len(self.pictures)
@@ -164,7 +165,7 @@ def _scored(cells: Sequence[Cell]) -> list[Section]:
         except ValueError:
             continue
         ranked = scores.score(own, reference=reference)
-        section = Section(f"Scores over {len(own)} {split} workloads".replace("  ", " "), [SCORES])
+        section = Section(f"Scores over {len(own)} {split} workloads".replace("  ", " "), [] if found else [SCORES])
         section.text.append(f"The best clock schedule is {label_of(reference)}.")
         section.draw(pictures.profile_picture(ranked), "Performance profile: higher and further left is better.")
         section.draw(
