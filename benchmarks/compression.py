@@ -168,15 +168,14 @@ METHODS: dict[str, tuple[Compressor, float, bool, tuple[float, ...]]] = {
 
 
 def images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from warmgap.lab.digits import load_images
-
-    found = load_images()
+    from warmgap.lab.tasks import load_digits
 
     def split(rows: Any) -> tuple[Tensor, Tensor]:
         whole = torch.from_numpy(rows)
         return whole[:, :64].reshape(-1, 1, 8, 8).float() / 16.0, whole[:, 64]
 
-    return *split(found.train), *split(found.validation)
+    train, held_out = load_digits()
+    return *split(train), *split(held_out)
 
 
 def train(rank: int, method: str, rate: float, seed: int, steps: int) -> dict[str, Any]:

@@ -359,7 +359,7 @@ def spectral_cap(
         shapes = jnp.array([math.sqrt(x.shape[1] / x.shape[0]) for x in matrices])
         norms = jnp.stack([_spectral_norm(x, 8) for x in matrices])
         count = jnp.sum(norms > 0.0)
-        scales = jnp.sort(jnp.where(norms > 0.0, norms / shapes, jnp.finfo(norms.dtype).max))
+        scales = jnp.sort(jnp.where(norms > 0.0, norms / shapes, jnp.inf))
         usual = jnp.where(count > 0, scales[jnp.maximum(count - 1, 0) // 2], 1.0)
         return SpectralCapState(
             jnp.where(norms > 1e-3 * usual * shapes, norms, usual * shapes), jnp.zeros(()), jnp.ones(())
