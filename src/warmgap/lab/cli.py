@@ -398,9 +398,8 @@ class Replay:
         except (ValueError, FileNotFoundError) as error:
             raise UserError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
         for name, found in shown.items():
-            _out(
-                f"{name}: warm-up of {'unknown length' if found.warmup_iters is None else f'{found.warmup_iters} steps'}"
-            )
+            length = "no warm-up ended" if found.warmup_iters is None else f"warm-up of {found.warmup_iters} steps"
+            _out(f"{name}: {length}")
             for event in found.events:
                 _out(f"  {event}")
         _out(f"Page: {write_replay(losses, shown, self.output)}")

@@ -154,7 +154,7 @@ def _scored(cells: Sequence[Cell]) -> list[Section]:
     """Scores over workloads, of the test and of the others, where there are enough of them."""
     from warmgap.lab import pictures
 
-    found = []
+    found: list[Section] = []
     usable = scores.judged(cells)
     for split in dict.fromkeys(cell.split for cell in usable):
         own = [cell for cell in usable if cell.split == split]
