@@ -94,7 +94,7 @@ def closure(modules: dict[str, list[Any]], names: set[str]) -> dict[str, list[An
         name = todo.pop()
         if name in modules and name not in found:
             found[name] = modules[name]
-            todo |= set(modules[name][2])
+            todo |= {one for item in modules[name][2:3] for one in item}
         if "." in name:
             todo.add(name.rpartition(".")[0])
         todo -= found.keys()
