@@ -11,7 +11,7 @@ export OMP_NUM_THREADS := 1
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types docs bench clean
+.PHONY: help setup demo test lint types docs pages notebooks wheel oldest bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -42,9 +42,27 @@ types: $(READY) ## mypy, strict
 docs: $(READY) ## build the pages into site/, strictly
 	$(BIN)/mkdocs build --strict
 
+pages: $(READY) ## open every page in Chromium, narrow and wide, light and dark; pictures in site-pages/
+	@test -n "$$CHROMIUM" || command -v chromium >/dev/null || { echo "make pages needs Chromium: apt-get install \
+	chromium, or say where it is: make pages CHROMIUM=/usr/bin/google-chrome" >&2; exit 1; }
+	CHROMIUM="$${CHROMIUM:-chromium}" WARMGAP_PICTURES=site-pages $(BIN)/python -m pytest tests/docs/test_pages.py
+
+notebooks: $(READY) ## run the notebooks and store what they print and draw
+	$(BIN)/python docs/hooks/run_notebooks.py
+
+wheel: $(READY) ## build wheel and sdist, install each into an empty environment and run tests on it
+	rm -rf dist build/wheel build/sdist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build
+	$(BIN)/python -m build --quiet --outdir dist
+	tests/installed.sh "$(abspath $(BIN)/python)" dist/*.whl build/wheel
+	tests/installed.sh "$(abspath $(BIN)/python)" dist/*.tar.gz build/sdist
+
+oldest: ## the core's tests on the oldest NumPy and SciPy asked for
+	tests/installed.sh "$(or $(PYTHON),python3)" . build/oldest 'numpy==1.26.0' 'scipy==1.11.1'
+
 bench: $(READY) ## measure speed against other packages
 	@set -e; for script in $(filter-out %/smoothness.py %/compression.py %/rates.py %/why.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
 
 clean: ## remove .venv and everything that was built
-	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist site site-pages .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
