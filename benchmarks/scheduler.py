@@ -36,7 +36,7 @@ def steppers() -> dict[str, Callable[[torch.Tensor], None]]:
         scheduler = AdaptiveWarmup(optimizer, TOTAL, rule=rule)
 
         def step(loss: torch.Tensor) -> None:
-            scheduler._optimizer_steps += 1  # what the optimizer's hook does; its own time is not the scheduler's
+            scheduler.after_step()  # what the optimizer's hook does; its own time is not the scheduler's
             scheduler.step(loss)
 
         return step

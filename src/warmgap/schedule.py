@@ -288,7 +288,8 @@ class Schedule:
 
     def reading(self, state: ScheduleState) -> tuple[float | None, float | None]:
         """Return the (gap, target loss) that the rule follows, as warm-up left them; None where it has none (yet)."""
-        return self.rule.reading(state.rule)
+        gap, target = self.rule.reading(state.rule)
+        return gap if gap < math.inf else None, target if target < math.inf else None
 
     def config(self) -> dict[str, Any]:
         """Return the settings as plain Python values; a callable decay as its values at a few points."""
@@ -351,9 +352,10 @@ class Schedule:
         if after.deadlock.lifts > before.deadlock.lifts:
             found.append(("deadlock: rate raised", hidden))
         if after.ended >= 0 > before.ended and not (found and after.step == 0):
-            by_rule = "descent over" if self.rule.needs_loss and self.rule.max_warmup is not None else "peak reached"
-            late = not after.rule.done and after.deadlock.lift < 1.0
-            found.append(("deadline: warm-up ended" if late else by_rule, hidden))
+            reason = "descent over" if self.rule.needs_loss and not self.rule.clock else "peak reached"
+            if not after.rule.done:
+                reason = "peak reached" if after.deadlock.lift == 1.0 else "deadline: warm-up ended"
+            found.append((reason, hidden))
         if 0 <= after.decaying <= after.step and not 0 <= before.decaying <= before.step:
             found.append(("decay began", None))
         return tuple(Event(after.step, loss, before.factor, after.factor, reason, role) for reason, role in found)

@@ -172,11 +172,11 @@ class Work:
         state = schedule.init()
         losses = [loss for step, loss in enumerate(LOSSES[self.losses]) if step != self.overflow]
         if math.isfinite(losses[0]):  # every host sees it before the first step
-            state = schedule.calibrate(state, losses[0])
+            state = schedule.first(state, losses[0])
         rates = []
         for loss in losses:
             rates.append([peak * state.factor for peak in PEAKS])
-            state, _ = schedule.step(state, loss)
+            state = schedule.step(state, loss)
         return rates
 
 

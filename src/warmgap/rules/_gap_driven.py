@@ -8,6 +8,7 @@ target loss may be left to the run.
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple
@@ -66,12 +67,12 @@ class GapDriven(LossDriven[GapState]):
         total = self._target.init(total_iters).total
         return state._replace(descent=state.descent._replace(total=total))
 
-    def reading(self, state: GapState) -> tuple[float | None, float | None]:
+    def reading(self, state: GapState, ops: Ops = Floats) -> tuple[float, float]:
         """Return the gap of the lowest clean loss, and the target loss."""
-        if not state.descent.seen:
-            return None, None if self.target_loss == "auto" else self.target_loss
-        gap = self._target.gap(state.descent)
-        return gap.now, gap.target_loss
+        gap = self._target.gap(state.descent, ops)
+        given = math.inf if self.target_loss == "auto" else self.target_loss
+        seen = state.descent.seen
+        return ops.where(seen, gap.now, math.inf), ops.where(seen, gap.target_loss, given)
 
     def _follow(self, state: GapState, descent: Descent, ops: Ops) -> GapState:
         gap = self._target.gap(descent, ops)

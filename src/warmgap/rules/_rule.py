@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -96,10 +97,10 @@ class Rule(abc.ABC, Generic[S]):
         del total_iters
         return state
 
-    def reading(self, state: S) -> tuple[float | None, float | None]:
-        """Return the (gap, target loss) that the rule follows, each None where it has none (yet)."""
-        del state
-        return None, None
+    def reading(self, state: S, ops: Ops = Floats) -> tuple[float, float]:
+        """Return the (gap, target loss) that the rule follows, each infinite where it has none (yet)."""
+        del state, ops
+        return math.inf, math.inf
 
     def config(self) -> dict[str, Any]:
         """Return the rule's name and settings as plain Python values, for checkpoints."""

@@ -63,8 +63,9 @@ def watch(
     whole = steps >= length
     error = losses.noise * ops.sqrt(1.0 / ops.maximum(1, count) + 1.0 / ops.maximum(1, state.before))
     still = state.mean_before - mean <= ops.maximum(CERTAIN * error, ROUNDING * abs(mean))
-    # without losses there is nothing to show that it moves
-    stuck = whole & (state.before >= 0) & (still | (2 * count < length) | (state.before == 0))
+    compared = (count > 0) & (state.before > 0)
+    # where there were no losses at all, nothing shows that it moves
+    stuck = whole & (state.before >= 0) & ops.where(compared, still, count + state.before == 0)
     longer = ops.minimum(2 * length, ops.maximum(shortest, total_iters // LONGEST_SHARE))
     return DeadlockState(
         lift=ops.where(stuck, ops.minimum(1.0, 2.0 * factor), state.lift),

@@ -112,7 +112,7 @@ class DivergenceGuard:
         # above the level by more than 1.5 times, or, where that says nothing, by many deviations
         swing = ops.where(level > noise, 0.0, SWING * noise)
         high = (seen == JUDGED) & (clean > level + ops.maximum(BURST * abs(level), swing))
-        higher = (state.rises == 0) | (clean > state.last)  # a loss that stays high after an alarm is no other one
+        higher = (state.rises == 0) | (clean > state.last + noise)  # one that stays high after an alarm is no other
         awake = (rest == 0) & ops.no(state.off)
         rose = awake & finite & mature & (risen | (high & higher))
         lost = awake & (missing >= MISSING) & (state.scale > LOWEST)

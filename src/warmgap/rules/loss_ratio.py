@@ -6,6 +6,7 @@ Source: arXiv 2510.03164 (Alimisis, Islamov, Lucchi), the practical surrogate `l
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -93,7 +94,10 @@ class LossRatioRule(LossDriven[LossRatioState]):
         factor = ops.where(done, 1.0, ops.where(level > 0.0, ratio, self.floor))
         return LossRatioState(factor, state.losses, level, done)
 
-    def reading(self, state: LossRatioState) -> tuple[float | None, float | None]:
+    def reading(self, state: LossRatioState, ops: Ops = Floats) -> tuple[float, float]:
         """Return the distance of the clean loss to the level, and the level."""
         seen = state.losses.filled > 0
-        return state.losses.clean - state.level if seen else None, state.level or None
+        return (
+            ops.where(seen, state.losses.clean - state.level, math.inf),
+            ops.where(state.level > 0.0, state.level, math.inf),
+        )

@@ -87,9 +87,7 @@ class LossMean:
         """
         value, share = _scalar("loss", loss), _scalar("weight", weight)
         if isinstance(share, Tensor):
-            if isinstance(value, Tensor):
-                value = value.to(share.device)
-            value = torch.where(share > 0, value * share, 0.0)
+            value = torch.where(share > 0, _beside(value, share) * share, 0.0)
         elif not (math.isfinite(share) and share >= 0.0):
             raise ValueError(
                 f"the weight of a loss must be a finite number >= 0, got {weight!r}; give the number of tokens"
@@ -98,8 +96,8 @@ class LossMean:
             return
         else:
             value = value * share
-        self._weighted = _sum(self._weighted, value)
-        self._weight = _sum(self._weight, share)
+        self._weighted = self._weighted + _beside(value, self._weighted)
+        self._weight = self._weight + _beside(share, self._weight)
 
     @property
     def empty(self) -> bool:
@@ -193,10 +191,11 @@ def _scalar(name: str, value: float | Tensor) -> float | Tensor:
         raise TypeError(f"a {name} must be a number or a tensor with one element, got {value!r}") from None
 
 
-def _sum(total: float | Tensor, value: float | Tensor) -> float | Tensor:
-    if isinstance(total, Tensor) and isinstance(value, Tensor):
-        value = value.to(total.device)
-    return total + value
+def _beside(value: float | Tensor, other: float | Tensor) -> float | Tensor:
+    """Return the value on the device of the other one."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor) and value.device != other.device:
+        return value.to(other.device)
+    return value
 
 
 def _device(totals: Sequence[float | Tensor]) -> torch.device | None:

@@ -511,6 +511,7 @@ class AdaptiveWarmup(LRScheduler):
         if epoch is not None:
             self.last_epoch = epoch
         self._loss.clear()  # those of the other scheduler's steps
+        self._steps.reset()
         self._set_peaks()
 
     def _set_peaks(self) -> None:

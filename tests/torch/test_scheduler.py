@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, SequentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from warmgap import Schedule
-from warmgap.rules import GapRule, LinearRule, PaceRule
+from warmgap.rules import GapRule, LinearRule
 from warmgap.torch import AdaptiveWarmup, Lion, LossMean, Muon, NormalizedSGD, Signum
 from warmgap.torch.loss_mean import PendingLoss
 
@@ -55,14 +55,21 @@ def test_the_readmes_loop() -> None:
     optimizer = Signum(model.parameters(), lr=1e-2)
     scheduler = AdaptiveWarmup(optimizer, total_iters=200)
     first = nn.functional.mse_loss(model(x), y).item()
-    rates = train(model, optimizer, scheduler, x, y, range(200))
+    rates = []
+    for t in range(200):
+        batch = torch.randint(len(x), (32,), generator=torch.Generator().manual_seed(t))
+        loss = nn.functional.mse_loss(model(x[batch]), y[batch])
+        loss.backward()
+        scheduler.observe(loss)
+        optimizer.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+        optimizer.zero_grad()
     assert nn.functional.mse_loss(model(x), y).item() < 0.8 * first
-    assert rates[0] == [1e-2 * 0.01]
-    assert scheduler.gap is not None
-    assert 0.0 < scheduler.gap < first
-    assert scheduler.phase == "decay"
-    assert scheduler.warmup_iters is not None
-    assert rates[scheduler.warmup_iters] == [1e-2]
+    assert rates[0] == max(rates) == 1e-2  # its steps are small enough for the cap
+    assert scheduler.gap is None
+    assert (scheduler.phase, scheduler.warmup_iters) == ("decay", 0)
+    assert rates[80] == 1e-2 > rates[81]
     assert scheduler.get_last_lr() == [optimizer.param_groups[0]["lr"]]
 
 
@@ -70,14 +77,14 @@ def test_the_readmes_loop() -> None:
 def test_it_gives_the_schedules_factors(rule: str) -> None:
     model, _, _ = problem()
     optimizer = Lion(model.parameters(), lr=1.0)
-    scheduler = AdaptiveWarmup(optimizer, 100, rule=rule)
+    scheduler = AdaptiveWarmup(optimizer, 100, rule=rule, cap=None)
     state = scheduler.schedule.init()
     for t in range(100):
-        assert optimizer.param_groups[0]["lr"] == state.factor
         optimizer.step()
+        assert optimizer.param_groups[0]["lr"] == state.factor
         loss = 1.0 + 5.0 * math.exp(-t / 8)
         scheduler.step(torch.tensor(loss, dtype=torch.float64) if t % 2 else loss)
-        state, _ = scheduler.schedule.step(state, loss)
+        state = scheduler.schedule.step(state, loss)
 
 
 def test_promise_1_the_constructor_sets_the_first_rate_and_never_the_peak() -> None:
@@ -125,7 +132,7 @@ def test_promise_4_a_stopped_run_goes_on_bit_for_bit(stop: int, tmp_path: Path) 
 def test_promise_5_the_groups_ratios_are_kept() -> None:
     model, x, y = problem()
     optimizer = lion(model)
-    for rates in train(model, optimizer, AdaptiveWarmup(optimizer, 60), x, y, range(70)):
+    for rates in train(model, optimizer, AdaptiveWarmup(optimizer, 60), x, y, range(60)):
         assert [rate / rates[0] for rate in rates] == pytest.approx([1.0, 2.0, 4.0, 8.0], rel=1e-12)
 
 
@@ -137,16 +144,18 @@ def test_promise_6_the_state_is_plain_and_a_foreign_one_is_refused() -> None:
     buffer.seek(0)
     state = torch.load(buffer, weights_only=True)
     scheduler.load_state_dict(state)
-    with pytest.raises(ValueError, match="version 7, this warmgap reads 1"):
+    with pytest.raises(ValueError, match="version 7, this warmgap reads 2 and 1"):
         scheduler.load_state_dict({**state, "version": 7})
     with pytest.raises(ValueError, match="it has no version"):
         scheduler.load_state_dict(ConstantLR(SGD(model.parameters(), lr=0.1)).state_dict())
     with pytest.raises(ValueError, match="4 parameter groups, and this one has 1"):
         AdaptiveWarmup(Lion(model.parameters(), lr=0.1), 60).load_state_dict(state)
     with pytest.raises(ValueError, match="other settings"):
-        AdaptiveWarmup(lion(model), 61).load_state_dict(state)
+        AdaptiveWarmup(lion(model), 60, decay="wsd").load_state_dict(state)
+    with pytest.raises(ValueError, match="with a spectral cap, and this one has none: give the same cap="):
+        AdaptiveWarmup(lion(model), 60, cap=None).load_state_dict(state)
     with pytest.raises(ValueError, match="it needs"):
-        scheduler.load_state_dict({"version": 1})
+        scheduler.load_state_dict({"version": 2})
 
 
 class FakeEvent:
@@ -166,8 +175,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers = itertools.count()
     plain_take = LossMean.take
 
-    def take(self: LossMean) -> PendingLoss:
-        return PendingLoss(plain_take(self)._totals, FakeEvent(next(numbers), found))
+    def take(self: LossMean, *skipped: float | Tensor) -> PendingLoss:
+        return PendingLoss(plain_take(self, *skipped)._totals, FakeEvent(next(numbers), found))
 
     monkeypatch.setattr(LossMean, "take", take)
     return found
@@ -181,19 +190,20 @@ def test_promise_7_a_loss_on_a_device_is_read_one_step_late(read: list[int]) -> 
     for t, loss in enumerate(losses):
         optimizer.step()
         scheduler.step(loss)
-        assert read == list(range(t))  # after step t the losses of the steps before t were read, and t's was not
+        # The first was a look before the first step; then the losses of the steps before t, and not t's.
+        assert read == list(range(t + 1))
     expected = scheduler.schedule.init()
     for late in [None, *losses[:-1]]:
-        expected, _ = scheduler.schedule.step(expected, late)
+        expected = scheduler.schedule.step(expected, late)
     assert scheduler.factor == expected.factor
     state = scheduler.state_dict()  # saving reads what is under way, so that nothing is lost
-    assert read[-1] == 29
-    assert state["late_loss"] == losses[-1]
+    assert read[-1] == 30
+    assert state["late"] == [losses[-1], False]
     revived = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100, rule=GapRule(kappa=10.0, target_loss=0.0))
     revived.load_state_dict(state)
     revived.optimizer.step()
     revived.step(1.0)
-    assert revived.factor == scheduler.schedule.step(expected, losses[-1])[1]
+    assert revived.factor == scheduler.schedule.step(expected, losses[-1]).factor
 
 
 def test_promise_7_only_the_first_step_waits_for_its_own_loss(read: list[int]) -> None:
@@ -203,9 +213,22 @@ def test_promise_7_only_the_first_step_waits_for_its_own_loss(read: list[int]) -
         scheduler.observe(5.0 - 0.1 * t)
         scheduler.optimizer.step()
         assert read == list(range(max(1, t)))  # 0 is the look before the first step, t the loss of step t - 1
-        assert t > 0 or scheduler.factor == 0.25
+        assert scheduler.factor == 1.0
         scheduler.step()
         assert read == list(range(t + 1))
+
+
+class OnDevice(Tensor):
+    """A tensor that says it is on an accelerator, whose value nobody may read."""
+
+    device = torch.device("cuda")  # type: ignore[assignment]
+    reads = 0
+
+    def item(self) -> Any:
+        OnDevice.reads += 1
+        return super().item()
+
+    __float__ = __bool__ = tolist = item  # type: ignore[assignment]
 
 
 class HostReads(TorchDispatchMode):
@@ -232,16 +255,18 @@ class HostReads(TorchDispatchMode):
 def test_promise_7_neither_observing_nor_stepping_reads_a_tensor(make: Any) -> None:
     model, x, y = problem()
     optimizer = make(model)
-    scheduler = AdaptiveWarmup(optimizer, 100)
+    scheduler = AdaptiveWarmup(optimizer, 100, rule="linear")
     loss = nn.functional.mse_loss(model(x), y)
     loss.backward()
+    on_device = loss.as_subclass(OnDevice)
+    OnDevice.reads = 0
     with HostReads() as reads:
-        scheduler.observe(loss, weight=torch.tensor(32))
+        scheduler.observe(on_device, weight=torch.tensor(32).as_subclass(OnDevice))
         optimizer.step()
-    assert reads.count == 0
+    assert reads.count == OnDevice.reads == 0
     with HostReads() as reads:
-        loss.item()
-    assert reads.count == 1  # and the count can fail
+        on_device.item()
+    assert reads.count == OnDevice.reads == 1  # and the count can fail
 
 
 def test_micro_batches_are_weighed_by_their_tokens() -> None:
@@ -262,7 +287,7 @@ def test_micro_batches_are_weighed_by_their_tokens() -> None:
 def test_a_step_that_amp_skipped_does_not_count() -> None:
     model, x, y = problem()
     optimizer = Lion(model.parameters(), lr=1.0)
-    scheduler = AdaptiveWarmup(optimizer, 50)
+    scheduler = AdaptiveWarmup(optimizer, 50, rule="gap")
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1000)
     counted = []
     for t in range(12):
@@ -384,12 +409,26 @@ def test_an_optimizer_that_never_steps_is_told() -> None:
         scheduler.step(1.0)
 
 
-def test_a_group_added_later_is_told() -> None:
+def test_promise_5_a_group_added_later_takes_the_factor_of_the_moment() -> None:
     model, _, _ = problem()
     optimizer = Lion(list(model.parameters())[:2], lr=1.0)
-    scheduler = AdaptiveWarmup(optimizer, 50)
-    optimizer.add_param_group({"params": list(model.parameters())[2:]})
-    with pytest.raises(ValueError, match="has 2 parameter groups, and had 1 when this scheduler was made"):
+    scheduler = AdaptiveWarmup(optimizer, 50, rule=LinearRule(9))
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step(1.0)
+    optimizer.add_param_group({"params": list(model.parameters())[2:], "lr": 3.0})
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step(1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.6, 1.8])
+    assert [str(event) for event in scheduler.events if "joined" in event.reason] == [
+        "step 3, loss 1: parameter group 1 joined (group 1), factor at 0.4"
+    ]
+    again = AdaptiveWarmup(optimizer, 50, rule=LinearRule(9))
+    again.load_state_dict(scheduler.state_dict())
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.6, 1.8])
+    del optimizer.param_groups[1]
+    with pytest.raises(ValueError, match="has 1 parameter groups, and had 2 when this scheduler was made"):
         scheduler.step(1.0)
 
 
@@ -421,10 +460,10 @@ def test_a_damaged_state_changes_nothing() -> None:
     before = copy.deepcopy(state)
     damaged = [
         {**state, "last_epoch": 77, "base_lrs": ["x"] * 4},
-        {**state, "last_epoch": 77, "schedule": {key: v for key, v in state["schedule"].items() if key != "rule"}},
+        {**state, "last_epoch": 77, "schedule": {key: v for key, v in state["schedule"].items() if key != "version"}},
     ]
     for other in damaged:
-        with pytest.raises(ValueError, match=r"damaged or was edited|PaceState"):
+        with pytest.raises(ValueError, match=r"damaged or was edited|no version"):
             scheduler.load_state_dict(other)
         assert scheduler.state_dict() == before
 
@@ -433,10 +472,10 @@ def test_a_loss_pending_from_a_device_is_dropped_where_losses_come_at_once() -> 
     model, _, _ = problem()
     optimizer = lion(model)
     scheduler = AdaptiveWarmup(optimizer, 60)
-    scheduler.load_state_dict({**scheduler.state_dict(), "late_loss": 5.0})
+    scheduler.load_state_dict({**scheduler.state_dict(), "late": [5.0, False]})
     optimizer.step()
     scheduler.step(4.0)
-    assert scheduler.state_dict()["late_loss"] is None
+    assert scheduler.state_dict()["late"] is None
 
 
 def test_get_lr_changes_nothing() -> None:
@@ -472,7 +511,7 @@ def test_calibration_lets_a_rule_start_on_evidence() -> None:
     scheduler.step(1.0)
     default = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100)
     default.calibrate(lambda: 3.0)
-    assert default.factor == 0.25
+    assert default.factor == 1.0
     with pytest.raises(TypeError, match=r"needs a function that returns the loss, got 3\.0"):
         default.calibrate(3.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="calibrate looks before the first step, and 1 were made"):
@@ -481,32 +520,62 @@ def test_calibration_lets_a_rule_start_on_evidence() -> None:
         AdaptiveWarmup(optimizer, 100).calibrate(lambda: math.nan)
 
 
-def test_a_loss_observed_before_the_first_step_lets_it_start_on_evidence() -> None:
+def test_promise_1_a_first_step_above_the_floor_needs_evidence() -> None:
     model, _, _ = problem()
-    observed, after = (AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100) for _ in range(2))
-    calibrated = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100)
+
+    def fresh(**settings: Any) -> AdaptiveWarmup:
+        return AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100, **settings)
+
+    observed, after, calibrated = fresh(), fresh(), fresh()
     calibrated.calibrate(lambda: 3.0)
     for scheduler in (observed, calibrated):
         scheduler.observe(3.0)
         scheduler.observe(3.0)
         scheduler.optimizer.step()
-        assert scheduler.factor == 0.25
+        assert scheduler.factor == 1.0
         scheduler.step()
     after.optimizer.step()
     assert after.factor == 0.01
     after.step(3.0)
     assert after.factor == 0.02
-    assert observed.state_dict() == calibrated.state_dict()
+    assert observed.state_dict()["schedule"] == calibrated.state_dict()["schedule"]
+
+
+def test_promise_1_the_size_of_the_first_step_is_evidence_and_holds_it() -> None:
+    model, x, y = problem()
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100)
+    nn.functional.mse_loss(model(x), y).backward()
+    scheduler.optimizer.step()  # no loss was observed
+    assert scheduler.cap is not None
+    assert 0.01 < scheduler.factor < 0.5
+    assert scheduler.factor == scheduler.optimizer.param_groups[0]["lr"] == scheduler.cap.limit
+    assert [event.reason for event in scheduler.events] == [
+        "step size known",
+        "step too large: hidden matrices held by the spectral cap",
+    ]
 
 
 @pytest.mark.parametrize(("rule", "loss"), [("auto", math.nan), ("gap", 3.0), ("linear", 3.0)])
-def test_the_first_step_is_made_at_the_floor_without_evidence_or_use_for_it(rule: str, loss: float) -> None:
+def test_promise_1_the_first_step_is_made_at_the_floor_without_evidence_or_use_for_it(rule: str, loss: float) -> None:
     model, _, _ = problem()
-    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100, rule=rule, target_loss=0.0)
-    start = scheduler.factor
+    settings = {"target_loss": 0.0} if rule == "gap" else {}
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100, rule=rule, **settings)  # type: ignore[arg-type]
     scheduler.observe(loss)
     scheduler.optimizer.step()
-    assert scheduler.factor == start < 0.1
+    assert scheduler.factor == scheduler.schedule.init().factor < 0.1
+
+
+@pytest.mark.parametrize(("rule", "first"), [("auto", 1.0), ("loss-ratio", 0.5), ("gap", 0.01)])
+def test_the_last_rates_are_true_before_the_first_step(rule: str, first: float) -> None:
+    model, x, y = problem()
+    optimizer = Lion(model.parameters(), lr=1e-3)
+    scheduler = AdaptiveWarmup(optimizer, 100, rule=rule)
+    loss = nn.functional.mse_loss(model(x), y)
+    loss.backward()
+    scheduler.observe(loss)
+    early = scheduler.get_last_lr()
+    optimizer.step()
+    assert early == [optimizer.param_groups[0]["lr"]] == pytest.approx([1e-3 * first])
 
 
 def test_a_first_loss_that_the_rule_refuses_is_refused_before_the_step() -> None:
@@ -539,25 +608,25 @@ def test_a_scheduler_whose_turn_has_not_come_sets_no_rate(start: float) -> None:
 
     losses = [9.0, 9.0, 9.0, 9.0, 5.0, 5.0]
     whole, _, second = run(losses, [])
-    assert whole == pytest.approx([start + (1.0 - start) * t / 8 for t in range(4)] + [0.25, 0.25])
-    assert second.schedule.reading(second._state)[0] is not None
-    assert second._state.rule.descent.initial_loss == 5.0  # the losses of the first one's steps are not its own
+    assert whole == pytest.approx([start + (1.0 - start) * t / 8 for t in range(4)] + [1.0, 1.0])
+    assert second.events[0].loss == 5.0  # the losses of the first one's steps are not its own
     before, saved, _ = run(losses[:2], [])
     assert before + run(losses[2:], saved)[0] == whole
 
 
 def test_what_a_discarded_first_step_started_on_is_forgotten() -> None:
     model, _, _ = problem()
-    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100)
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 100, rule="loss-ratio")
     scheduler.observe(12.0)
     scheduler.optimizer.step()
-    assert scheduler.factor == 0.25
+    assert scheduler.events[0].loss == 12.0
     scheduler.discard()
     assert scheduler.factor == scheduler.optimizer.param_groups[0]["lr"] == 0.01
+    assert not scheduler.events
     scheduler.observe(5.0)
     scheduler.optimizer.step()
     scheduler.step()
-    assert scheduler._state.rule.descent.initial_loss == 5.0
+    assert scheduler.events[0].loss == 5.0
 
 
 def test_losses_that_never_come_are_told() -> None:
@@ -576,7 +645,17 @@ def test_losses_that_never_come_are_told() -> None:
     [
         ({"total_iters": 0}, "total_iters must be at least 1"),
         ({"rule": "cosine"}, "rule must be one of 'auto'"),
-        ({"rule": 3}, "rule must be a rule of warmgap.rules"),
+        ({"rule": 3}, "rule must be a rule of warmgap.rules or a name, got 3"),
+        ({"max_warmup": 2.0}, "max_warmup must lie strictly between 0 and 1, got 2.0"),
+        ({"rule": GapRule(kappa=1.0), "max_warmup": 2.0}, "max_warmup must lie strictly between 0 and 1, got 2.0"),
+        ({"roles": ["hidden", "head"]}, "one role for each of the 1 groups, got 2"),
+        ({"roles": ["body"]}, r"role of groups\[0\] must be one of"),
+        ({"groups": {3: None}}, "no parameter group has the index, name or role 3; there are 1"),
+        ({"groups": {0: {"warm": 3}}}, r"schedule of groups\[0\] must be a mapping with 'warmup'"),
+        ({"groups": {0: {"warmup": 1.5}}}, r"warmup of groups\[0\] must lie in \[0, 1\), got 1.5"),
+        ({"groups": {0: {"warmup": 50, "decay_start": 0.2}}}, "starts at step 20, within its warm-up of 50 steps"),
+        ({"cap": "tight"}, "cap must be 'auto', None, a number or a SpectralCap"),
+        ({"cap": -1.0}, "rho must be above 0"),
         ({"floor": 0.0}, "floor must lie strictly between 0 and 1, got 0.0"),
         ({"target_loss": math.nan}, "target_loss must be finite"),
         ({"decay": "step"}, "decay must be one of 'cosine'"),
@@ -608,17 +687,6 @@ def test_what_is_no_optimizer_or_no_loss_is_named() -> None:
         scheduler.observe("low")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="finite number >= 0, got -1"):
         scheduler.observe(1.0, weight=-1)
-
-
-def test_the_default_knows_the_spectral_norm_when_it_sees_or_is_told_it() -> None:
-    model, _, _ = problem()
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    assert AdaptiveWarmup(Lion(model.parameters()), 100).schedule.rule == PaceRule()
-    both = [AdaptiveWarmup(torch.optim.Muon(matrices), 100)]
-    both.append(AdaptiveWarmup(AdamW(vectors), 100, norm="spectral"))
-    assert [each.schedule.rule for each in both] == [PaceRule.for_norm("spectral")] * 2
-    assert AdaptiveWarmup(AdamW(vectors), 100).schedule.rule == PaceRule()
 
 
 def test_an_unknown_optimizer_is_asked_for_its_norm() -> None:
