@@ -75,15 +75,13 @@ def test_a_llama_trains_with_our_optimizer(tmp_path: Path) -> None:
     run.train()
     losses, rates, phases = logged(run, "loss"), logged(run, "lr"), logged(run, "phase")
     assert losses[-1] < losses[0] - 0.5
-    assert rates[0] == 2e-2  # in the spectral norm the first step may start at the peak, on its own loss
     assert rates == logged(run, "learning_rate")
-    assert max(rates) == 2e-2
-    assert phases[0] == "warmup"
+    assert 1e-2 < max(rates) <= 2e-2  # under the spectral cap
+    assert phases[0] == "stable"  # the size of the first step is known before it
     assert phases[-1] == "decay"
-    assert all(gap > 0.0 for gap in logged(run, "gap"))
     assert isinstance(run.lr_scheduler, AdaptiveWarmup)
-    kinds = {group["norm"] for group in run.lr_scheduler.optimizer.param_groups}
-    assert kinds == {"spectral", None}  # matrices, and the rest
+    roles = [group["role"] for group in run.lr_scheduler.optimizer.param_groups]
+    assert {"hidden", "embedding", "head", "other"} == set(roles)
 
 
 def test_accumulation_gives_the_rates_of_the_large_batch(tmp_path: Path) -> None:

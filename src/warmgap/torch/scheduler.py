@@ -849,6 +849,8 @@ def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
     def loaded(_: Optimizer) -> None:
         if (alive := owner()) is None or not alive._has_its_turn():
             return
+        if len(optimizer.param_groups) > len(alive.base_lrs):
+            alive._join()  # a host gave it back the groups that were added in the saved run
         if alive._state.step == 0:  # a fresh schedule on a loaded optimizer keeps its own peak
             alive._write()
             for group, base in zip(optimizer.param_groups, alive.base_lrs, strict=True):
