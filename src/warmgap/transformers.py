@@ -150,7 +150,8 @@ def _warn_of_ignored(args: Any) -> None:
     """Say once which settings of Trainer's own schedulers were given, and have no effect."""
     defaults = {field.name: field.default for field in dataclasses.fields(args)}
     names = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
-    given = [f"{name}={value!s}" for name in names if (value := getattr(args, name, None)) and value != defaults[name]]
+    values = {name: getattr(args, name, None) for name in names}
+    given = [f"{name}={getattr(value, 'value', value)}" for name, value in values.items() if value != defaults.get(name)]
     if given:
         warnings.warn(
             f"{', '.join(given)} had no effect: warm-up is the schedule's own here, and its other settings go in "
