@@ -175,7 +175,7 @@ class WarmupSchedule:
         del extra
         if value is None and self.schedule.rule.needs_loss:
             raise ValueError("a warm-up that follows the loss needs it: call update(..., value=loss)")
-        if jnp.shape(value) != () and value is not None:
+        if value is not None and jnp.shape(value) != ():
             raise ValueError(f"value must be a scalar, the mean loss of the step, got the shape {jnp.shape(value)}")
         state = state if value is None else self._looked(state, value)
         after = self.schedule.advanced(

@@ -27,9 +27,11 @@ from warmgap.torch.orthogonalize import as_matrix
 
 STATE_VERSION = 1
 
-RHO_STEPS = 1.75
-"""`rho="auto"` is this over the square root of the run's length, between `RHO_RANGE`: 0.1 at 300 steps."""
-RHO_RANGE = (0.02, 0.1)
+RHO = 0.1
+"""What `rho="auto"` stands for in runs of up to `RHO_STEPS` steps."""
+RHO_STEPS = 1000
+"""In longer runs it falls with the square root of their length, down to `RHO_LEAST`."""
+RHO_LEAST = 0.02
 
 _ITERATIONS = 4  # of the power method; 0.91 to 1.0 of the norm on matrices from rank one to Gaussian
 _BUDGET = 2**24  # entries measured a step (28 matrices of 768 x 768); larger models are measured in turn
@@ -63,8 +65,8 @@ SIGN_FIRST = frozenset(
 def default_rho(total_iters: int | None) -> float:
     """Return the cap that `rho="auto"` stands for in a run of `total_iters` steps."""
     if total_iters is None:
-        return RHO_RANGE[1]
-    return min(RHO_RANGE[1], max(RHO_RANGE[0], RHO_STEPS / math.sqrt(total_iters)))
+        return RHO
+    return max(RHO_LEAST, RHO * min(1.0, math.sqrt(RHO_STEPS / total_iters)))
 
 
 @torch.no_grad()
@@ -129,7 +131,8 @@ class SpectralCap:
 
     Args:
         optimizer: Any optimizer whose groups have roles, as `split_parameters(model)` gives them.
-        rho: The cap, above 0; `"auto"` takes 1.75 / sqrt(total_iters), at most 0.1 and at least 0.02.
+        rho: The cap, above 0; `"auto"` takes 0.1 in runs of up to 1,000 steps and 0.1 * sqrt(1000 / total_iters)
+            in longer ones, at least 0.02.
         total_iters: Optimizer steps in the whole run; for `"auto"`.
         roles: The roles whose matrices are held; None holds every parameter of two or more dimensions.
         apply: Whether to change the steps; False only measures, for a scheduler that sets the rates itself.
@@ -213,7 +216,7 @@ class SpectralCap:
         Args:
             closure: Whether the gradients are yet to be computed, within the step.
         """
-        first = not self._members
+        first = self._ratio is None
         self._arrive()
         self._take_in()
         due = self._members if first else self._due()
