@@ -13,7 +13,7 @@ from tests.contracts.training import OPTIMIZERS, Work
 from tests.hosts.conftest import start_ranks
 from torch import nn
 
-from warmgap.rules import PaceRule
+from warmgap.rules import SpectralRule
 from warmgap.torch import AdaptiveWarmup, Lion
 
 TOTAL = 24
@@ -29,7 +29,18 @@ def test_promise_3_a_nan_on_one_rank_keeps_all_ranks_together_with_every_optimiz
     for name in OPTIMIZERS:
         assert first[name]["rates"] == Work("troubled", name).expected()
     # the ranks agree on the loss that the first step starts on
-    assert first["the default rule"]["rates"] == Work("troubled", rule=PaceRule()).expected()
+    assert first["the default rule"]["rates"] == Work("troubled", rule=SpectralRule()).expected()
+
+
+def test_ranks_with_different_numbers_of_batches_end_together_under_join(run_ranks: Ranks, tmp_path: Path) -> None:
+    first, second = run_ranks(2, tmp_path, "join_worker.py", str(tmp_path))
+    for answer in (first, second):
+        assert "write `with Join([model, scheduler]):`" in answer.pop("refusal")
+    for name, longer in first.items():
+        shorter = second[name]
+        assert shorter["rates"] == longer["rates"][: len(shorter["rates"])]
+        assert shorter["made"] == longer["made"] == len(longer["rates"])
+        assert shorter["state"] == longer["state"]
 
 
 @pytest.mark.parametrize(("how", "ranks"), [("kill", 3), ("stop", 2)])
