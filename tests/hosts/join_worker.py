@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from warmgap.torch import AdaptiveWarmup, Muon, split_parameters
 
 RANK = int(os.environ["RANK"])
-BATCHES = {"Muon": (9, 5), "AdamW": (7, 0)}  # of each rank
+BATCHES = {"Muon": (9, 5), "AdamW": (7, 1)}  # of each rank
 
 RULES = ("auto", "loss-ratio", "linear")
 
