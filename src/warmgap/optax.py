@@ -58,8 +58,10 @@ class Arrays:
 
     @staticmethod
     def decay(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        ours = isinstance(function, functools.partial) and function.func.__module__ == decays.__name__
-        return functools.partial(function, ops=Arrays) if ours else function
+        ours: Any = function
+        if isinstance(ours, functools.partial) and ours.func.__module__ == decays.__name__:
+            return functools.partial(ours, ops=Arrays)
+        return function
 
     @staticmethod
     def require(holds: Array, message: Callable[[], str]) -> None:
@@ -72,7 +74,7 @@ class Arrays:
     @staticmethod
     def median(window: Array, count: Array) -> Array:
         unused = jnp.arange(window.size) < window.size - count
-        found: Array = jnp.sort(jnp.where(unused, jnp.finfo(window.dtype).max, window))[(count - 1) // 2]
+        found: Array = jnp.sort(jnp.where(unused, 3.0 * LARGEST, window))[(count - 1) // 2]
         return found
 
     @staticmethod
@@ -178,9 +180,8 @@ class WarmupSchedule:
         if value is not None and jnp.shape(value) != ():
             raise ValueError(f"value must be a scalar, the mean loss of the step, got the shape {jnp.shape(value)}")
         state = state if value is None else self._looked(state, value)
-        after = self.schedule.advanced(
-            self._unpacked(state), 0.0 if value is None else _loss(value), value is not None, Arrays
-        )
+        loss: Any = 0.0 if value is None else _loss(value)
+        after = self.schedule.advanced(self._unpacked(state), loss, value is not None, Arrays)
         return self._packed(after, state.config)
 
     def __call__(self, state: WarmupState, *, value: jax.typing.ArrayLike | None = None, **extra: Any) -> Array:
@@ -201,7 +202,7 @@ class WarmupSchedule:
         return self.peak * self.schedule.factor_of(state, self.role)  # type: ignore[arg-type,return-value]
 
     def extend(self, state: WarmupState, total_iters: int) -> WarmupState:
-        """Return the state of a run that is to have `total_iters` steps, as `warmgap.Schedule.extend`; not under `jit`."""
+        """Return the state of a run of `total_iters` steps in all, as `warmgap.Schedule.extend`; not under `jit`."""
         return self._moved(state, lambda own: self.schedule.extend(own, total_iters))
 
     def decay_now(self, state: WarmupState, steps: int) -> WarmupState:
@@ -225,7 +226,7 @@ class WarmupSchedule:
         state = jax.tree.map(lambda new, like: jnp.asarray(new, _narrow(like.dtype)), state, self._start)
         gap, target = (jnp.asarray(x, jnp.float32) for x in self.schedule.rule.reading(state.rule, Arrays))
         top: Any = (state.step, state.factor, state.base, state.ended)
-        return WarmupState(*top, gap, target, tuple(jax.tree.leaves(_rest(state))), config)
+        return WarmupState(*(*top, gap, target, tuple(jax.tree.leaves(_rest(state))), config))
 
     def _unpacked(self, state: WarmupState) -> ScheduleState:
         own: Any = jax.tree.unflatten(self._tree, state.parts)
@@ -319,7 +320,7 @@ def _is_window(item: Any) -> bool:
 
 
 def _rest(state: ScheduleState) -> Any:
-    """Return the state without what `WarmupState` holds by name: no leaf may be there twice, lest it is donated twice."""
+    """Return the state without what `WarmupState` holds by name: a leaf that is there twice would be donated twice."""
     empty: Any = ()
     return state._replace(step=empty, factor=empty, base=empty, ended=empty)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contracts.training import OPTIMIZERS, Work
+from tests.contracts.training import OPTIMIZERS, Work, pytorch
 from tests.hosts.conftest import start_ranks
 from torch import nn
 
@@ -28,8 +28,10 @@ def test_promise_3_a_nan_on_one_rank_keeps_all_ranks_together_with_every_optimiz
     assert first == second
     for name in OPTIMIZERS:
         assert first[name]["rates"] == Work("troubled", name).expected()
-    # the ranks agree on the loss that the first step starts on
-    assert first["the default rule"]["rates"] == Work("troubled", rule=SpectralRule()).expected()
+    # the ranks agree on the loss that the first step starts on, and on the size of the steps
+    alone = pytorch(Work("troubled", rule=SpectralRule(), cap=5e-4), tmp_path)
+    for together, one in zip(first["the default rule"]["rates"], alone.rates, strict=True):
+        assert together == pytest.approx(one, rel=1e-4)  # the gradients' sums differ in rounding
 
 
 def test_ranks_with_different_numbers_of_batches_end_together_under_join(run_ranks: Ranks, tmp_path: Path) -> None:

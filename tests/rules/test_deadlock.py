@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-
 from tests.golden.courses import noisy
+
 from warmgap import LossFilter
 from warmgap.rules.deadlock import DeadlockState, watch
 

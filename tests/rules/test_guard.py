@@ -8,8 +8,8 @@ import random
 
 import numpy as np
 import pytest
-
 from tests.golden.courses import noisy
+
 from warmgap.rules import DivergenceGuard
 from warmgap.rules.guard import GuardState
 

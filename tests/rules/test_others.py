@@ -5,7 +5,7 @@ import math
 import pytest
 
 from warmgap import LossFilter, Schedule
-from warmgap.rules import LinearRule, LossRatioRule, PowerRule
+from warmgap.rules import LinearRule, LossRatioRule, PowerRule, by_name
 
 RAW = LossFilter(averaging=0.0)
 
@@ -94,7 +94,7 @@ def test_the_power_rule_with_known_constants_is_the_papers_step_size(rho: float)
         (lambda: PowerRule().peak_lr(0.5), "this rule has no K0"),
         (lambda: PowerRule(K0=1.0, K_rho=1.0).peak_lr(0.0), "c must be above 0"),
         (lambda: PowerRule(rho=0.0), "rho must be above 0"),
-        (lambda: PowerRule(roles="head"), "roles must be 'hidden' or 'all', got 'head'"),
+        (lambda: by_name("power(roles='head')", 100), "roles must be 'hidden' or 'all', got 'head'"),
         (lambda: LossRatioRule(level=0.0), "level must be above 0"),
         (lambda: LossRatioRule(max_warmup=1.0), "max_warmup must lie strictly"),
         (lambda: LinearRule(-1), "iters must be at least 0"),

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
 import itertools
+import math
+import random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.golden.courses import COURSES
+from tests.rules.reference import Reference
 
 from warmgap import Schedule
 from warmgap.rules import SpectralRule, by_name
@@ -75,3 +81,48 @@ def test_it_is_the_default() -> None:
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SpectralRule(**settings)
+
+
+def compare(losses: list[float], known: bool, hold: float, floor: float) -> None:
+    schedule = Schedule(len(losses), SpectralRule(hold=hold, floor=floor))
+    state, reference = schedule.init(), Reference(len(losses), hold, floor)
+    if known:
+        state = schedule.first(state)
+        reference.first()
+    for loss in losses:
+        assert state.factor == pytest.approx(reference.factor(), rel=1e-9, abs=1e-12)
+        state = schedule.step(state, loss)
+        reference.step(loss)
+    assert state.guard.off == reference.off
+
+
+@pytest.mark.filterwarnings("ignore:the loss goes on rising:UserWarning")
+@pytest.mark.parametrize("course", COURSES)
+def test_it_is_its_reference_on_every_course(course: str) -> None:
+    compare(COURSES[course][:700], True, 0.4, 0.01)
+
+
+pieces = st.tuples(
+    st.sampled_from([math.nan, -0.2, -0.02, 0.0, 0.02, 0.3, 3.0]),  # what a piece rises by at each step
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.01, 0.3]),  # its noise
+)
+
+
+@pytest.mark.filterwarnings("ignore:the loss goes on rising:UserWarning")
+@given(
+    start=st.sampled_from([-4.0, 0.0, 0.3, 5.5]),
+    course=st.lists(pieces, min_size=1, max_size=12),
+    seed=st.integers(0, 99),
+    known=st.booleans(),
+    hold=st.sampled_from([0.0, 0.4, 0.9]),
+)
+def test_it_is_its_reference_on_any_course(
+    start: float, course: list[tuple[float, int, float]], seed: int, known: bool, hold: float
+) -> None:
+    losses, level, rng = [], start, random.Random(seed)  # noqa: S311
+    for slope, length, noise in course:
+        for _ in range(length):
+            level += 0.0 if math.isnan(slope) else slope
+            losses.append(math.nan if math.isnan(slope) else level + noise * rng.gauss(0.0, 1.0))
+    compare(losses, known, hold, 0.03)

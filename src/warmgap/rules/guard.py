@@ -43,6 +43,7 @@ class GuardState(NamedTuple):
         rest: Steps until the next alarm may come.
         pause: Steps in which the rate doubles on its way back; 0 before the first alarm.
         low: The scale right after the last alarm.
+        back: Steps made since on its way back.
         last: The loss at the last alarm.
         rises: Alarms because the loss rose.
         blackouts: Alarms because there was no finite loss.
@@ -60,6 +61,7 @@ class GuardState(NamedTuple):
     rest: int = 0
     pause: int = 0
     low: float = 1.0
+    back: int = 0
     last: float = 0.0
     rises: int = 0
     blackouts: int = 0
@@ -120,10 +122,10 @@ class DivergenceGuard:
         rose = awake & finite & mature & (risen | (high & higher))
         lost = awake & (missing >= MISSING) & (state.scale > LOWEST)
 
-        waits = (rest > 0) | ops.no(finite)
-        scale = ops.when(state.scale < 1.0, lambda: self._recovered(state, waits, ops), state.scale)
+        back = state.back + ops.where((rest == 0) & finite, 1, 0)
+        scale = ops.when(state.scale < 1.0, lambda: self._recovered(state, back, ops), state.scale)
         after = GuardState(
-            losses, scale, best, noise, level, seen, missing, rest, state.pause, state.low, state.last,
+            losses, scale, best, noise, level, seen, missing, rest, state.pause, state.low, back, state.last,
             state.rises, state.blackouts, state.higher, state.off,
         )  # fmt: skip
         alarmed: GuardState = ops.when(
@@ -148,6 +150,7 @@ class DivergenceGuard:
             rest=REST,
             pause=ops.where(before.pause == 0, quickest, longer),
             low=scale,
+            back=0,
             last=ops.when(
                 rose, lambda: ops.maximum(losses.clean, ops.median(losses.window, losses.filled)), before.last
             ),
@@ -157,8 +160,8 @@ class DivergenceGuard:
             off=off,
         )
 
-    def _recovered(self, state: GuardState, waits: bool, ops: Ops) -> float:
-        """Return the scale one step further on its way back to 1."""
-        slowly = ops.where(waits, 1.0, ops.power(2.0, 1.0 / ops.maximum(1, state.pause)))
-        scale: float = ops.minimum(1.0, state.scale * ops.where(state.off, 2.0, slowly))
+    def _recovered(self, state: GuardState, back: int, ops: Ops) -> float:
+        """Return the scale after that many steps on its way back to 1."""
+        slowly = state.low * ops.power(2.0, back / ops.maximum(1, state.pause))
+        scale: float = ops.minimum(1.0, ops.where(state.off, 2.0 * state.scale, slowly))
         return scale

@@ -30,10 +30,7 @@ class PowerRule(GapDriven):
         target_loss: The loss taken as optimal, below every loss of the warm-up; or `"auto"`, an estimate from the run
             itself.
         floor: Factor of a first step that no loss precedes, in (0, 1).
-        roles: `"hidden"`, or `"all"` as in the paper.
-        max_warmup: Share of the run within which warm-up ends at the latest; None for no deadline.
-        deadlock_exit: Whether the rate is doubled where the loss does not move.
-        loss_filter: How the raw losses are cleaned.
+        roles, max_warmup, deadlock_exit, loss_filter: As in every rule that follows the loss (`LossDriven`).
 
     Raises:
         ValueError: If an attribute lies outside its range, one of `K0` and `K_rho` is given without the other, or, at
