@@ -229,7 +229,9 @@ def test_a_found_rate_is_the_peak_from_then_on(tmp_path: Path, monkeypatch: pyte
     class TwoGroups(Callbacks):
         def configure_optimizers(self) -> Any:
             groups = [{"params": self.model[0].parameters()}, {"params": self.model[2].parameters(), "lr": 1e-3}]
-            return configure_warmup(AdamW(groups, self.lr), int(self.trainer.estimated_stepping_batches), rule=GapRule(kappa=9.0))
+            return configure_warmup(
+                AdamW(groups, self.lr), int(self.trainer.estimated_stepping_batches), rule=GapRule(kappa=9.0)
+            )
 
     for kind in (Callbacks, TwoGroups):
         run = trainer(tmp_path, LearningRateFinder(1e-5, 1e-1, 12), enable_checkpointing=False)
@@ -272,7 +274,9 @@ def test_a_schedule_returned_without_an_interval_is_stepped_each_step_and_that_i
         return [optimizer], [AdaptiveWarmup(optimizer, 24)]
 
     module.configure_optimizers = configure  # type: ignore[method-assign]
-    with pytest.warns(UserWarning, match="returned with the interval 'epoch' and the frequency 1: it is stepped so now"):
+    with pytest.warns(
+        UserWarning, match="returned with the interval 'epoch' and the frequency 1: it is stepped so now"
+    ):
         trainer(tmp_path).fit(module, loader(8))
     assert module.scheduler.last_epoch == 24
     assert module.scheduler.phase == "decay"

@@ -151,7 +151,9 @@ def _warn_of_ignored(args: Any) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(args)}
     names = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
     values = {name: getattr(args, name, None) for name in names}
-    given = [f"{name}={getattr(value, 'value', value)}" for name, value in values.items() if value != defaults.get(name)]
+    given = [
+        f"{name}={getattr(value, 'value', value)}" for name, value in values.items() if value != defaults.get(name)
+    ]
     if given:
         warnings.warn(
             f"{', '.join(given)} had no effect: warm-up is the schedule's own here, and its other settings go in "

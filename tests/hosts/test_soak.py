@@ -81,7 +81,7 @@ class Programs(RuleBasedStateMachine):
                 self.factors.append(run.scheduler.factor)
             run.scheduler.step()
         except ValueError as error:  # a rule that needs a positive first loss says so, before the first step
-            assert before == 0  # noqa: PT017
+            assert before == 0
             assert "loss" in str(error)  # noqa: PT017
             self.start(*self.asked)
             return

@@ -92,7 +92,9 @@ def test_a_trainer_of_trl_trains_under_the_schedule(make: Any, tmp_path: Path, m
     seen: list[float] = []
     observe = AdaptiveWarmup.observe
     monkeypatch.setattr(
-        AdaptiveWarmup, "observe", lambda self, loss, weight=1.0: (seen.append(float(loss)), observe(self, loss, weight))
+        AdaptiveWarmup,
+        "observe",
+        lambda self, loss, weight=1.0: (seen.append(float(loss)), observe(self, loss, weight)),
     )
     run = make(tmp_path)
     run.train()

@@ -71,7 +71,9 @@ class Lookahead(Optimizer):
         return loss
 
 
-def loop(model: nn.Module, loss_of: Any, scheduler: AdaptiveWarmup, step: Callable[[], Any], calls: int = TOTAL) -> list:  # type: ignore[type-arg]
+def loop(
+    model: nn.Module, loss_of: Any, scheduler: AdaptiveWarmup, step: Callable[[], Any], calls: int = TOTAL
+) -> list:  # type: ignore[type-arg]
     rates = []
     for _ in range(calls):
         loss = loss_of(model)
