@@ -228,7 +228,7 @@ def test_a_found_rate_is_the_peak_from_then_on(tmp_path: Path, monkeypatch: pyte
 
     class TwoGroups(Callbacks):
         def configure_optimizers(self) -> Any:
-            groups = [{"params": self.model[0].parameters()}, {"params": self.model[2].parameters(), "lr": 1e-3}]
+            groups: Any = [{"params": self.model[0].parameters()}, {"params": self.model[2].parameters(), "lr": 1e-3}]
             return configure_warmup(
                 AdamW(groups, self.lr), int(self.trainer.estimated_stepping_batches), rule=GapRule(kappa=9.0)
             )
@@ -302,7 +302,8 @@ class Manual(LightningModule):
             optimizer.step()
             optimizer.zero_grad()
         if self.steps:
-            for scheduler in self.lr_schedulers():
+            schedulers: Any = self.lr_schedulers()
+            for scheduler in schedulers:
                 scheduler.step()
 
     def configure_optimizers(self) -> Any:
@@ -313,7 +314,8 @@ class Manual(LightningModule):
 def test_under_manual_optimization_each_schedule_sees_its_own_loss(shared: bool, tmp_path: Path) -> None:
     run = trainer(tmp_path)
     run.fit(Manual(shared), loader(8))
-    first, second = (config.scheduler for config in run.lr_scheduler_configs)
+    schedulers: list[Any] = [config.scheduler for config in run.lr_scheduler_configs]
+    first, second = schedulers
     assert first.last_epoch == second.last_epoch == 24
     if shared:
         assert first.gap == second.gap > 5.0

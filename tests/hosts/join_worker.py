@@ -31,7 +31,7 @@ def train(kind: str, rule: Any, join: bool = True) -> dict[str, Any]:
     optimizer: Any = Muon(split_parameters(model), lr=1e-2) if kind == "Muon" else torch.optim.AdamW(model.parameters())
     scheduler = AdaptiveWarmup(optimizer, 10, rule=rule, model=model)
     rates = []
-    with Join([model, scheduler] if join else [model]):
+    with Join([model, scheduler] if join else [model]):  # type: ignore[list-item] # it has all that Join asks for
         for batch in range(BATCHES[kind][RANK]):
             loss = model(torch.full((2, 4), 1.0 + 0.1 * batch + RANK)).square().mean() + 1.0
             loss.backward()

@@ -91,11 +91,12 @@ def grpo(folder: Path) -> Any:
 def test_a_trainer_of_trl_trains_under_the_schedule(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     observe = AdaptiveWarmup.observe
-    monkeypatch.setattr(
-        AdaptiveWarmup,
-        "observe",
-        lambda self, loss, weight=1.0: (seen.append(float(loss)), observe(self, loss, weight)),
-    )
+
+    def watched(self: AdaptiveWarmup, loss: torch.Tensor, weight: Any = 1.0) -> None:
+        seen.append(float(loss))
+        observe(self, loss, weight)
+
+    monkeypatch.setattr(AdaptiveWarmup, "observe", watched)
     run = make(tmp_path)
     run.train()
     scheduler = run.lr_scheduler

@@ -128,12 +128,13 @@ def test_the_same_rates_and_weights_with_averages_compiled_parts_and_copies(kind
         model, loss_of = problem()
         optimizer = Muon(split_parameters(model), lr=1e-2)
         scheduler = AdaptiveWarmup(optimizer, TOTAL)
-        step, called = optimizer.step, model
+        step: Any = optimizer.step
+        called: Any = model
         if wrapped and kind == "ema":
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
             inner = optimizer.step
 
-            def step() -> None:  # type: ignore[misc]
+            def step() -> None:
                 inner()
                 average.update_parameters(model)
 
@@ -170,7 +171,7 @@ def test_an_optimizer_that_steps_within_the_backward_pass_says_what_to_do() -> N
     model, loss_of = problem()
     optimizers = {p: torch.optim.SGD([p], lr=1e-2) for p in model.parameters()}
 
-    def within(p: Tensor) -> None:
+    def within(p: Any) -> None:
         optimizers[p].step()
         optimizers[p].zero_grad()
 

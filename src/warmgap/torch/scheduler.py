@@ -394,7 +394,7 @@ class AdaptiveWarmup(LRScheduler):
 
     # Ranks with different numbers of batches: what `torch.distributed.algorithms.Join` asks of its parts
 
-    def join_hook(self, **kwargs: Any) -> Any:
+    def join_hook(self, **_: Any) -> Any:
         """Return what `Join([model, scheduler])` calls for a rank that has no more batches: it goes along."""
         return shadow_of(self)
 
