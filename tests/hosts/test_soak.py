@@ -72,7 +72,8 @@ class Programs(RuleBasedStateMachine):
                 run.scheduler.observe(loss, weight=weight)
         skips = overflow and self.made % 3 == 1
         if skips:
-            run.model[0].weight.grad = torch.full_like(run.model[0].weight, math.inf)
+            weights: Any = run.model[0].weight
+            weights.grad.fill_(math.inf)
         before = run.scheduler.last_epoch
         try:
             run.scaler.step(run.optimizer)
