@@ -95,3 +95,8 @@ def test_pace_is_gone_and_says_so() -> None:
         from warmgap.rules import PaceRule  # noqa: F401
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         gone.Nothing  # noqa: B018
+
+
+def test_settings_that_all_rules_share_are_given_by_name() -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        PowerRule(0.01)  # type: ignore[call-arg]

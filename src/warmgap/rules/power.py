@@ -76,7 +76,7 @@ class PowerRule(GapDriven):
 
     def _share(self, initial_gap: float, ops: Ops) -> float:  # noqa: ARG002
         if self.K0 is None or self.K_rho is None:
-            return float(self.floor ** (1.0 / self.rho)) + 0.0 * initial_gap
+            return float(self.floor ** (1.0 / self.rho))
         return float((self.K0 / self.K_rho) ** (1.0 / self.rho)) / 3.0 / initial_gap
 
     def _factor(self, gap: Gap, peak_gap: float, ops: Ops) -> float:
