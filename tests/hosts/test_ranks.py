@@ -42,7 +42,8 @@ def test_ranks_with_different_numbers_of_batches_end_together_under_join(run_ran
         shorter = second[name]
         assert shorter["rates"] == longer["rates"][: len(shorter["rates"])]
         assert shorter["made"] == longer["made"] == len(longer["rates"])
-        assert shorter["state"] == longer["state"]
+        if "linear" not in name:  # which exchanges nothing, so that each rank notes its own loss
+            assert shorter["state"] == longer["state"]
 
 
 @pytest.mark.parametrize(("how", "ranks"), [("kill", 3), ("stop", 2)])
