@@ -179,9 +179,9 @@ def _cpu_multiplies_half() -> bool:
 def _multiplies_half(device: torch.device) -> bool:
     if device.type == "cuda":
         if torch.version.hip is not None:
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         return torch.cuda.get_device_capability(device)[0] >= 8
-    return device.type == "xpu" and torch.xpu.is_bf16_supported(including_emulation=False)
+    return device.type == "xpu" and bool(torch.xpu.is_bf16_supported(including_emulation=False))
 
 
 class _Steps(NamedTuple):
@@ -316,25 +316,41 @@ def newton_schulz(
     check_count("steps", steps, minimum=1)
     _check_matrices(x)
     check_compute_dtype(dtype)
-    plan = _steps(check_polynomial(polynomial, steps), steps)
+    return iterate(x, steps, check_polynomial(polynomial, steps), dtype)
+
+
+def iterate(
+    x: Tensor, steps: int, polynomial: str | tuple[Coefficients, ...], dtype: torch.dtype | None = None
+) -> Tensor:
+    """`newton_schulz` of arguments that have been checked."""
+    plan = _steps(polynomial, steps)
     rows, columns = x.shape[-2:]
     side = min(rows, columns)
     if dtype is None:
         dtype = compute_dtype(x.device, side)
     if x.numel() == 0:
         return x.detach().to(dtype, copy=True)
-    y = x.detach()
-    y = y.flatten(0, -3) if y.ndim > 2 else y
     in_half = dtype.itemsize == 2
-    y = _unit(y, dtype, plan.half_factor if in_half else plan.factor)
+    y = x.detach()
+    y = _unit(y.flatten(0, -3) if y.ndim > 3 else y, dtype, plan.half_factor if in_half else plan.factor)
     by_strips = y.ndim == 2 and y.device.type == "cpu" and side >= _STRIPS_SIDE.get(dtype, _STRIPS_SIDE_HALF)
     # In a compiled step the parts would be written to copies.
     by_strips = by_strips and not torch.compiler.is_compiling()
     longest = steps if not in_half else 3 if plan.gram_in_half else 1
-    start = 0
-    for count in _segments(steps, longest, max(rows, columns) / side, _STRIPS_COST if by_strips else 1.0):
-        y = _iterate(y, plan.coefficients[start : start + count], by_strips)
-        start += count
+    segments = _segments(steps, longest, max(rows, columns) / side, _STRIPS_COST if by_strips else 1.0)
+    if len(segments) < steps or by_strips:
+        start = 0
+        for count in segments:
+            y = _gram_steps(y, plan.coefficients[start : start + count], by_strips)
+            start += count
+        return y.reshape(x.shape)
+    # The standard form as it stands: on small matrices calls cost as much as products.
+    tall = rows > columns
+    multiply_add = torch.addmm if y.ndim == 2 else torch.baddbmm
+    for a, b, c in plan.coefficients:
+        gram = y.mT @ y if tall else y @ y.mT
+        z = multiply_add(gram, gram, gram, beta=b, alpha=c) if c else gram * b
+        y = multiply_add(y, y, z, beta=a) if tall else multiply_add(y, z, y, beta=a)
     return y.reshape(x.shape)
 
 
@@ -369,7 +385,7 @@ def _segments(steps: int, longest: int, aspect: float, symmetric: float) -> tupl
     return tuple(gram) if sum(map(cost, gram)) < steps * cost(1) else (1,) * steps
 
 
-def _iterate(x: Tensor, coefficients: Sequence[Coefficients], by_strips: bool) -> Tensor:
+def _gram_steps(x: Tensor, coefficients: Sequence[Coefficients], by_strips: bool) -> Tensor:
     """Some steps in Gram form; a single one is the standard form."""
     tall = x.shape[-2] > x.shape[-1]
     wide = x.mT if tall else x
@@ -400,14 +416,16 @@ def _apply(q: Tensor, x: Tensor, beta: float, tall: bool) -> Tensor:
     left, right = (x, q) if tall else (q, x)
     if beta == 0.0:
         return left @ right
-    return (torch.addmm if x.ndim == 2 else torch.baddbmm)(x, left, right, beta=beta)
+    multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
+    return multiply_add(x, left, right, beta=beta)
 
 
 def _multiply(left: Tensor, right: Tensor, plus: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
     """Return alpha left right + beta plus."""
     if plus is None:
         return left @ right
-    return (torch.addmm if left.ndim == 2 else torch.baddbmm)(plus, left, right, beta=beta, alpha=alpha)
+    multiply_add = torch.addmm if left.ndim == 2 else torch.baddbmm
+    return multiply_add(plus, left, right, beta=beta, alpha=alpha)
 
 
 def _by_strips(
