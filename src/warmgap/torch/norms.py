@@ -240,7 +240,7 @@ class Frobenius:
 
     @staticmethod
     def lengths(gs: Sequence[Tensor], reduce: Reduce | None = None) -> list[Tensor]:
-        """||g||_F of each tensor as 0-d tensors to divide by, 1e-15 where it is less; `reduce` where they are pieces."""
+        """||g||_F of each tensor, 0-d, to divide by: 1e-15 where it is less; `reduce` where they are pieces."""
         wide = torch.promote_types(gs[0].dtype, torch.float32)
         found = list(torch._foreach_norm(list(gs), 2, dtype=wide))
         found = reduce(found) if reduce else found
@@ -425,7 +425,7 @@ def _row_lengths(x: Tensor) -> Tensor:
 def layer_norm(
     rule: LayerRule, shape: Sequence[int], *, spectral: Spectral | None = None
 ) -> Spectral | Max | Rows | Frobenius:
-    """Return the norm that Scion and Gluon take a layer in, which says what it does to the root mean square of an input.
+    """Return the norm that Scion and Gluon take a layer in: what it does to the root mean square of its input.
 
     Args:
         rule: `"spectral"`, `"sign"`, `"row"` or `"rms"`.

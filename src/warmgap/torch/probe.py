@@ -24,8 +24,8 @@ from torch.optim import Optimizer
 
 from warmgap._checks import check_count, check_finite
 from warmgap.smoothness import Block, Record, append_record, read_records
+from warmgap.torch.layout import matrices_of
 from warmgap.torch.norms import Frobenius, Max, SupOverBlocks
-from warmgap.torch.optimizers._base import matrices_of
 from warmgap.torch.orthogonalize import as_matrix
 from warmgap.torch.recognition import norm_blocks
 from warmgap.torch.singular import gram_singular_values

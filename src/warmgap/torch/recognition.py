@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from warmgap.geometry import check_norm, kappa
-from warmgap.torch.optimizers._base import matrices_of
+from warmgap.torch.layout import matrices_of
 
 CLASSES: dict[str, str] = {
     "Muon": "spectral",

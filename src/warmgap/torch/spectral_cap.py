@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from warmgap._checks import check_count, check_positive
-from warmgap.torch.optimizers._base import matrices_of
+from warmgap.torch.layout import matrices_of
 from warmgap.torch.optimizers._sharding import is_sharded, local
 from warmgap.torch.orthogonalize import as_matrix
 

@@ -13,9 +13,12 @@ import torch
 from tests.torch.optimizers.problem import gradients, parameters
 from torch import Tensor, nn
 
+from warmgap.torch.layout import matrices_of
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 
 FILE = Path(__file__).with_name("golden.json")
+__all__ = ["CASES", "FILE", "STEPS", "STOP", "gradients", "make", "matrices_of", "run", "values"]
+
 STOP, STEPS = 3, 6
 
 # Group, and the shapes of its parameters.

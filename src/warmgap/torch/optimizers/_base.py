@@ -242,10 +242,11 @@ class NormConstrainedOptimizer(Optimizer, ABC):
                 continue
             state = self.state[p]
             for name, kept in zip(names, (firsts, seconds, counters), strict=False):
-                if name not in state:
+                if name not in state and cut and name != "step":
+                    state[name] = torch.zeros_like(p)
+                    local(state[name]).copy_(self._fresh(group, name, local(p), grad))
+                elif name not in state:
                     state[name] = self._fresh(group, name, p, grad)
-                    if cut and name != "step":
-                        local(state[name]).copy_(self._fresh(group, name, local(p), grad))
                 elif name == "step" and state[name].device != p.device and p.device.type in _ADAMW_FUSED:
                     # Loaded from elsewhere: the fused kernel counts on the parameter's device.
                     state[name] = state[name].to(p.device)
@@ -393,7 +394,9 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         parts = [[_local_blocks(x, shape, group, layout) for x in tensors] for tensors in (xs, estimates)]
         along = set(range(len(shape))) - {output_dim(xs[0], group)} - ({0} if is_stack(len(shape), group) else set())
         found = []
-        for block, *of_block in zip(block_shapes(shape, group), *(zip(*part, strict=True) for part in parts), strict=True):
+        for block, *of_block in zip(
+            block_shapes(shape, group), *(zip(*part, strict=True) for part in parts), strict=True
+        ):
             targets, sources = map(list, of_block)
             norm = self._norm(group, block)
             found.append(_Block(targets, sources, _steepest(norm, sources, group, layout, along), norm))
@@ -723,6 +726,11 @@ def check_betas(betas: Any) -> None:
         raise ValueError(f"betas must be two numbers, got {betas!r}")
     for index, beta in enumerate(betas):
         check_momentum(f"betas[{index}]", beta)
+
+
+def check_eps(value: Any) -> None:
+    """Raise ValueError unless eps is above 0."""
+    check_positive("eps", value)
 
 
 def check_spectral(group: Group) -> None:
