@@ -11,6 +11,7 @@ Every matrix has a norm of its own. Optimizers, the spectral cap, probe and kapp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor
 
 from warmgap._checks import check_count
-from warmgap.geometry import matrix_shape
 
 __all__ = [
     "block_shapes",
@@ -46,7 +46,8 @@ def output_dim(p: Tensor, group: Group) -> int:
 
 def matrix_sides(shape: Sequence[int], group: Group) -> tuple[int, int]:
     """Rows (outputs) and columns of the matrix that a block is taken as; of one matrix where it is a stack."""
-    return matrix_shape(shape[1:] if is_stack(len(shape), group) else shape)
+    sides = shape[1:] if is_stack(len(shape), group) else shape
+    return (int(sides[0]) if sides else 1), math.prod(sides[1:])
 
 
 def matrix_blocks(x: Tensor, group: Group) -> tuple[Tensor, ...]:

@@ -438,7 +438,7 @@ def layer_norm(
 
     Source: Pethick et al., arXiv 2502.07529, tables of norms.
     """
-    _, columns = geometry.matrix_shape(shape)
+    columns = math.prod(shape[1:])
     if rule == "spectral":
         outputs, inputs, *kernel = (*shape, 1) if len(shape) < 2 else shape
         return replace(spectral or Spectral(), scale=math.prod(kernel) / math.sqrt(outputs / inputs))

@@ -157,14 +157,18 @@ def compute_dtype(device: torch.device, side: int) -> torch.dtype:
     on a CPU without such units bfloat16 takes 7 to 70 times as long. The answer is that of this machine, and the same
     at every call; `ONEDNN_MAX_CPU_ISA`, by which a user keeps such units from being used, counts.
     """
-    if device.type == "meta":
-        return torch.bfloat16 if side >= _HALF_SIDE else torch.float32
-    if device.type == "cpu":
-        return torch.bfloat16 if side >= _HALF_SIDE and _cpu_multiplies_half() else torch.float32
-    return torch.bfloat16 if _multiplies_half(device) else torch.float32
+    return _fastest(device, side >= _HALF_SIDE)
 
 
 @functools.cache
+def _fastest(device: torch.device, large: bool) -> torch.dtype:
+    if device.type == "cpu":
+        in_half = large and _cpu_multiplies_half()
+    else:
+        in_half = device.type == "meta" or _multiplies_half(device)
+    return torch.bfloat16 if in_half else torch.float32
+
+
 def _cpu_multiplies_half() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
@@ -175,7 +179,6 @@ def _cpu_multiplies_half() -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-@functools.cache
 def _multiplies_half(device: torch.device) -> bool:
     if device.type == "cuda":
         if torch.version.hip is not None:
@@ -327,7 +330,7 @@ def iterate(
     rows, columns = x.shape[-2:]
     side = min(rows, columns)
     if dtype is None:
-        dtype = compute_dtype(x.device, side)
+        dtype = _fastest(x.device, side >= _HALF_SIDE)
     if x.numel() == 0:
         return x.detach().to(dtype, copy=True)
     in_half = dtype.itemsize == 2
@@ -389,49 +392,30 @@ def _gram_steps(x: Tensor, coefficients: Sequence[Coefficients], by_strips: bool
     """Some steps in Gram form; a single one is the standard form."""
     tall = x.shape[-2] > x.shape[-1]
     wide = x.mT if tall else x
-    multiply = _by_strips if by_strips else _multiply
-    gram = multiply(wide, wide.mT)
+    multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
+    symmetric = _by_strips if by_strips else multiply_add
+    gram = _by_strips(None, wide, wide.mT) if by_strips else wide @ wide.mT
+    last = len(coefficients) - 1
     q = gram  # set in the first step
     for index, (a, b, c) in enumerate(coefficients):
-        z = multiply(gram, gram, gram, b, c) if c else gram * b
-        if index == len(coefficients) - 1:
-            if index == 0:
-                # a X apart: it then meets the sum unrounded.
-                return _apply(z, x, a, tall)
-            return _apply(multiply(q, z, q, a), x, 0.0, tall)
-        q = _plus_diagonal(z, a) if index == 0 else multiply(q, z, q, a)
-        product = multiply(gram, z, gram, a)
-        gram = multiply(z, product, product, a)
-    return x
+        z = symmetric(gram, gram, gram, beta=b, alpha=c) if c else gram * b
+        if index == last == 0:
+            # a X apart: it then meets the sum unrounded.
+            return multiply_add(x, x, z, beta=a) if tall else multiply_add(x, z, x, beta=a)
+        if index == 0:
+            q = z.clone()
+            q.diagonal(dim1=-2, dim2=-1).add_(a)
+        else:
+            q = symmetric(q, q, z, beta=a)
+        if index == last:
+            break
+        product = symmetric(gram, gram, z, beta=a)
+        gram = symmetric(product, z, product, beta=a)
+    return x @ q if tall else q @ x
 
 
-def _plus_diagonal(z: Tensor, a: float) -> Tensor:
-    q = z.clone()
-    q.diagonal(dim1=-2, dim2=-1).add_(a)
-    return q
-
-
-def _apply(q: Tensor, x: Tensor, beta: float, tall: bool) -> Tensor:
-    """Return (Q + beta I) X for a symmetric Q on the smaller side of X."""
-    left, right = (x, q) if tall else (q, x)
-    if beta == 0.0:
-        return left @ right
-    multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
-    return multiply_add(x, left, right, beta=beta)
-
-
-def _multiply(left: Tensor, right: Tensor, plus: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
-    """Return alpha left right + beta plus."""
-    if plus is None:
-        return left @ right
-    multiply_add = torch.addmm if left.ndim == 2 else torch.baddbmm
-    return multiply_add(plus, left, right, beta=beta, alpha=alpha)
-
-
-def _by_strips(
-    left: Tensor, right: Tensor, plus: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0
-) -> Tensor:
-    """The same where the result is symmetric: its lower half, strip by strip, and that mirrored.
+def _by_strips(plus: Tensor | None, left: Tensor, right: Tensor, *, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
+    """`torch.addmm` where the result is symmetric: its lower half, strip by strip, and that mirrored.
 
     Torch has no symmetric product. For n rows in strips of w it does (n + w) / 2n of the work of a whole one.
     """

@@ -171,9 +171,9 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             The norm; None where it must be measured: under any other rule, with radii that follow from gradients, and
             where the matrices of a parameter have several.
         """
-        if group["norm"] != "spectral" or self._adaptive(group):
+        if group["norm"] != "spectral" or group.get("L0") is not None:
             return None
-        found = {self._step_length(group, self._norm(group, shape)) for shape in block_shapes(param.shape, group)}
+        found = {length for _, _, length in self._plan(group, param.shape)}
         return found.pop() if len(found) == 1 else None
 
     def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm | None:
@@ -193,11 +193,8 @@ class NormConstrainedOptimizer(Optimizer, ABC):
 
     def _step_length(self, group: Group, norm: LayerNorm) -> float:
         """By what the directions of unit scale are multiplied in a step of rate 1."""
-        return group.get("radius", 1.0) / norm.scale
-
-    def _adaptive(self, group: Group) -> bool:
-        """Whether radii follow from the dual norm."""
-        return group.get("L0") is not None
+        length: float = group.get("radius", 1.0) / norm.scale
+        return length
 
     # ------------------------------------------------------------------------------------------------------------ state
 
@@ -274,20 +271,19 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         rule = group.get("rule", self._rule)
         layered = rule not in ("adamw", "lion", "signum", "sum")
         for members in _buckets(params, by_shape=layered, limited=rule != "adamw"):
-            some = [params[index] for index in members]
-            gs = [grads[index] for index in members]
-            kept = [[state[index] for index in members] for state in states if state]
-            xs = [targets[index] for index in members]
+            some, xs, gs = ([*map(part.__getitem__, members)] for part in (params, targets, grads))
+            kept = [[*map(state.__getitem__, members)] for state in states if state]
             layout = layout_of(some[0]) if sharded else None
-            xs = [local(x) for x in xs] if sharded else xs
+            if sharded:
+                xs = [*map(local, xs)]
             if rule == "adamw":
                 _adamw(group, xs, gs, kept, lr, weight_decay)
             elif layout is not None:
                 self._advance_sharded(group, some, xs, gs, kept, lr, weight_decay, loads, layout)
-            elif rule in ("spectral", "row") or self._adaptive(group):
+            elif rule in ("spectral", "row") or group.get("L0") is not None:
                 estimates = self._estimate(group, rule, gs, kept)
-                steps = self._whole_blocks(group, xs, estimates, None, None)
-                self._descend(group, xs, steps, lr, weight_decay, layered and is_stack(some[0].ndim, group), None)
+                steps = self._whole_blocks(group, xs, estimates, None, some[0].shape)
+                _descend(group, xs, steps, lr, weight_decay, layered and is_stack(some[0].ndim, group), None)
             else:
                 self._entrywise(group, rule, some[0].shape, xs, gs, kept, lr, weight_decay, None)
 
@@ -305,7 +301,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
     ) -> None:
         """`_advance` of parameters that are cut alike, of any shapes, as what ranks exchange is exchanged at once."""
         rule = group.get("rule", self._rule)
-        if rule not in ("spectral", "row") and not self._adaptive(group):
+        if rule not in ("spectral", "row") and group.get("L0") is None:
             for members in _by_shape(params):
                 these, of_these = ([part[i] for i in members] for part in (xs, gs))
                 states = [[state[i] for i in members] for state in kept]
@@ -320,10 +316,9 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             steps = []
             for members in _by_shape(xs if spectral else params):
                 these, of_these = ([part[i] for i in members] for part in (xs, estimates))
-                steps += self._whole_blocks(
-                    group, these, of_these, None if spectral else layout, params[members[0]].shape
-                )
-        self._descend(group, xs, steps, lr, weight_decay, spectral and is_stack(params[0].ndim, group), layout)
+                shape = (xs if spectral else params)[members[0]].shape
+                steps += self._whole_blocks(group, these, of_these, None if spectral else layout, shape)
+        _descend(group, xs, steps, lr, weight_decay, spectral and is_stack(params[0].ndim, group), layout)
 
     def _estimate(self, group: Group, rule: str, gs: list[Tensor], kept: list[list[Tensor]]) -> list[Tensor]:
         """Move the averages and return what the LMO is taken at; it may be the averages or gradients themselves."""
@@ -359,9 +354,8 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         layout: Layout | None,
     ) -> None:
         """Signs, and tensors over their lengths, of whole parameters."""
-        (block,) = block_shapes(shape, {**group, "blocks": None}) if rule == "sign" else (shape,)
-        norm = self._norm(group, block)
-        rate = lr * self._step_length(group, norm)
+        _, norm, length = self._plan(group, shape)[0]
+        rate = lr * length
         if isinstance(norm, Max):
             for ps, cut_gs, *ms in _chunks(xs, gs, *kept):
                 directions = norm.steepest(self._estimate(group, rule, cut_gs, ms))
@@ -378,28 +372,45 @@ class NormConstrainedOptimizer(Optimizer, ABC):
 
     # ----------------------------------------------------------------------------------------------------------- blocks
 
+    def _plan(self, group: Group, shape: Sequence[int]) -> list[tuple[Sequence[int], LayerNorm, float]]:
+        """The blocks of a parameter of this shape: each one's shape, norm and step length."""
+        key = None
+        if not torch.compiler.is_compiling():
+            # All that norms depend on; looked up at every step, as a group's values may be changed.
+            key = (type(self), shape, str([group.get(name) for name in _PLANNED]))
+            if key in _PLANS:
+                return _PLANS[key]
+        vector = group.get("rule", self._rule) not in ("spectral", "sign", "row")
+        shapes = [shape] if vector else block_shapes(shape, group)
+        norms = [self._norm(group, block) for block in shapes]
+        plan = [(block, norm, self._step_length(group, norm)) for block, norm in zip(shapes, norms, strict=True)]
+        if key is not None:
+            _PLANS[key] = plan
+        return plan
+
     def _whole_blocks(
-        self,
-        group: Group,
-        xs: list[Tensor],
-        estimates: list[Tensor],
-        layout: Layout | None,
-        shape: Sequence[int] | None,
+        self, group: Group, xs: list[Tensor], estimates: list[Tensor], layout: Layout | None, shape: Sequence[int]
     ) -> list[_Block]:
-        """The blocks of tensors of one shape; with a layout they are pieces of tensors of the given shape."""
-        rule, shape = group["rule"], xs[0].shape if shape is None or layout is None else shape
-        if rule == "rms":
-            norm = self._norm(group, shape)
-            return [_Block(xs, estimates, _steepest(norm, estimates, group, layout, set()), norm)]
-        parts = [[_local_blocks(x, shape, group, layout) for x in tensors] for tensors in (xs, estimates)]
-        along = set(range(len(shape))) - {output_dim(xs[0], group)} - ({0} if is_stack(len(shape), group) else set())
-        found = []
-        for block, *of_block in zip(
-            block_shapes(shape, group), *(zip(*part, strict=True) for part in parts), strict=True
-        ):
+        """The blocks of tensors of this shape; with a layout they are pieces of such."""
+        plan = self._plan(group, shape)
+        if group["rule"] == "rms":
+            ((_, norm, length),) = plan
+            return [(xs, estimates, _steepest(norm, estimates, group, layout, set()), norm, length)]
+        along = (
+            {-1}
+            if layout is None
+            else set(range(len(shape))) - {output_dim(xs[0], group)} - ({0} if is_stack(len(shape), group) else set())
+        )
+        if len(plan) == 1 and not group.get("transposed"):
+            ((_, norm, length),) = plan
+            return [(xs, estimates, _steepest(norm, estimates, group, layout, along), norm, length)]
+        parts = [
+            zip(*(_local_blocks(x, shape, group, layout) for x in tensors), strict=True) for tensors in (xs, estimates)
+        ]
+        found: list[_Block] = []
+        for (_, norm, length), *of_block in zip(plan, *parts, strict=True):
             targets, sources = map(list, of_block)
-            norm = self._norm(group, block)
-            found.append(_Block(targets, sources, _steepest(norm, sources, group, layout, along), norm))
+            found.append((targets, sources, _steepest(norm, sources, group, layout, along), norm, length))
         return found
 
     def _owned_blocks(
@@ -414,76 +425,75 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         """The blocks of matrices in pieces: each parameter is put together and orthogonalized on one rank."""
 
         def compute(wholes: list[Tensor]) -> list[Tensor]:
-            found = [torch.empty_like(x) for x in wholes]
+            results = [torch.empty_like(x) for x in wholes]
             for members in _by_shape(wholes):
-                some = [found[i] for i in members], [wholes[i] for i in members]
-                for block in self._whole_blocks(group, *some, None, None):
-                    torch._foreach_copy_(block.targets, block.directions)
-            return found
+                some, of_some = ([part[i] for i in members] for part in (results, wholes))
+                for targets, _, directions, _, _ in self._whole_blocks(group, some, of_some, None, some[0].shape):
+                    torch._foreach_copy_(targets, directions)
+            return results
 
         owned = owners([_cost(p, group) for p in params], layout.mesh, loads)
         # On accelerators Newton-Schulz begins by rounding to bfloat16: nothing is lost where that is done before.
         whole = group["exact"] or xs[0].device.type == "cpu"
         sent = estimates if whole else [estimate.to(torch.bfloat16) for estimate in estimates]
         directions = on_owners(sent, [p.shape for p in params], owned, layout, compute)
-        found = []
+        directions = [direction.to(x.dtype) for direction, x in zip(directions, xs, strict=True)]
+        found: list[_Block] = []
         for members in _by_shape(params):
             shape = params[members[0]].shape
             parts = [
-                [_local_blocks(tensors[i], shape, group, layout) for i in members]
-                for tensors in (xs, estimates, [d.to(x.dtype) for d, x in zip(directions, xs, strict=True)])
+                zip(*(_local_blocks(tensors[i], shape, group, layout) for i in members), strict=True)
+                for tensors in (xs, estimates, directions)
             ]
-            for block, *of_block in zip(
-                block_shapes(shape, group), *(zip(*part, strict=True) for part in parts), strict=True
-            ):
-                found.append(_Block(*map(list, of_block), self._norm(group, block)))
+            for (_, norm, length), *of_block in zip(self._plan(group, shape), *parts, strict=True):
+                targets, sources, of_norm = map(list, of_block)
+                found.append((targets, sources, of_norm, norm, length))
         return found
 
-    def _descend(
-        self,
-        group: Group,
-        xs: list[Tensor],
-        steps: list[_Block],
-        lr: float | Tensor,
-        weight_decay: float | Tensor,
-        stacked: bool,
-        layout: Layout | None,
-    ) -> None:
-        # Only now, so that both passes over a parameter find it in the cache.
-        shrink_(xs, lr, weight_decay)
-        if not self._adaptive(group):
-            for block in steps:
-                descend_(block.targets, block.directions, lr * self._step_length(group, block.norm))
-            return
-        for block in steps:
-            block.directions[:] = [
-                direction.to(source.dtype).div_(block.norm.scale)
-                for source, direction in zip(block.sources, block.directions, strict=True)
-            ]
-        # The part of <m, -lmo(m)> = ||m||_* that is here, of each matrix where the block is a stack of them.
-        partial_duals = [
-            (source * direction).sum(
-                dim=(-2, -1) if stacked else None,
-                keepdim=stacked,
-                dtype=torch.promote_types(source.dtype, torch.float32),
-            )
-            for block in steps
-            for source, direction in zip(block.sources, block.directions, strict=True)
-        ]
-        duals = iter(whole_sums(partial_duals, layout, (1, 2) if stacked else None))
-        for block in steps:
-            for direction in block.directions:
-                dual = next(duals)
-                # Without L0 it is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
-                direction.mul_(1 / group["L1"] if group["L0"] == 0 else dual / (group["L0"] + group["L1"] * dual))
-            descend_(block.targets, block.directions, lr)
+
+_Block = tuple[list[Tensor], list[Tensor], list[Tensor], LayerNorm, float]
+"""Views of targets and estimates, directions of unit scale, fresh, the norm they are steepest in, and step length."""
+
+# What a group's norms depend on beside shapes.
+_PLANNED = (
+    "kind", "rule", "blocks", "transposed", "scale", "radius", "L0", "exact", "ns_steps", "polynomial", "compute_dtype"
+)  # fmt: skip
+
+_PLANS: dict[Hashable, list[tuple[Sequence[int], LayerNorm, float]]] = {}
 
 
-class _Block:
-    """Views of targets and estimates, directions of unit scale, fresh, and the norm that they are steepest in."""
-
-    def __init__(self, targets: list[Tensor], sources: list[Tensor], directions: list[Tensor], norm: LayerNorm) -> None:
-        self.targets, self.sources, self.directions, self.norm = targets, sources, directions, norm
+def _descend(
+    group: Group,
+    xs: list[Tensor],
+    steps: list[_Block],
+    lr: float | Tensor,
+    weight_decay: float | Tensor,
+    stacked: bool,
+    layout: Layout | None,
+) -> None:
+    # Only now, so that both passes over a parameter find it in the cache.
+    shrink_(xs, lr, weight_decay)
+    if group.get("L0") is None:
+        for targets, _, directions, _, length in steps:
+            descend_(targets, directions, lr * length)
+        return
+    # The part of <m, -lmo(m)> = ||m||_* that is here, of each matrix where the block is a stack of them.
+    partial_duals: list[Tensor] = []
+    minus_lmos: list[list[Tensor]] = []
+    for _, sources, directions, norm, _ in steps:
+        wide = torch.promote_types(sources[0].dtype, torch.float32)
+        dims = (-2, -1) if stacked else None
+        scaled = [d.to(source.dtype).div_(norm.scale) for d, source in zip(directions, sources, strict=True)]
+        for source, direction in zip(sources, scaled, strict=True):
+            partial_duals.append((source * direction).sum(dim=dims, keepdim=stacked, dtype=wide))
+        minus_lmos.append(scaled)
+    duals = whole_sums(partial_duals, layout, (1, 2) if stacked else None)[::-1]
+    for (targets, _, _, _, _), scaled in zip(steps, minus_lmos, strict=True):
+        for direction in scaled:
+            dual = duals.pop()
+            # Without L0 it is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
+            direction.mul_(1 / group["L1"] if group["L0"] == 0 else dual / (group["L0"] + group["L1"] * dual))
+        descend_(targets, scaled, lr)
 
 
 def _steepest(
@@ -519,13 +529,17 @@ def _adamw(
     if isinstance(weight_decay, Tensor):  # which torch's kernels do not take
         shrink_(xs, lr, weight_decay)
         weight_decay = 0.0
-    fused = xs[0].device.type in _ADAMW_FUSED
     exp_avgs, exp_avg_sqs, counters = kept
-    (beta1, beta2), eps = group["betas"], group["eps"]
-    adamw(
-        xs, gs, exp_avgs, exp_avg_sqs, [], counters, foreach=False, fused=fused, amsgrad=False, beta1=beta1,
-        beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps, maximize=False,
-    )  # fmt: skip
+    beta1, beta2 = group["betas"]
+    options = {
+        "lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": group["eps"],
+        "amsgrad": False, "maximize": False,
+    }  # fmt: skip
+    if xs[0].device.type not in _ADAMW_FUSED:
+        adamw(xs, gs, exp_avgs, exp_avg_sqs, [], counters, foreach=False, fused=False, **options)
+        return
+    torch._foreach_add_(counters, 1.0)
+    torch._fused_adamw_(xs, gs, exp_avgs, exp_avg_sqs, [], counters, **options)
 
 
 def _buckets(params: list[Tensor], *, by_shape: bool, limited: bool) -> list[list[int]]:

@@ -108,6 +108,3 @@ class Gluon(NormConstrainedOptimizer):
 
     def _fresh(self, group: Group, name: str, p: Tensor, grad: Tensor) -> Tensor:  # noqa: ARG002
         return grad.detach().clone(memory_format=torch.preserve_format)
-
-    def _step_length(self, group: Group, norm: LayerNorm) -> float:
-        return (1.0 if self._adaptive(group) else group["radius"]) / norm.scale
