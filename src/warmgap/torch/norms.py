@@ -440,7 +440,7 @@ def layer_norm(
     """
     columns = math.prod(shape[1:])
     if rule == "spectral":
-        outputs, inputs, *kernel = (*shape, 1) if len(shape) < 2 else shape
+        outputs, inputs, *kernel = shape if len(shape) > 1 else (*shape, 1, 1)[:2]
         return replace(spectral or Spectral(), scale=math.prod(kernel) / math.sqrt(outputs / inputs))
     if rule == "sign":
         return Max(float(columns))

@@ -115,7 +115,9 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             states: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
             sharded = self._init_group(group, params, grads, *states)
             if params:
-                lr, weight_decay = _scalar(group["lr"]), _scalar(group["weight_decay"])
+                lr, weight_decay = group["lr"], group["weight_decay"]
+                lr = _scalar(lr) if isinstance(lr, Tensor) else lr
+                weight_decay = _scalar(weight_decay) if isinstance(weight_decay, Tensor) else weight_decay
                 self._advance(group, params, params, grads, states, lr, weight_decay, loads, sharded)
         return loss
 
@@ -271,8 +273,11 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         rule = group.get("rule", self._rule)
         layered = rule not in ("adamw", "lion", "signum", "sum")
         for members in _buckets(params, by_shape=layered, limited=rule != "adamw"):
-            some, xs, gs = ([*map(part.__getitem__, members)] for part in (params, targets, grads))
-            kept = [[*map(state.__getitem__, members)] for state in states if state]
+            some, xs = [*map(params.__getitem__, members)], [*map(targets.__getitem__, members)]
+            gs, kept = [*map(grads.__getitem__, members)], []
+            for state in states:
+                if state:
+                    kept.append([*map(state.__getitem__, members)])  # noqa: PERF401 (no call)
             layout = layout_of(some[0]) if sharded else None
             if sharded:
                 xs = [*map(local, xs)]
@@ -283,7 +288,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             elif rule in ("spectral", "row") or group.get("L0") is not None:
                 estimates = self._estimate(group, rule, gs, kept)
                 steps = self._whole_blocks(group, xs, estimates, None, some[0].shape)
-                _descend(group, xs, steps, lr, weight_decay, layered and is_stack(some[0].ndim, group), None)
+                _descend(group, xs, steps, lr, weight_decay, layered and some[0].ndim == 3 and is_stack(3, group), None)
             else:
                 self._entrywise(group, rule, some[0].shape, xs, gs, kept, lr, weight_decay, None)
 
@@ -377,7 +382,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         key = None
         if not torch.compiler.is_compiling():
             # All that norms depend on; looked up at every step, as a group's values may be changed.
-            key = (type(self), shape, str([group.get(name) for name in _PLANNED]))
+            key = (type(self), shape, str([*map(group.get, _PLANNED)]))
             if key in _PLANS:
                 return _PLANS[key]
         vector = group.get("rule", self._rule) not in ("spectral", "sign", "row")
@@ -593,10 +598,8 @@ def _gradient(p: Tensor) -> Tensor:
     return local(sharded_alike(grad, p))
 
 
-def _scalar(value: float | Tensor) -> float | Tensor:
+def _scalar(value: Tensor) -> float | Tensor:
     """A rate as a float, or as a 0-d tensor where it lives on a device that reading it would wait for."""
-    if not isinstance(value, Tensor):
-        return value
     if value.device.type == "cpu" and not torch.compiler.is_compiling():
         return float(value)
     return value.reshape(())
