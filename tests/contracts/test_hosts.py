@@ -237,7 +237,9 @@ def test_the_rates_are_the_schedules(host: str, rule: str, tmp_path: Path) -> No
     assert_same(rates, work.expected(), exact=host != "optax")
 
 
-def assert_promises_1_2_and_5(rates: Rates, longest: float | None, start: float = 0.01, top: float = 1.0, exact: bool = True) -> None:
+def assert_promises_1_2_and_5(
+    rates: Rates, longest: float | None, start: float = 0.01, top: float = 1.0, exact: bool = True
+) -> None:
     peak = PEAKS[0] if exact else float(np.float32(PEAKS[0]))
     factors = [a / peak for a, _ in rates]
     assert factors[0] == pytest.approx(start)
