@@ -44,6 +44,7 @@ class Contest:
 
     @property
     def matrices_only(self) -> bool:
+        """Whether it is about matrices alone."""
         return bool(self.shapes)
 
 
@@ -142,7 +143,7 @@ def parameters(shapes: Sequence[tuple[int, ...]], device: str) -> list[nn.Parame
 
 
 def operations(shapes: Sequence[tuple[int, ...]], device: str) -> tuple[float, float]:
-    """Multiplications and additions in the products of a step: five standard iterations, and what ours makes of them."""
+    """Multiplications and additions in the products of a step: five standard iterations; what ours makes."""
     standard = ours = 0.0
     for shape in shapes:
         side, other = sorted(shape)

@@ -32,8 +32,8 @@ def test_a_step_on_pieces_is_the_step_on_the_whole(ranks: int, run_ranks: Ranks,
     entries = matrices[0]["entries"]
     if ranks < 4:
         assert all(found["calls"] == {ALL_TO_ALL: 4} for found in matrices)
-        # There and back in float32, as is computed in on CPUs, less what the owner has itself. A side that the ranks don't divide makes a piece
-        # smaller than its share, so the bound is that of no piece at all.
+        # There and back in float32, as CPUs compute small matrices in, less what the owner has itself. A side that the
+        # ranks don't divide makes a piece smaller than its share, so the bound is that of no piece at all.
         assert 8 * entries * (1 - 1 / ranks) == pytest.approx(sent, rel=0.25)
         assert sent <= 8 * entries
         # Experts spread over the ranks are whole where they are: of 25 matrices none is done twice.

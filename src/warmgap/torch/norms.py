@@ -287,7 +287,8 @@ class Rows:
         largest = matrix.abs().amax(dim=1, keepdim=True) if matrix.numel() else matrix
         unit = matrix / torch.where(largest > 0, largest, 1.0)
         lengths = torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_min(1.0)
-        return (unit / (-self.scale * lengths)).reshape(g.shape).to(g.dtype)
+        found: Tensor = unit / (-self.scale * lengths)
+        return found.reshape(g.shape).to(g.dtype)
 
     def kappa(self, shape: Sequence[int]) -> float:
         """The number of rows / scale^2."""

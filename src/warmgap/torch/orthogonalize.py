@@ -363,7 +363,8 @@ def _unit(y: Tensor, dtype: torch.dtype, factor: float) -> Tensor:
     wide = torch.float64 if y.device.type != "mps" else torch.float32
     norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=wide).clamp_min_(TINY)
     y = y.to(torch.promote_types(y.dtype, torch.float32))
-    return (y / (norm * factor).to(y.dtype)).to(dtype)
+    unit: Tensor = (y / (norm * factor).to(y.dtype)).to(dtype)
+    return unit
 
 
 @functools.cache

@@ -362,8 +362,8 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         _, norm, length = self._plan(group, shape)[0]
         rate = lr * length
         if isinstance(norm, Max):
-            for ps, cut_gs, *ms in _chunks(xs, gs, *kept):
-                directions = norm.steepest(self._estimate(group, rule, cut_gs, ms))
+            for ps, cut_gs, *cut_states in _chunks(xs, gs, *kept):
+                directions = norm.steepest(self._estimate(group, rule, cut_gs, cut_states))
                 shrink_(ps, lr, weight_decay)
                 descend_(ps, directions, rate)
             return
