@@ -170,11 +170,11 @@ def measure(contest: Contest, shapes: Sequence[tuple[int, ...]], rounds: int, de
     """Time a contest and return its table."""
     steps: dict[str, Callable[[], object]] = {}
     for name, make in {contest.name: contest.ours, **contest.peers}.items():
-        step = make(parameters(shapes, device)).step
+        step: Callable[[], object] = make(parameters(shapes, device)).step
         steps[name] = torch.compile(step, fullgraph=True) if compiled and name == contest.name else step
-    for step in steps.values():
-        step()
-        step()
+    for made_step in steps.values():
+        made_step()
+        made_step()
     times: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for index in range(rounds):

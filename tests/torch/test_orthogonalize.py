@@ -189,7 +189,7 @@ def test_strips_give_what_whole_products_do(
     x = normal(*shape, dtype=torch.float32)
     by_strips = newton_schulz(x, dtype=dtype).double()
 
-    def addmm(plus: torch.Tensor | None, *factors: torch.Tensor, **options: float) -> torch.Tensor:
+    def addmm(plus: torch.Tensor | None, *factors: Any, **options: Any) -> torch.Tensor:
         return torch.mm(*factors) if plus is None else torch.addmm(plus, *factors, **options)
 
     monkeypatch.setattr(module, "_by_strips", addmm)
