@@ -53,7 +53,7 @@ LayerRule = Literal["spectral", "sign", "row", "rms"]
 # Matrices of one shape are orthogonalized together on an accelerator, up to this many entries: beyond, a batch only
 # costs memory. On the CPU only while calls cost more than products.
 BATCH_ENTRIES = 2**27
-_BATCH_SIDE_CPU = 96
+_BATCH_SIDE_CPU = 256
 
 
 class Norm(Protocol):

@@ -12,7 +12,14 @@ from warmgap.torch.layout import block_shapes, matrices_of, matrix_blocks, matri
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.optimizers._base import CHUNK_ENTRIES, _buckets, _chunks, descend_, shrink_
 
-ALL: dict[str, Any] = {"muon": Muon, "scion": Scion, "gluon": Gluon, "lion": Lion, "signum": Signum, "normalized-sgd": NormalizedSGD}
+ALL: dict[str, Any] = {
+    "muon": Muon,
+    "scion": Scion,
+    "gluon": Gluon,
+    "lion": Lion,
+    "signum": Signum,
+    "normalized-sgd": NormalizedSGD,
+}
 SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
     **{name: (cls, {}) for name, cls in ALL.items()},
     "muon-lion": (Muon, {"second": "lion"}),
