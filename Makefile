@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-demo: $(READY) ## train a small model with and without a hand-tuned warm-up
+demo: $(READY) ## final loss against peak rate, of the default and of schedules by step count
 	$(BIN)/warmgap demo
 
 test: lint types docs ## everything that must pass: lint, types, docs, then the tests
@@ -43,7 +43,7 @@ docs: $(READY) ## build the pages into site/, strictly
 	$(BIN)/mkdocs build --strict
 
 bench: $(READY) ## measure speed against other packages
-	@set -e; for script in $(filter-out %/smoothness.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out %/smoothness.py %/compression.py %/rates.py %/why.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
 
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from warmgap import match_peak_gap
-from warmgap.lab.published import published_peak_gap
+from warmgap.lab.schedules import published_peak_gap
 from warmgap.matching import best_share
 
 # The paper's settings on a 124M LLaMA: kappa, target loss, floor, peak learning rate; the first loss is about 11.

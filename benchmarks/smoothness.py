@@ -11,20 +11,19 @@ its two parts. A run that diverged is counted and otherwise left out.
 
 import argparse
 import dataclasses
-import json
 import math
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.smoothness import RECORDS_FILE, Measurement, measure
+from warmgap.lab.store import FILE, Store
 from warmgap.smoothness import Record, diagnose_step_length, fit_gap_linear, rate_dependence, read_records
 
 OPTIMIZERS = ("muon", "lion", "normalized-sgd")
 RATES = (0.25, 1.0, 4.0)
-CONFIG = TrainConfig(rule="linear:15", batch_size=8, sequence_length=64, eval_every=0, save_every=0, threads=1)
+CONFIG = TrainConfig(method="linear:15", batch_size=8, sequence_length=64, eval_every=0, save_every=0, threads=1)
 EVERY = 2
 WINDOW = 7
 CUT = 60
@@ -65,16 +64,17 @@ def halves(run: Sequence[Record]) -> tuple[Record, list[float]]:
 
 def status(place: Path, steps: int | None = None) -> str:
     """How a run ended, empty where there is none; a run of another length is refused."""
-    file = place / "run.json"
-    if not file.exists():
+    if not (place.parent / FILE).exists():
         return ""
-    run = json.loads(file.read_text())
-    if steps is not None and run["config"]["steps"] != steps:
+    with Store(place.parent) as store:
+        run = next((run for run in store.runs() if run.folder == place.name), None)
+    if run is None:
+        return ""
+    if steps is not None and run.config["steps"] != steps:
         raise SystemExit(
-            f"{place} holds a run of {run['config']['steps']} steps: give --steps {run['config']['steps']}, or another "
-            "folder"
+            f"{place} holds a run of {run.config['steps']} steps: give --steps {run.config['steps']}, or another folder"
         )
-    return str(run["status"])
+    return run.status
 
 
 def collect(folder: Path, optimizers: Sequence[str]) -> tuple[Runs, int]:
@@ -180,10 +180,9 @@ def main() -> None:
             config = dataclasses.replace(CONFIG, optimizer=optimizer, seed=seed, steps=arguments.steps)
             place = arguments.folder / f"{optimizer}-{seed}"
             for rate in RATES:
-                if status(place / f"rate-{rate:g}", arguments.steps) not in ("done", "diverged"):
-                    shutil.rmtree(place / f"rate-{rate:g}", ignore_errors=True)
-                    if not measure(config, Measurement(every=EVERY), [rate], place):
-                        raise SystemExit(130)
+                ended = status(place / f"rate-{rate:g}", arguments.steps) in ("done", "diverged")
+                if not ended and not measure(config, Measurement(every=EVERY), [rate], place):
+                    raise SystemExit(130)
     print(report(arguments.folder, arguments.optimizers))
 
 

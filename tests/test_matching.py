@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warmgap import match_peak_gap
+from warmgap import ResponseCurve, match_peak_gap
 from warmgap.matching import best_share, mismatch
 
 # peak gap / initial gap by 1/floor and sigma*kappa*initial_gap**2, from an independent exact quadrature
@@ -80,12 +80,33 @@ def test_the_papers_settings() -> None:
     # arXiv 2602.05813, a 124M LLaMA: Muon and Lion from a loss of 11 to a target of 3.2
     assert match_peak_gap(11 - 3.2, 0.01, 65280) == pytest.approx(2.55, abs=0.01)
     assert match_peak_gap(11 - 3.2, 0.01, 1.24e8) == pytest.approx(0.763, abs=0.001)
+    # The losses at which warm-up ends: 5.74 for Muon, 4.28 for Lion to its own target of 3.5.
+    assert 3.2 + match_peak_gap(11 - 3.2, 0.01, 65280) == pytest.approx(5.744, abs=0.001)
+    assert 3.5 + match_peak_gap(11 - 3.5, 0.01, 1.24e8) == pytest.approx(4.278, abs=0.001)
+
+
+def test_the_two_minima_and_where_the_answer_jumps_from_one_to_the_other() -> None:
+    assert mismatch(np.array([0.060, 0.315]), 0.01, 1900.0) == pytest.approx([4.42e-3, 3.52e-3], rel=2e-3)
+    below, above = best_share(0.01, 1038.0), best_share(0.01, 1038.1)
+    assert below == pytest.approx((0.0619, 0.2865), abs=1e-4)
+    assert above == pytest.approx((0.2865, 0.0619), abs=1e-4)
+
+
+def test_the_linear_constant_is_negative_but_for_tiny_peak_gaps() -> None:
+    # K1 >= 0 exactly where 2 (1/floor - 1) p <= (1 - p)^2, at p of about floor/2.
+    for floor in (0.2, 0.1, 0.01):
+        for share in (0.001, 0.004, 0.0051, 0.02, 0.06, 0.0502, 0.11, 0.326):
+            K1 = ResponseCurve(1.0, share, floor).smoothness(1e-3).K1
+            assert (K1 >= 0.0) == (2.0 * (1.0 / floor - 1.0) * share <= (1.0 - share) ** 2)
+    for inverse_floor, row in TABLE.items():
+        if inverse_floor == 100:
+            assert all(ResponseCurve(1.0, share, 0.01).smoothness(1.0).K1 < 0.0 for share in row.values())
 
 
 def test_two_nearly_equal_answers_are_told() -> None:
     # at sharpness 1.2e3 the minima near 0.06 and 0.30 are close
-    with pytest.warns(UserWarning, match="two nearly equal answers"):
-        assert match_peak_gap(1.0, 0.01, 1.2e6) == pytest.approx(0.062, abs=0.25)
+    with pytest.warns(UserWarning, match=r"two nearly equal answers here, 0\.296 and 0\.0612"):
+        assert match_peak_gap(1.0, 0.01, 1.2e6) == pytest.approx(0.29639, abs=1e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         match_peak_gap(1.0, 0.01, 1.0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,41 +12,31 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.golden.courses import COURSES, TOTAL
 
 from warmgap import Schedule, decay
 from warmgap.optax import WarmupSchedule, WarmupState, check_restored, scale_by_warmup
-from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PaceRule, PowerRule, Rule
-
-TOTAL = 60
+from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PowerRule, Rule, SpectralRule
 
 RULES: dict[str, Rule[Any]] = {
-    "pace": PaceRule(),
-    "pace-spectral": PaceRule.for_norm("spectral", floor=0.005),
-    "pace-small": PaceRule(
-        floor=0.2, start=0.3, low=0.25, pace=0.9, fallen=0.4, hold=0.1, tolerance=0.5, target_loss=-9.0
-    ),
+    "auto": SpectralRule(),
     "gap": GapRule(kappa=300.0),
     "gap-given": GapRule(kappa=65280.0, floor=0.05, target_loss=-9.0),
-    "power": PowerRule(),
+    "power": PowerRule(roles="all"),
     "loss-ratio": LossRatioRule(level=2.0),
-    "loss-ratio-half": LossRatioRule(),
+    "loss-ratio-half": LossRatioRule(max_warmup=None),
     "measured": MeasuredRule(K0=9.0, K1=-1.0, K2=1.0, target_loss=-9.0),
     "linear": LinearRule(7),
 }
 NEEDS_POSITIVE = ("loss-ratio-half",)
 
-# losses of every kind, as float32 like a model's; without those next to 0, which XLA takes for 0 and Python does not
-finite = st.floats(-3.0, 20.0, width=32).map(lambda loss: loss if abs(loss) > 1e-30 else 0.0)
-trouble = st.sampled_from([math.nan, math.inf, -math.inf])
-any_losses = st.lists(st.one_of(finite, finite, finite, trouble), min_size=TOTAL + 5, max_size=TOTAL + 5)
-
 
 def compiled(schedule: WarmupSchedule) -> Any:
-    """The factor of each step, and hand-over and gap after it, in one compiled scan."""
+    """The factors of each step, and hand-over and gap after it, in one compiled scan."""
 
     def body(state: WarmupState, loss: Any) -> tuple[WarmupState, Any]:
         after = schedule.update(state, value=loss)
-        return after, (schedule(state, value=loss), after.handover, after.gap)
+        return after, (schedule(state, value=loss), after.base, after.handover, after.gap)
 
     return jax.jit(lambda losses: jax.lax.scan(body, schedule.init(), losses))
 
@@ -55,31 +46,54 @@ def scan_of(name: str, total: int = TOTAL) -> Any:
     return compiled(WarmupSchedule(1.0, total, rule=RULES[name]))
 
 
-def plain(schedule: Schedule, losses: list[float]) -> tuple[list[float], list[int], list[float]]:
+def plain(schedule: Schedule, losses: Any) -> tuple[list[float], list[float], list[int], list[float]]:
+    losses = [float(loss) for loss in losses]
     state = schedule.init()
     if math.isfinite(losses[0]):
-        state = schedule.calibrate(state, losses[0])
-    factors, handovers, gaps = [], [], []
+        state = schedule.first(state, losses[0])
+    factors, bases, handovers, gaps = [], [], [], []
     for loss in losses:
         factors.append(state.factor)
-        state, _ = schedule.step(state, loss)
+        state = schedule.step(state, loss)
+        bases.append(state.base)
         handovers.append(-1 if state.handover is None else state.handover)
         gap = schedule.reading(state)[0]
-        gaps.append(math.nan if gap is None else gap)
-    return factors, handovers, gaps
+        gaps.append(math.inf if gap is None else gap)
+    return factors, bases, handovers, gaps
 
 
+def assert_same(found: Any, wanted: Any) -> None:
+    """The same hand-over at the same step, and factors as float32 has them; a cosine next to its end has few digits."""
+    for mine, theirs in zip(found[:2], wanted[:2], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(found[2], wanted[2])
+    np.testing.assert_allclose(found[3], wanted[3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:the loss goes on rising:UserWarning")
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=30)
+def test_it_is_the_core_s_schedule_on_losses_of_every_kind(rule: str) -> None:
+    courses = np.array([losses for losses in COURSES.values() if len(losses) == TOTAL], np.float32)
+    for losses in courses:
+        if rule in NEEDS_POSITIVE and not np.nanmin(losses, initial=1.0) > 0.0:
+            continue
+        assert_same(scan_of(rule)(losses)[1], plain(Schedule(TOTAL, RULES[rule]), losses))
+
+
+# A loss that lies on a threshold to the last digit may lie on either side of it in float32: these lie on none.
+some = st.floats(0.3, 20.0).map(lambda loss: float(np.float32(loss)) + 0.0009765625)
+any_losses = st.lists(
+    st.one_of(some, some, some, st.sampled_from([math.nan, math.inf])), min_size=TOTAL, max_size=TOTAL
+)
+
+
+@pytest.mark.filterwarnings("ignore:the loss goes on rising:UserWarning")
+@pytest.mark.parametrize("rule", ["auto", "gap-given", "loss-ratio"])
+@settings(max_examples=15)
 @given(losses=any_losses)
-def test_it_is_the_core_s_schedule(rule: str, losses: list[float]) -> None:
-    if rule in NEEDS_POSITIVE:
-        losses = [abs(loss) + 0.125 for loss in losses]
-    _, (factors, handovers, gaps) = scan_of(rule)(jnp.asarray(losses, jnp.float32))
-    expected = plain(Schedule(TOTAL, RULES[rule]), losses)
-    np.testing.assert_allclose(factors, expected[0], rtol=1e-6)
-    np.testing.assert_array_equal(handovers, expected[1])
-    np.testing.assert_allclose(gaps, expected[2], rtol=1e-6, atol=1e-6)
+def test_it_is_the_core_s_schedule_on_any_losses(rule: str, losses: list[float]) -> None:
+    single = np.array(losses, np.float32)
+    assert_same(scan_of(rule)(single)[1], plain(Schedule(TOTAL, RULES[rule]), single))
 
 
 def falling(steps: int) -> list[float]:
@@ -87,65 +101,85 @@ def falling(steps: int) -> list[float]:
     return [float(np.float32(2.0 + 5.0 * math.exp(-5 * t / steps) + noise[t])) for t in range(steps)]
 
 
-@pytest.mark.parametrize("rule", ["pace", "gap", "power", "loss-ratio-half"])
+@pytest.mark.parametrize("rule", ["auto", "gap"])
 @pytest.mark.parametrize("x64", [False, True])
 def test_it_is_the_core_s_schedule_over_a_long_run(rule: str, x64: bool) -> None:
-    losses = falling(2000)
+    losses = [*falling(2000), *[2.0 + 0.02 * t for t in range(40)], *falling(2000)]
     with jax.enable_x64(x64):
-        _, (factors, handovers, _) = compiled(WarmupSchedule(1.0, 2000, rule=RULES[rule]))(jnp.asarray(losses))
-    expected = plain(Schedule(2000, RULES[rule]), losses)
-    np.testing.assert_allclose(factors, expected[0], rtol=1e-6)
-    np.testing.assert_array_equal(handovers, expected[1])
+        last, found = compiled(WarmupSchedule(1.0, 5000, rule=RULES[rule]))(jnp.asarray(losses, jnp.float32))
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(last)} == {"float32", "int32", "bool"}
+    assert_same(found, plain(Schedule(5000, RULES[rule]), losses))
 
 
-STEPS = np.arange(700)
-COURSES: dict[str, Any] = {
-    "slow": 8.0 - 2.0 * STEPS / 700,
-    "steep": 3.2 + 4.8 * np.exp(-STEPS / 8),
-    "long": 3.2 + 4.8 * np.exp(-STEPS / 80),
-    "rises twice": 8.0 - 0.01 * STEPS + 1.5 * (STEPS > 100) + 1.5 * (STEPS > 160),
-    "bursts": np.where(STEPS < 12, 5.5, 10.0 + np.random.default_rng(4).normal(scale=3.0, size=700)),
-    "has learned": 5.0 - 0.001 * STEPS + np.random.default_rng(2).normal(scale=0.2, size=700),
-}
+@pytest.mark.filterwarnings("ignore:the loss goes on rising:UserWarning")
+@pytest.mark.parametrize("rule", ["auto", "gap", "loss-ratio-half"])
+def test_an_ensemble_under_vmap_has_a_schedule_each(rule: str) -> None:
+    names = ("falls fast", "falls, noisy", "rises, then falls", "not a number")
+    losses = np.array([COURSES[name] for name in names], np.float32)
+    schedule = WarmupSchedule(1.0, TOTAL, rule=RULES[rule])
+    step = jax.vmap(lambda state, loss: (schedule.update(state, value=loss), schedule(state, value=loss)))
+    start = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(names)), schedule.init())
+    _, factors = jax.jit(lambda all_losses: jax.lax.scan(lambda s, x: step(s, x), start, all_losses.T))(losses)
+    for index in range(len(names)):
+        np.testing.assert_allclose(factors[:, index], scan_of(rule)(losses[index])[1][0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("rule", ["pace", "pace-spectral", "pace-small"])
-@pytest.mark.parametrize("course", COURSES)
-@pytest.mark.parametrize("noise", [0.0, 0.03])
-def test_it_is_the_core_s_pace(rule: str, course: str, noise: float) -> None:
-    losses = COURSES[course] + np.random.default_rng(3).normal(scale=noise, size=700)
-    losses = losses.astype(np.float32)
-    _, (factors, handovers, _) = scan_of(rule, 700)(jnp.asarray(losses))
-    expected = plain(Schedule(700, RULES[rule]), [float(loss) for loss in losses])
-    np.testing.assert_allclose(factors, expected[0], rtol=1e-6)
-    np.testing.assert_array_equal(handovers, expected[1])
+def test_no_number_in_a_state_is_none() -> None:
+    losses = np.array([math.nan, 3.0, math.inf, 2.0, 2.5], np.float32)
+    with jax.debug_nans(True):
+        for rule in ("auto", "gap", "loss-ratio-half"):
+            optimizer = optax.chain(optax.sgd(0.1), scale_by_warmup(TOTAL, rule=RULES[rule]))
+            state = optimizer.init(jnp.ones(3))
+            update = jax.jit(optimizer.update)
+            for loss in losses:
+                assert not any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(state))
+                _, state = update(jnp.ones(3), state, jnp.ones(3), value=loss)
 
 
-@pytest.mark.parametrize("loss", [5.545177, 6.9, 0.1])
-def test_it_is_the_core_s_schedule_where_the_loss_stays(loss: float) -> None:
-    losses = np.full(700, loss, np.float32)
-    _, (factors, _, _) = scan_of("pace", 700)(jnp.asarray(losses))
-    expected = plain(Schedule(700, PaceRule()), [float(loss) for loss in losses])
-    np.testing.assert_allclose(factors, expected[0], rtol=1e-6)
+@pytest.mark.parametrize("rule", ["auto", "gap"])
+def test_a_gradient_through_the_steps_is_that_of_fixed_rates(rule: str) -> None:
+    params, loss_of = problem()
 
+    def after(rate: Any, tail: Callable[[int], Any]) -> Any:
+        optimizer = optax.chain(optax.sgd(rate), *([] if tail is None else [scale_by_warmup(30, rule=RULES[rule])]))
+        weights, state = params, optimizer.init(params)
+        for step in range(3):
+            value, grads = jax.value_and_grad(loss_of)(weights)
+            updates, state = optimizer.update(grads, state, weights, value=value)
+            factor = factors[step] if tail is None else 1.0
+            weights = optax.apply_updates(weights, jax.tree.map(lambda u, f=factor: f * u, updates))
+        return loss_of(weights)
 
-def test_the_default_goes_by_the_norm() -> None:
-    assert WarmupSchedule(1.0, 100).schedule.rule == PaceRule()
-    assert WarmupSchedule(1.0, 100, norm="spectral").schedule.rule == PaceRule.for_norm("spectral")
-    with pytest.raises(ValueError, match="norm must be 'auto' or one of"):
-        WarmupSchedule(1.0, 100, rule=PaceRule(), norm="nuclear")
+    losses, weights = [], params
+    schedule = Schedule(30, RULES[rule])
+    state, factors = schedule.first(schedule.init(), float(loss_of(params))), list[float]()
+    for _ in range(3):
+        factors.append(state.factor)
+        losses.append(float(loss_of(weights)))
+        grads = jax.grad(loss_of)(weights)
+        weights = jax.tree.map(lambda w, g, f=state.factor: w - 0.1 * f * g, weights, grads)
+        state = schedule.step(state, losses[-1])
+    ours, fixed = jax.grad(after)(0.1, True), jax.grad(after)(0.1, None)
+    assert float(ours) == pytest.approx(float(fixed), rel=1e-4)
+    assert float(ours) != 0.0
 
 
 @pytest.mark.parametrize("name", decay.NAMES)
 def test_decays_are_the_core_s(name: str) -> None:
-    losses = [1.0] * 25
-    _, (factors, _, _) = compiled(WarmupSchedule(1.0, 20, rule=LinearRule(3), decay=name))(jnp.asarray(losses))
+    losses = [1.0] * 20
+    _, (factors, *_) = compiled(WarmupSchedule(1.0, 20, rule=LinearRule(3), decay=name))(jnp.asarray(losses))
     np.testing.assert_allclose(factors, plain(Schedule(20, LinearRule(3), name), losses)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("made", [decay.cosine(0.1), decay.linear(0.2), decay.wsd(0.5, 0.1), decay.inverse_sqrt(0.3)])
+def test_so_are_those_with_settings(made: Callable[[float], float]) -> None:
+    _, (factors, *_) = compiled(WarmupSchedule(1.0, 20, rule=LinearRule(3), decay=made))(jnp.ones(20))
+    np.testing.assert_allclose(factors, plain(Schedule(20, LinearRule(3), made), [1.0] * 20)[0], rtol=1e-6)
 
 
 def test_a_decay_of_ones_own() -> None:
     schedule = WarmupSchedule(1.0, 20, rule=LinearRule(3), decay=lambda progress: jnp.exp(-progress))
-    _, (factors, _, _) = compiled(schedule)(jnp.ones(20))
+    _, (factors, *_) = compiled(schedule)(jnp.ones(20))
     np.testing.assert_allclose(factors[3:], np.exp(-np.arange(17) / 17), rtol=1e-6)
 
 
@@ -167,21 +201,21 @@ def test_an_optimizer_trains_under_it_and_compiles_once(make: Any) -> None:
         return optax.apply_updates(params, updates), state, loss, updates
 
     state = optimizer.init(params)
-    schedule = Schedule(100, PaceRule())
+    schedule = Schedule(100)
     expected, losses, largest = schedule.init(), list[float](), list[float]()
     for _ in range(100):
         params, state, loss, updates = step(params, state)
         largest.append(float(jnp.abs(updates["b"]).max()))
-        expected = expected if losses else schedule.calibrate(expected, float(loss))
-        expected, _ = schedule.step(expected, float(loss))
-        assert optax.tree.get(state, "factor") == pytest.approx(expected.factor, rel=1e-6)
+        expected = expected if losses else schedule.first(expected, float(loss))
+        expected = schedule.step(expected, float(loss))
+        assert optax.tree.get(state, "factor") == pytest.approx(expected.factor, rel=1e-5)
         losses.append(float(loss))
     assert step._cache_size() == 1  # type: ignore[attr-defined]
     assert losses[-1] < 0.8 * losses[0]
     assert expected.phase == "decay"
-    assert largest[0] == pytest.approx(0.25 * max(largest), rel=0.3)
-    assert optax.tree.get(state, "handover") == expected.handover
-    assert optax.tree.get(state, "gap") == pytest.approx(schedule.reading(expected)[0], rel=1e-5)
+    assert largest[0] == pytest.approx(max(largest), rel=0.3)
+    assert optax.tree.get(state, "handover") == expected.handover == 0
+    assert optax.tree.get(state, "gap") == math.inf
 
 
 def test_it_is_a_hyperparameter_of_inject_hyperparams() -> None:
@@ -189,16 +223,16 @@ def test_it_is_a_hyperparameter_of_inject_hyperparams() -> None:
     injected = optax.inject_hyperparams(optax.lion)(learning_rate=WarmupSchedule(3e-3, 40), weight_decay=0.1)
     chained = optax.chain(optax.lion(3e-3, weight_decay=0.1), scale_by_warmup(40))
     states, weights = [injected.init(params), chained.init(params)], [params, params]
-    schedule = Schedule(40, PaceRule())
+    schedule = Schedule(40)
     expected = schedule.init()
     for t in range(40):
         loss, grads = jax.value_and_grad(loss_of)(weights[0])
-        expected = schedule.calibrate(expected, float(loss)) if t == 0 else expected
+        expected = schedule.first(expected, float(loss)) if t == 0 else expected
         for i, optimizer in enumerate((injected, chained)):
             updates, states[i] = optimizer.update(grads, states[i], weights[i], value=loss)
             weights[i] = optax.apply_updates(weights[i], updates)
-        assert states[0].hyperparams["learning_rate"] == pytest.approx(3e-3 * expected.factor, rel=1e-6)
-        expected, _ = schedule.step(expected, float(loss))
+        assert states[0].hyperparams["learning_rate"] == pytest.approx(3e-3 * expected.factor, rel=1e-5)
+        expected = schedule.step(expected, float(loss))
     assert expected.phase == "decay"
     np.testing.assert_allclose(weights[0]["w"], weights[1]["w"], rtol=1e-4)
 
@@ -212,7 +246,7 @@ def test_promise_4_a_state_of_arrays_goes_on_bit_for_bit() -> None:
         saved[t] = jax.tree.map(np.asarray, state)
         state = update(state, loss)
         whole.append(float(state.factor))
-    for stop in (0, 1, 9, 30):
+    for stop in (0, 1, 9, 100):
         state = jax.tree.map(jnp.asarray, saved[stop])
         for t in range(stop, TOTAL):
             state = update(state, losses[t])
@@ -221,18 +255,11 @@ def test_promise_4_a_state_of_arrays_goes_on_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("first", [0.3, 7.3, 1e4, math.nan])
-def test_the_first_step_starts_on_its_own_loss_as_after_the_core_s_calibration(rule: str, first: float) -> None:
+def test_the_first_step_starts_on_its_own_loss_as_the_core_s(rule: str, first: float) -> None:
     losses = [first, *falling(TOTAL - 1)]
-    schedule, core = WarmupSchedule(1.0, TOTAL, rule=RULES[rule]), Schedule(TOTAL, RULES[rule])
-    state, expected = schedule.init(), core.init()
-    if math.isfinite(first):
-        expected = core.calibrate(expected, first)
-    assert float(schedule(state, value=first)) == pytest.approx(expected.factor, rel=1e-6)
-    for loss in losses:
-        state = schedule.update(state, value=loss)
-        expected, factor = core.step(expected, loss)
-        assert float(schedule(state, value=loss)) == float(schedule(state)) == pytest.approx(factor, rel=1e-6)
-        assert int(state.handover) == (-1 if expected.handover is None else expected.handover)
+    assert_same(scan_of(rule)(jnp.float32(losses))[1], plain(Schedule(TOTAL, RULES[rule]), losses))
+    schedule = WarmupSchedule(1.0, TOTAL, rule=RULES[rule])
+    assert float(schedule(schedule.init())) == pytest.approx(RULES[rule].init(TOTAL).factor, rel=1e-6)
 
 
 def test_hyperparameters_of_the_first_step_start_on_its_loss() -> None:
@@ -240,7 +267,57 @@ def test_hyperparameters_of_the_first_step_start_on_its_loss() -> None:
     state = optimizer.init(jnp.ones(3))
     assert float(state.hyperparams["learning_rate"]) == pytest.approx(0.01)
     _, state = optimizer.update(jnp.ones(3), state, jnp.ones(3), value=7.3)
-    assert float(state.hyperparams["learning_rate"]) == 0.25
+    assert float(state.hyperparams["learning_rate"]) == 1.0
+
+
+@pytest.mark.parametrize("made", [optax.lion, optax.sgd], ids=["lion", "sgd"])
+def test_an_optimizer_that_takes_it_for_a_plain_schedule_says_what_to_write(made: Any) -> None:
+    optimizer = made(WarmupSchedule(1e-3, 10))
+    with pytest.raises(TypeError, match=r"write optax.inject_hyperparams\(optax.lion\)\(learning_rate=WarmupSchedule"):
+        optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)), jnp.ones(3))
+
+
+def test_roles_have_a_factor_each() -> None:
+    rule = GapRule(kappa=65280.0, target_loss=-9.0)
+    parts = {
+        role: optax.chain(optax.sgd(1.0), scale_by_warmup(TOTAL, rule=rule, role=role)) for role in ("hidden", "head")
+    }
+    optimizer = optax.partition(parts, {"w": "hidden", "out": "head"})
+    params = {"w": jnp.ones(()), "out": jnp.ones(())}
+    state = optimizer.init(params)
+    core = Schedule(TOTAL, rule)
+    expected = core.first(core.init(), 9.0)
+    for step in range(30):
+        loss = 9.0 - 0.1 * step
+        updates, state = optimizer.update(params, state, params, value=loss)
+        assert -float(updates["w"]) == pytest.approx(expected.factor, rel=1e-5)
+        assert -float(updates["out"]) == expected.base == 1.0
+        expected = core.step(expected, loss)
+    assert expected.factor < 0.1
+
+
+def test_several_micro_batches_and_donated_buffers() -> None:
+    optimizer = optax.MultiSteps(optax.chain(optax.sgd(1.0), scale_by_warmup(TOTAL, rule="linear")), 2)
+    update = jax.jit(lambda state: optimizer.update(jnp.ones(3), state, jnp.ones(3), value=2.0)[1], donate_argnums=0)
+    state = optimizer.init(jnp.ones(3))
+    for _ in range(6):
+        state = update(state)
+    assert int(optax.tree.get(state, "step")) == 3
+
+
+def test_a_run_is_extended_and_decays_now() -> None:
+    schedule, core = WarmupSchedule(1.0, 100), Schedule(100)
+    update = jax.jit(lambda state, loss: schedule.update(state, value=loss))
+    state, expected = schedule.init(), core.first(core.init(), 5.0)
+    for step in range(90):
+        if step in (20, 60):
+            state, expected = schedule.extend(state, 100 + step), core.extend(expected, 100 + step)
+            check_restored(state, WarmupSchedule(1.0, 100 + step).init())
+        if step == 80:
+            state, expected = schedule.decay_now(state, 15), core.decay_now(expected, 15)
+        state, expected = update(state, 5.0 - 0.01 * step), core.step(expected, 5.0 - 0.01 * step)
+        assert float(state.factor) == pytest.approx(expected.factor, rel=1e-5)
+    assert update._cache_size() == 1  # type: ignore[attr-defined]
 
 
 def test_the_hand_over_of_a_rule_that_has_nothing_to_wait_for_is_the_first_step() -> None:
@@ -248,7 +325,7 @@ def test_the_hand_over_of_a_rule_that_has_nothing_to_wait_for_is_the_first_step(
     assert int(schedule.update(schedule.init(), value=7.3).handover) == 0
 
 
-CHAINED: dict[str, Any] = {"total_iters": TOTAL, "rule": PaceRule(), "decay": "cosine"}
+CHAINED: dict[str, Any] = {"total_iters": TOTAL, "rule": SpectralRule(), "decay": "cosine"}
 
 
 def optimizer_state(**settings: Any) -> Any:
@@ -274,10 +351,13 @@ def test_the_settings_go_through_a_compiled_run() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"total_iters": 80}, r"total_iters differ \(saved for 60 steps, here 80\)"),
+        (
+            {"total_iters": 80},
+            r"total_iters differ \(saved for 160 steps, here 80: WarmupSchedule.extend goes on with another length\)",
+        ),
         ({"decay": "wsd"}, "settings: decay differ"),
         ({"decay": lambda progress: 1.0 - progress}, "settings: decay differ"),
-        ({"rule": PaceRule(floor=0.02)}, "settings: settings of the rule differ"),
+        ({"rule": SpectralRule(floor=0.02)}, "settings: settings of the rule differ"),
         ({"rule": PowerRule()}, "settings: rule, settings of the rule differ"),
     ],
 )
@@ -289,11 +369,11 @@ def test_a_restored_state_of_other_settings_is_refused(settings: dict[str, Any],
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state._replace(config=state.config.at[0].set(7)), r"version \[7\], this warmgap reads \[1\]"),
+        (lambda state: state._replace(config=state.config.at[0].set(7)), r"version \[7\], this warmgap reads \[2\]"),
         (lambda state: state._replace(config=jnp.zeros((2, 3), jnp.int32)), "version .* this warmgap reads"),
         (lambda state: state._replace(factor=jnp.float32(math.nan)), "damaged or was edited: .* its factor nan"),
         (lambda state: state._replace(step=jnp.int32(-1)), "damaged or was edited: .* step -1"),
-        (lambda state: state._replace(rule={}), "damaged or was edited: its arrays are not those of this schedule"),
+        (lambda state: state._replace(parts=()), "damaged or was edited: its arrays are not those of this schedule"),
         (lambda state: jnp.ones(3), "holds 0 WarmupState and the optimizer's own 1: restore into the tree"),
     ],
 )
@@ -310,15 +390,13 @@ def test_there_must_be_a_warm_up_to_check() -> None:
 
 
 @pytest.mark.parametrize("rule", [PowerRule(target_loss=5.0), GapRule(kappa=9.0, target_loss=5.0), LossRatioRule()])
-def test_a_first_loss_that_a_rule_can_not_use_warms_up_by_the_clock(rule: Rule[Any]) -> None:
-    _, (factors, handovers, _) = compiled(WarmupSchedule(1.0, TOTAL, rule=rule))(-jnp.ones(TOTAL))
+def test_a_first_loss_that_a_rule_can_not_use_is_no_deadlock(rule: Rule[Any]) -> None:
+    _, (factors, _, handovers, _) = compiled(WarmupSchedule(1.0, 100, rule=rule))(-jnp.ones(100))
     with pytest.raises(ValueError, match=r"must lie below the losses|needs positive losses"):
-        plain(Schedule(TOTAL, rule), [-1.0])
-    assert handovers[-1] == 24
-    expected = [0.01]
-    for step in range(1, 24):
-        expected.append(min(2 * expected[-1], step / 24))
-    np.testing.assert_allclose(factors[:24], expected, rtol=1e-6)
+        plain(Schedule(100, rule), [-1.0])
+    assert handovers[-1] == 40
+    assert factors[19] == pytest.approx(0.01)
+    assert factors[20] == pytest.approx(0.02)
 
 
 def test_a_warm_up_by_the_clock_needs_no_value() -> None:
@@ -335,7 +413,7 @@ def test_a_warm_up_by_the_clock_needs_no_value() -> None:
         ({"rule": "gap"}, r"the gap rule needs the constant of a norm: GapRule\(kappa="),
         ({"rule": "cosine"}, "rule must be one of 'auto'"),
         ({"total_iters": "100", "rule": "linear"}, "total_iters must be a whole number"),
-        ({"rule": 3}, "rule must be a rule of warmgap.rules"),
+        ({"rule": 3}, "rule must be a rule of warmgap.rules or its name"),
         ({"total_iters": 0}, "total_iters must be at least 1"),
         ({"peak": -1.0}, "peak must be above 0"),
         ({"floor": 2.0}, "floor must lie strictly between 0 and 1"),
@@ -354,3 +432,8 @@ def test_a_missing_or_odd_value_is_named() -> None:
         schedule.update(schedule.init())
     with pytest.raises(ValueError, match=r"must be a scalar, the mean loss of the step, got the shape \(2,\)"):
         schedule.update(schedule.init(), value=jnp.ones(2))
+
+
+def test_a_norm_has_no_effect_any_more() -> None:
+    with pytest.warns(DeprecationWarning, match="norm has no effect any more"):
+        assert WarmupSchedule(1.0, 100, norm="spectral").schedule.rule == SpectralRule()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from warmgap._state import to_plain
 from warmgap.signal import _CHANGE_TO_DEVIATION, FilterState
 
-if TYPE_CHECKING:
-    from warmgap.schedule import Schedule
-
 SHARED = ("gap", "power", "loss-ratio", "measured", "linear")
 
 
-def of_version_1(data: dict[str, Any], schedule: Schedule) -> dict[str, Any]:
+def of_version_1(data: dict[str, Any], schedule: Any) -> dict[str, Any]:
     """Return what `Schedule.to_dict` would return today for a state that version 1 saved.
 
     Raises:
@@ -30,6 +27,13 @@ def of_version_1(data: dict[str, Any], schedule: Schedule) -> dict[str, Any]:
         saved = {("loss_filter" if key == "signal" else key): value for key, value in config["rule"].items()}
         own = schedule.rule.config()
         config = {**config, "rule": {**own, **saved}}
+        if name != own["name"]:
+            return {"version": 2, "config": config, "state": None}  # refused for its settings
+        if ended is None and schedule.rule.roles != "all":
+            raise ValueError(
+                "the first version's rules governed all weights, and this warm-up has not ended: give the rule "
+                "roles='all' to go on with it"
+            )
         factor = 1.0 if ended is not None else data["factor"]
         state = schedule.init()
         fields: dict[str, Any] = {"factor": factor, "done": old["done"] or ended is not None}
@@ -37,7 +41,7 @@ def of_version_1(data: dict[str, Any], schedule: Schedule) -> dict[str, Any]:
             fields["steps"] = old["steps"]
         seen, deadlock = False, state.deadlock
         if "signal" in old:
-            fields["losses"] = _filter(old["signal"], schedule.rule.loss_filter.window)  # type: ignore[attr-defined]
+            fields["losses"] = _filter(old["signal"], schedule.rule.loss_filter.window)
             seen, deadlock = fields["losses"].filled > 0, deadlock._replace(lift=data["factor"])
         if "level" in old:
             fields["level"] = old["level"] or 0.0
@@ -56,7 +60,7 @@ def of_version_1(data: dict[str, Any], schedule: Schedule) -> dict[str, Any]:
         state = schedule.settled(state, step, rule, factor, state.guard, deadlock, seen)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this state of version 1 is damaged or was edited: {error!r}") from error
-    return {"config": config, "state": to_plain(state)}
+    return {"version": 2, "config": config, "state": to_plain(state)}
 
 
 def _filter(old: dict[str, Any], size: int) -> FilterState:

@@ -98,15 +98,18 @@ def by_name(name: str) -> Decay:
 
 def _cosine(low: float, progress: float, ops: Ops = Floats) -> float:
     sine = ops.sin(0.5 * math.pi * (1.0 - progress))  # (1 + cos(pi*progress))/2 is 0 before the end in float32
-    return low + (1.0 - low) * sine * sine
+    factor: float = low + (1.0 - low) * sine * sine
+    return factor
 
 
 def _wsd(share: float, low: float, progress: float, ops: Ops = Floats) -> float:
-    return 1.0 - (1.0 - low) * ops.maximum(0.0, progress - (1.0 - share)) / share
+    factor: float = 1.0 - (1.0 - low) * ops.maximum(0.0, progress - (1.0 - share)) / share
+    return factor
 
 
 def _inverse_sqrt(steepness: float, progress: float, ops: Ops = Floats) -> float:
-    return 1.0 / ops.sqrt(1.0 + steepness * progress)
+    factor: float = 1.0 / ops.sqrt(1.0 + steepness * progress)
+    return factor
 
 
 def _minimum(value: float) -> float:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -22,12 +24,23 @@ from jax import Array
 from warmgap import decay as decays
 from warmgap._checks import check_positive
 from warmgap._ops import LARGEST
-from warmgap.rules import Rule, by_name
+from warmgap.rules import Rule, by_name, default_rho
 from warmgap.schedule import Schedule, ScheduleState
 
-__all__ = ["WarmupSchedule", "WarmupState", "check_restored", "scale_by_warmup"]
+__all__ = [
+    "SpectralCapState",
+    "WarmupSchedule",
+    "WarmupState",
+    "check_restored",
+    "roles_of",
+    "scale_by_warmup",
+    "spectral_cap",
+]
 
 STATE_VERSION = 2
+
+_EMBEDDING = frozenset({"embed", "embedding", "embeddings", "embedder", "wte", "wpe", "pos", "position"})
+_HEAD = frozenset({"head", "logits", "unembed", "unembedding", "classifier", "output"})
 
 
 class Arrays:
@@ -58,8 +71,10 @@ class Arrays:
 
     @staticmethod
     def decay(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        ours = isinstance(function, functools.partial) and function.func.__module__ == decays.__name__
-        return functools.partial(function, ops=Arrays) if ours else function
+        ours: Any = function
+        if isinstance(ours, functools.partial) and ours.func.__module__ == decays.__name__:
+            return functools.partial(ours, ops=Arrays)
+        return function
 
     @staticmethod
     def require(holds: Array, message: Callable[[], str]) -> None:
@@ -72,7 +87,7 @@ class Arrays:
     @staticmethod
     def median(window: Array, count: Array) -> Array:
         unused = jnp.arange(window.size) < window.size - count
-        found: Array = jnp.sort(jnp.where(unused, jnp.finfo(window.dtype).max, window))[(count - 1) // 2]
+        found: Array = jnp.sort(jnp.where(unused, 3.0 * LARGEST, window))[(count - 1) // 2]
         return found
 
     @staticmethod
@@ -175,12 +190,11 @@ class WarmupSchedule:
         del extra
         if value is None and self.schedule.rule.needs_loss:
             raise ValueError("a warm-up that follows the loss needs it: call update(..., value=loss)")
-        if jnp.shape(value) != () and value is not None:
+        if value is not None and jnp.shape(value) != ():
             raise ValueError(f"value must be a scalar, the mean loss of the step, got the shape {jnp.shape(value)}")
         state = state if value is None else self._looked(state, value)
-        after = self.schedule.advanced(
-            self._unpacked(state), 0.0 if value is None else _loss(value), value is not None, Arrays
-        )
+        loss: Any = 0.0 if value is None else _loss(value)
+        after = self.schedule.advanced(self._unpacked(state), loss, value is not None, Arrays)
         return self._packed(after, state.config)
 
     def __call__(self, state: WarmupState, *, value: jax.typing.ArrayLike | None = None, **extra: Any) -> Array:
@@ -201,7 +215,7 @@ class WarmupSchedule:
         return self.peak * self.schedule.factor_of(state, self.role)  # type: ignore[arg-type,return-value]
 
     def extend(self, state: WarmupState, total_iters: int) -> WarmupState:
-        """Return the state of a run that is to have `total_iters` steps, as `warmgap.Schedule.extend`; not under `jit`."""
+        """Return the state of a run of `total_iters` steps in all, as `warmgap.Schedule.extend`; not under `jit`."""
         return self._moved(state, lambda own: self.schedule.extend(own, total_iters))
 
     def decay_now(self, state: WarmupState, steps: int) -> WarmupState:
@@ -225,7 +239,7 @@ class WarmupSchedule:
         state = jax.tree.map(lambda new, like: jnp.asarray(new, _narrow(like.dtype)), state, self._start)
         gap, target = (jnp.asarray(x, jnp.float32) for x in self.schedule.rule.reading(state.rule, Arrays))
         top: Any = (state.step, state.factor, state.base, state.ended)
-        return WarmupState(*top, gap, target, tuple(jax.tree.leaves(_rest(state))), config)
+        return WarmupState(*(*top, gap, target, tuple(jax.tree.leaves(_rest(state))), config))
 
     def _unpacked(self, state: WarmupState) -> ScheduleState:
         own: Any = jax.tree.unflatten(self._tree, state.parts)
@@ -281,6 +295,123 @@ def scale_by_warmup(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+class SpectralCapState(NamedTuple):
+    """State of `spectral_cap`.
+
+    Attributes:
+        references: Spectral norm of each hidden matrix at the start, shape (n,).
+        ratio: Median of ||update_i||_2 / reference_i of the last updates, before they were held back.
+        factor: What the last updates of hidden matrices were multiplied by, in (0, 1].
+    """
+
+    references: Array
+    ratio: Array
+    factor: Array
+
+
+def spectral_cap(
+    rho: float | Literal["auto"] = "auto",
+    *,
+    total_iters: int | None = None,
+    roles: Callable[[optax.Params], Any] | Any = None,
+) -> optax.GradientTransformation:
+    """Hold the updates of hidden matrices under a spectral norm, one factor for all: the last link of a chain.
+
+    The updates D_i of the hidden matrices W_i are multiplied by min(1, rho / r), r the median over i of
+    ||D_i||_2 / ||W_i at the start||_2; all other updates are left alone. See `warmgap.torch.SpectralCap`. A matrix of
+    more than two dimensions counts as one of shape (product of the others, last dimension).
+
+    Args:
+        rho: The cap, above 0; `"auto"` takes `warmgap.rules.default_rho(total_iters)`.
+        total_iters: Optimizer steps in the whole run, for the default.
+        roles: A pytree of role names (`"hidden"`, `"embedding"`, `"head"`, `"other"`) with the parameters' structure,
+            or a function from the parameters to it; by default `roles_of`, which goes by the paths' names.
+
+    Returns:
+        A transformation; put it after the learning rate.
+
+    Raises:
+        ValueError: If rho is not above 0, or, from `init`, if no parameter is a hidden matrix.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from warmgap.optax import spectral_cap
+        >>> optimizer = optax.chain(optax.lion(1.0), spectral_cap(0.1))
+        >>> params = {"embed": jnp.ones((4, 2)), "dense": {"kernel": jnp.eye(2)}}
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+        >>> bool(jnp.linalg.norm(updates["dense"]["kernel"], 2) < 0.11)
+        True
+    """
+    bound = default_rho(total_iters) if rho == "auto" else check_positive("rho", rho)
+
+    def hidden(tree: Any) -> list[Array]:
+        labels = roles_of(tree) if roles is None else roles(tree) if callable(roles) else roles
+        leaves, names = jax.tree.leaves(tree), jax.tree.leaves(labels)
+        return [x.reshape(-1, x.shape[-1]) for x, role in zip(leaves, names, strict=True) if role == "hidden"]
+
+    def init(params: optax.Params) -> SpectralCapState:
+        matrices = hidden(params)
+        if not matrices:
+            raise ValueError(
+                "spectral_cap found no hidden matrix: give roles=, a pytree of 'hidden', 'embedding', 'head' and "
+                "'other' with the structure of the parameters"
+            )
+        shapes = jnp.array([math.sqrt(x.shape[1] / x.shape[0]) for x in matrices])
+        norms = jnp.stack([_spectral_norm(x, 8) for x in matrices])
+        count = jnp.sum(norms > 0.0)
+        scales = jnp.sort(jnp.where(norms > 0.0, norms / shapes, jnp.inf))
+        usual = jnp.where(count > 0, scales[jnp.maximum(count - 1, 0) // 2], 1.0)
+        return SpectralCapState(
+            jnp.where(norms > 1e-3 * usual * shapes, norms, usual * shapes), jnp.zeros(()), jnp.ones(())
+        )
+
+    def update(
+        updates: optax.Updates, state: SpectralCapState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, SpectralCapState]:
+        del params
+        ratios = jnp.stack([_spectral_norm(x, 4) for x in hidden(updates)]) / state.references
+        ratio = jax.lax.stop_gradient(jnp.median(ratios))
+        factor = jnp.where(ratio > bound, bound / jnp.where(ratio > bound, ratio, 1.0), 1.0)
+        labels = roles_of(updates) if roles is None else roles(updates) if callable(roles) else roles
+        held = jax.tree.map(lambda x, role: x * factor.astype(x.dtype) if role == "hidden" else x, updates, labels)
+        return held, SpectralCapState(state.references, ratio, factor)
+
+    return optax.GradientTransformation(init, update)
+
+
+def roles_of(params: optax.Params) -> Any:
+    """Return the role of each parameter, by its path: a pytree of names with the parameters' structure.
+
+    A leaf of two or more dimensions is `"embedding"` where a word of its path names one (such as embed or wte),
+    `"head"` where one names an output layer (such as head or logits), else `"hidden"`; all others are `"other"`.
+    Models with other names give their own to `spectral_cap(roles=...)`.
+    """
+
+    def role(path: Any, leaf: Any) -> str:
+        parts = re.findall(r"[a-z]+", jax.tree_util.keystr(path).lower())
+        if leaf.ndim < 2:
+            return "other"
+        if not _HEAD.isdisjoint(parts):
+            return "head"
+        return "hidden" if _EMBEDDING.isdisjoint(parts) else "embedding"
+
+    return jax.tree_util.tree_map_with_path(role, params)
+
+
+def _spectral_norm(matrix: Array, iterations: int) -> Array:
+    """The power method of `warmgap.torch.spectral_cap.spectral_norms`."""
+    x = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    index = np.arange(x.shape[0], dtype=np.float64)
+    u = jnp.asarray(np.cos(0.7 * index * index), x.dtype)
+    length = jnp.zeros((), x.dtype)
+    for _ in range(iterations):
+        v = u @ x
+        u = x @ (v / jnp.maximum(jnp.sqrt(jnp.sum(v * v)), 1e-30))
+        length = jnp.sqrt(jnp.sum(u * u))
+        u = u / jnp.maximum(length, 1e-30)
+    return length
+
+
 def check_restored(restored: Any, fresh: Any) -> None:
     """Refuse an optimizer state whose warm-up belongs to other settings: call it after restoring a checkpoint.
 
@@ -319,7 +450,7 @@ def _is_window(item: Any) -> bool:
 
 
 def _rest(state: ScheduleState) -> Any:
-    """Return the state without what `WarmupState` holds by name: no leaf may be there twice, lest it is donated twice."""
+    """Return the state without what `WarmupState` holds by name: a leaf that is there twice would be donated twice."""
     empty: Any = ()
     return state._replace(step=empty, factor=empty, base=empty, ended=empty)
 

@@ -14,13 +14,14 @@ SOURCE = Path(__file__).parents[2] / "src"
 # The parts of the package in the order in which data goes through them: a module may import from its own part and from
 # those in the lines before. Names in one line are independent of each other.
 PARTS = (
-    ("_checks", "_state", "_version"),
+    ("_checks", "_ops", "_state", "_version"),
     ("curve", "geometry"),
     ("matching",),
     ("signal", "target"),
     ("rules",),
-    ("decay",),
+    ("_version_1", "decay"),
     ("schedule",),
+    ("replay",),
     ("smoothness",),
     ("theory",),
     ("torch",),

@@ -81,7 +81,13 @@ def transformers(work: Work, folder: Path, resume: bool = False) -> Trained:
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    run = InOrder(model, args, train_dataset=work.data(), optimizers=(optimizer, None), warmup={"rule": work.rule})
+    run = InOrder(
+        model,
+        args,
+        train_dataset=work.data(),
+        optimizers=(optimizer, None),
+        warmup={"rule": work.rule, "cap": work.cap},
+    )
     run.accelerator.scaler = work.scaler()
     run.train(resume_from_checkpoint=str(folder / f"checkpoint-{STOP}") if resume else None)
     return Trained(rates, model)
@@ -99,7 +105,9 @@ class Module(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizers, self.rates = watched(self.model, self.work)
-        return tuple(configure_warmup(optimizer, TOTAL, rule=self.work.rule) for optimizer in optimizers)
+        return tuple(
+            configure_warmup(optimizer, TOTAL, rule=self.work.rule, cap=self.work.cap) for optimizer in optimizers
+        )
 
 
 class ManualModule(Module):
@@ -158,7 +166,7 @@ def accelerate(work: Work, folder: Path, resume: bool = False) -> Trained:
     accelerator.scaler = work.scaler()
     network = Network()
     watched_ones, rates = watched(network, work)
-    warmups = [AdaptiveWarmup(optimizer, TOTAL, rule=work.rule) for optimizer in watched_ones]
+    warmups = [AdaptiveWarmup(optimizer, TOTAL, rule=work.rule, cap=work.cap) for optimizer in watched_ones]
     model, loader, *prepared = accelerator.prepare(network, DataLoader(work.data(), work.rows), *watched_ones, *warmups)
     optimizers, schedulers = prepared[: len(warmups)], prepared[len(warmups) :]
     start = 0
@@ -267,6 +275,19 @@ def test_promises_1_2_and_5_hold_with_losses_of_every_kind(host: str, losses: st
 def test_promise_4_in_optax(tmp_path: Path) -> None:
     whole = jax_optax(Work(), tmp_path)
     assert jax_optax(Work(), tmp_path, resume=True) == whole[STOP:]
+
+
+@pytest.mark.parametrize("host", TORCH_HOSTS)
+@pytest.mark.parametrize("optimizer", ["Lion", "Muon", "torch.optim.AdamW", "torch.optim.Muon and AdamW"])
+def test_every_host_holds_the_steps_under_the_same_cap(host: str, optimizer: str, tmp_path: Path) -> None:
+    if host in ONE_ONLY and optimizer in SEVERAL:
+        pytest.skip("holds one optimizer")
+    work = Work("troubled", optimizer, RULES["auto"], cap=5e-4)
+    capped = TORCH_HOSTS[host](work, tmp_path)
+    assert capped.rates == pytorch(work, tmp_path).rates
+    held = [rate[0] / free[0] for rate, free in zip(capped.rates, work.expected(), strict=True)]
+    assert min(held) < 0.9
+    assert max(held) <= 1.0
 
 
 Runs = Callable[[str, str], tuple[Trained, Path]]

@@ -146,6 +146,7 @@ class Work:
         rule: The warm-up rule.
         parts: Micro-batches of a step.
         overflow: The step whose gradients overflow; the run then has a gradient scaler.
+        cap: The spectral cap; None leaves the rates to the losses alone.
     """
 
     losses: str = "falling"
@@ -153,6 +154,7 @@ class Work:
     rule: Rule[Any] = GAP
     parts: int = 1
     overflow: int | None = None
+    cap: float | None = None
 
     @property
     def rows(self) -> int:
@@ -167,7 +169,7 @@ class Work:
         return None if self.overflow is None else torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
 
     def expected(self) -> Rates:
-        """The rates of the steps made: those of the schedule itself on the losses of these steps."""
+        """The rates of the steps made, without a cap: those of the schedule itself on the losses of these steps."""
         schedule = Schedule(TOTAL, self.rule)
         state = schedule.init()
         losses = [loss for step, loss in enumerate(LOSSES[self.losses]) if step != self.overflow]
@@ -218,7 +220,7 @@ def pytorch(work: Work, folder: Path, resume: bool = False) -> Trained:
     model = Network()
     parallel = DistributedDataParallel(model) if ranks > 1 else model
     optimizers, rates = watched(model, work)
-    schedulers = [AdaptiveWarmup(optimizer, TOTAL, rule=work.rule) for optimizer in optimizers]
+    schedulers = [AdaptiveWarmup(optimizer, TOTAL, rule=work.rule, cap=work.cap) for optimizer in optimizers]
     scaler = work.scaler() or torch.amp.GradScaler("cpu", enabled=False)
     parts: list[Any] = [model, *optimizers, *schedulers]
     start = 0

@@ -96,7 +96,7 @@ def check_command(words: list[str]) -> None:
             with pytest.raises(SystemExit, match=r"^0$"):
                 cli.main(arguments)
         else:
-            cli._parser().parse_args(arguments)
+            cli.parse(arguments)
     elif program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(arguments) <= set(targets), f"{' '.join(words)}: no such target in the Makefile"

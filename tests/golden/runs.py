@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.golden.courses import COURSES, LONG, Course
+
 from warmgap import LossFilter, Schedule
 from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PowerRule, Rule, SpectralRule
 

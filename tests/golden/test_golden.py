@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.golden.runs import RUNS, courses, differences, kept, packed, run, unpacked
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch.distributed as dist
 from tests.contracts.training import OPTIMIZERS, Work, pytorch
 
-from warmgap.rules import PaceRule
+from warmgap.rules import SpectralRule
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     folder = Path(sys.argv[1])
     trained = {name: pytorch(Work("troubled", name), folder) for name in OPTIMIZERS}
-    trained["the default rule"] = pytorch(Work("troubled", rule=PaceRule()), folder)
+    trained["the default rule"] = pytorch(Work("troubled", rule=SpectralRule(), cap=5e-4), folder)
     answer = {name: {"rates": run.rates, "weights": run.weights} for name, run in trained.items()}
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(answer))
     dist.barrier()

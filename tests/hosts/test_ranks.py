@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contracts.training import OPTIMIZERS, Work
+from tests.contracts.training import OPTIMIZERS, Work, pytorch
 from tests.hosts.conftest import start_ranks
 from torch import nn
 
-from warmgap.rules import PaceRule
+from warmgap.rules import SpectralRule
 from warmgap.torch import AdaptiveWarmup, Lion
 
 TOTAL = 24
@@ -28,8 +28,10 @@ def test_promise_3_a_nan_on_one_rank_keeps_all_ranks_together_with_every_optimiz
     assert first == second
     for name in OPTIMIZERS:
         assert first[name]["rates"] == Work("troubled", name).expected()
-    # the ranks agree on the loss that the first step starts on
-    assert first["the default rule"]["rates"] == Work("troubled", rule=PaceRule()).expected()
+    # the ranks agree on the loss that the first step starts on, and on the size of the steps
+    alone = pytorch(Work("troubled", rule=SpectralRule(), cap=5e-4), tmp_path)
+    for together, one in zip(first["the default rule"]["rates"], alone.rates, strict=True):
+        assert together == pytest.approx(one, rel=1e-4)  # the gradients' sums differ in rounding
 
 
 @pytest.mark.parametrize(("how", "ranks"), [("kill", 3), ("stop", 2)])

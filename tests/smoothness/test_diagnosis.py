@@ -4,7 +4,7 @@ import math
 import pytest
 from tests.smoothness.trajectories import records_of
 
-from warmgap.smoothness import Record, diagnose_step_length, rate_dependence
+from warmgap.smoothness import RateDependence, Record, diagnose_step_length, rate_dependence
 
 
 def curve(gap: float) -> float:
@@ -60,8 +60,40 @@ def at_rate(rate: float, follows: float) -> list[Record]:
 def test_the_exponent_of_the_step_length_is_found(follows: float) -> None:
     found = rate_dependence({rate: at_rate(rate, follows) for rate in (0.25, 1.0, 4.0)})
     assert found.exponent == pytest.approx(-follows, abs=1e-9)
-    word = {0.0: "does not hang", 0.5: "hangs partly", 1.0: "follows the step length"}[follows]
+    low, high = found.interval
+    assert low <= -follows <= high
+    assert high - low < 0.05
+    assert found.verdict == {0.0: "function", 0.5: "both", 1.0: "step length"}[follows]
+    word = {0.0: "belongs to the function", 0.5: "on the function and on", 1.0: "follows the step length"}[follows]
     assert word in found.sentence
+
+
+def test_the_interval_holds_the_truth_and_says_when_there_is_too_little_to_tell() -> None:
+    inside = []
+    for seed in range(20):
+        runs = {}
+        for index, rate in enumerate((0.25, 1.0, 4.0)):
+            noisy = records_of(curve, 80, noise=0.3, seed=10 * seed + index)
+            runs[rate] = [
+                dataclasses.replace(record, ratio=abs(record.ratio) * rate**-0.5, step_length=record.step_length * rate)
+                for record in noisy
+            ]
+        low, high = rate_dependence(runs, resamples=60).interval
+        inside.append(low <= -0.5 <= high)
+        assert high - low < 0.5
+    assert sum(inside) >= 17
+    few = {
+        rate: [dataclasses.replace(r, step_length=0.01 * rate) for r in records_of(curve, 9, noise=0.5, seed=i)]
+        for i, rate in enumerate((1.0, 1.05))
+    }
+    assert rate_dependence(few, bins=2).verdict == "unclear"
+
+
+def test_an_exponent_outside_of_both_is_called_neither() -> None:
+    assert RateDependence(0.4, 5, (0.3, 0.5)).verdict == "both"
+    assert RateDependence(-1.3, 5, (-1.5, -1.1)).verdict == "step length"
+    for wide in ((-0.64, 0.65), (-1.2, -0.3), (-1.5, 0.5), (math.nan, math.nan)):
+        assert RateDependence(0.1, 2, wide).verdict == "unclear"
 
 
 def test_runs_that_share_no_gap_are_not_compared() -> None:
@@ -78,6 +110,8 @@ def test_steps_of_one_length_say_nothing_of_it() -> None:
 
 
 def test_one_run_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="resamples must be at least 20"):
+        rate_dependence({rate: at_rate(rate, 0.0) for rate in (1.0, 4.0)}, resamples=3)
     with pytest.raises(ValueError, match="bins must be at least 1"):
         rate_dependence({rate: at_rate(rate, 0.0) for rate in (1.0, 4.0)}, bins=0)
     with pytest.raises(ValueError, match="at least two rates, got 1"):

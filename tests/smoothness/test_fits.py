@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.smoothness.trajectories import layered, records_of, walk
 
-from warmgap.smoothness import Fit, Record, fit_gap_linear, fit_layers, fit_smoothness
+from warmgap.smoothness import Fit, Record, fit_gap_linear, fit_layers, fit_smoothness, layer_dependence
 
 METHODS = ("nnls", "lstsq", "envelope")
 constants = st.floats(0.1, 10.0)
@@ -265,10 +265,32 @@ def test_from_a_fit_to_a_step_size_and_a_rule() -> None:
     assert pytest.approx(24.0) == rule.K2
     linear = fit_gap_linear(records_of(lambda gap: 1.0 + gap), resamples=20)
     assert linear.smoothness.step_size(3.0) == pytest.approx(0.75)
-    with pytest.raises(ValueError, match="none: these measurements ask for no warm-up"):
-        linear.rule(target_loss=1.0)
+
+
+def test_h0_and_h1_become_a_rule() -> None:
+    rule = fit_gap_linear(records_of(lambda gap: 1.0 + 2.0 * gap), resamples=20).rule(target_loss=1.0, floor=0.02)
+    assert pytest.approx((1.0, 2.0, 0.0)) == (rule.K0, rule.K1, rule.K2)
+    # The step size 1/(10 H0 + 20 H1 gap), whose terms are equal at H0/(2 H1).
+    assert rule.peak_gap == pytest.approx(0.25)
+    state = rule.step(rule.init(1000), 1.0 + 4.0)
+    assert state.factor == pytest.approx((20.0 * 1.0) / (10.0 * 1.0 + 20.0 * 2.0 * 4.0))
+
+
+def test_a_fit_that_makes_no_rule_says_what_to_do() -> None:
+    falling = fit_gap_linear(records_of(lambda gap: 10.0 - gap), method="lstsq", resamples=20)
+    with pytest.raises(ValueError, match=r"must be positive .*no warm-up follows from it: .*records\[:n\]"):
+        falling.rule(target_loss=1.0)
+    from_zero = fit_smoothness(records_of(lambda gap: gap + gap**2), resamples=20)
+    with pytest.raises(ValueError, match=r"reaches no peak .*Try fit_gap_linear or method='envelope'"):
+        replace_constants(from_zero, K0=0.0).rule(target_loss=1.0)
     with pytest.raises(ValueError, match="rho = 2"):
         fit_smoothness(records_of(quadratic), rho=3.0, resamples=20).rule(target_loss=1.0)
+    with pytest.raises(ValueError, match=r"Gluon\.from_fits"):
+        fit_layers(layered(), resamples=20).fits["good"].rule(target_loss=1.0)
+
+
+def replace_constants(fit: Fit, **changes: float) -> Fit:
+    return dataclasses.replace(fit, constants=fit.constants | changes)
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -356,3 +378,35 @@ def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None
 def test_layers_need_blocks() -> None:
     with pytest.raises(ValueError, match="the records have no blocks"):
         fit_layers(records_of(quadratic))
+
+
+@pytest.mark.parametrize("follows", [0.0, 1.0])
+def test_whether_the_layers_constants_follow_the_step_length(follows: float) -> None:
+    runs = {}
+    for index, rate in enumerate((0.25, 1.0, 4.0)):
+        generator = np.random.default_rng(index)
+        runs[rate] = [
+            dataclasses.replace(
+                record,
+                blocks=tuple(
+                    dataclasses.replace(
+                        block,
+                        ratio=block.ratio * rate**-follows * (1.0 + 0.1 * float(generator.standard_normal())),
+                        step_length=block.step_length * rate,
+                    )
+                    for block in record.blocks
+                ),
+            )
+            for record in layered()
+        ]
+    found = layer_dependence(runs)
+    assert found.exponents["good"] == pytest.approx(-follows, abs=0.1)
+    assert found.interval[0] <= found.exponent <= found.interval[1]
+    only = {rate: [dataclasses.replace(r, blocks=r.blocks[:1]) for r in records] for rate, records in runs.items()}
+    found = layer_dependence(only)
+    assert found.verdict == ("step length" if follows else "function")
+    assert ("follow the step length" if follows else "belong to the function") in found.sentence
+    with pytest.raises(ValueError, match="at least two rates"):
+        layer_dependence({1.0: runs[1.0]})
+    with pytest.raises(ValueError, match="no layer has an L1 above 0 at two rates"):
+        layer_dependence({1.0: only[1.0], 2.0: only[1.0]})

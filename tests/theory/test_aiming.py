@@ -28,6 +28,23 @@ def test_a_problem_that_is_not_convex(sharp: bool, seed: int, size: float) -> No
     assert aiming.check(problems.star("frobenius"), x * size / np.linalg.norm(x), 0.05, sharp=sharp).holds
 
 
+def test_a_function_that_aims_and_is_not_star_convex() -> None:
+    problem, x = problems.wavy(2), np.array([3.0, -4.0])
+    away = np.array([2.15, 0.0])
+    assert np.vdot(problem.gradient(away), away) < 0.5 * problem.value(away)
+    for sharp in (False, True):
+        assert aiming.check(problem, x, 1e-2, 0.496, sharp=sharp).holds
+        # A theta above the true one is seen in the distances.
+        assert not aiming.check(problem, np.array([4.0]), 1e-2, 1.2, sharp=sharp).holds
+
+
+@pytest.mark.parametrize(("sharp", "notch"), [(False, 1.12), (True, 2.0)])
+def test_a_stronger_statement_fails(sharp: bool, notch: float) -> None:
+    problem, x = problems.wavy(1), np.array([4.0])
+    assert aiming.check(problem, x, 1e-2, 0.496, sharp=sharp, notch=notch - 0.03).holds
+    assert not aiming.check(problem, x, 1e-2, 0.496, sharp=sharp, notch=notch).holds
+
+
 def test_constants_that_are_too_small_are_found() -> None:
     problem = replace(problems.cosh("frobenius", (3,)), constants=Constants(0.02, 0.001))
     assert not aiming.check(problem, np.array([0.5, 1.0, -4.0]), 1e-2).holds

@@ -30,6 +30,13 @@ def test_constants_that_are_too_small_are_found() -> None:
     assert check.excess > 0.01
 
 
+def test_the_squared_distance_falls_three_times_as_fast_as_promised_and_not_more() -> None:
+    problem, start = problems.quadratic("frobenius", (3,)), np.array([0.5, 1.0, -2.0])
+    assert boundedness.check(problem, start, 1e-2, notch=2.99).holds
+    assert not boundedness.check(problem, start, 1e-2, notch=3.01).holds
+    assert not boundedness.check(problem.shrunk(2.05), start, 1e-2).holds
+
+
 def test_only_l2() -> None:
     with pytest.raises(ValueError, match="about l2"):
         boundedness.check(problems.cosh("max", (2,)), np.ones(2), 0.1)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from warmgap.theory import Check
+from warmgap.theory import COLUMNS, Check, loosen
 from warmgap.theory.check import excess
 
 
@@ -25,6 +25,19 @@ def test_it_holds_when_the_bound_and_every_step_do(measured: float, relation: st
     check = Check("a", "b", "c", measured, 2.0, relation, worst)  # type: ignore[arg-type]
     assert check.holds is holds
     assert check.ratio == pytest.approx(measured / 2.0, nan_ok=True)
+
+
+def test_the_looseness_is_how_far_the_constants_may_shrink() -> None:
+    tight = loosen(lambda factor: Check("a", "b", "c", 1.0, 3.0 / factor))
+    assert tight.looseness == pytest.approx(3.0, rel=0.02)
+    assert loosen(lambda factor: Check("a", "b", "c", 1.0, 1.0 / factor)).looseness == 1.0
+    assert loosen(lambda factor: Check("a", "b", "c", 0.0, 1.0 / factor)).looseness == math.inf
+    assert math.isnan(loosen(lambda factor: Check("a", "b", "c", 2.0, 1.0 / factor)).looseness)
+
+
+def test_a_row_has_a_cell_for_each_column() -> None:
+    cells = dict(zip(COLUMNS, Check("a", "b", "c", 1.0, 2.0).cells, strict=True))
+    assert (cells["bound"], cells["looseness"], cells["holds"]) == ("<= 2", "-", "yes")
 
 
 def test_the_excess_is_the_worst_step_on_the_scale_of_its_bound() -> None:

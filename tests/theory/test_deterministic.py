@@ -94,6 +94,7 @@ def test_steps_to_an_accuracy_with_the_step_size_of_the_gap_and_with_a_fixed_one
         (problems.rough(4), 12419, 176),
         (problems.barrier("frobenius", (10,)), 10151, 149),
         (problems.cosh("spectral", (4, 4)), 110101, 654),
+        (problems.cosh("max", (5,)), 147340, 814),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
@@ -126,6 +127,23 @@ def test_constants_far_too_small_for_one_fixed_step_are_found(constants: Constan
     # Its bound is worse by the ratio of the gaps, and hides constants that are merely too small.
     problem = replace(problems.cosh("frobenius", (3,)), constants=constants)
     assert not deterministic.check_fixed(problem, 2.0 * VECTOR, 1e-2).holds
+
+
+def test_a_descent_2_06_times_as_strong_fails_on_a_cone() -> None:
+    # No function comes nearer than 2, see the module.
+    cone, start = problems.huber(2), np.array([12.0, -16.0])
+    assert deterministic.check(cone, start, 1e-2, notch=2.04).holds
+    assert not deterministic.check(cone, start, 1e-2, notch=2.06).holds
+    assert deterministic.check_fixed(cone, start, 0.1, notch=1.02).holds
+    assert not deterministic.check_fixed(cone, start, 0.1, notch=1.04).holds
+
+
+@pytest.mark.parametrize(("norm", "steps"), [("frobenius", 650), ("max", 913)])
+def test_steps_on_the_star_convex_problem(norm: str, steps: int) -> None:
+    # The start that belongs to these numbers is not known; from this one they come back to a percent.
+    assert deterministic.check(problems.star(norm), np.array([1.615, 1.615]), 1e-3).measured == pytest.approx(
+        steps, rel=0.01
+    )
 
 
 def test_a_function_that_is_not_star_convex_is_found() -> None:

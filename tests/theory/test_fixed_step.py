@@ -53,6 +53,11 @@ def test_a_function_of_another_curvature_is_found(H0: float) -> None:
     assert (check.excess > 0.0) == (H0 > 1.0)
 
 
+def test_stronger_statements_fail() -> None:
+    assert not fixed_step.check_threshold(1.0, 1.0, 4.0, notch=1.01).holds
+    assert not fixed_step.check_steps(1.0, 1.0, 100.0, 1e-3, 0.5, notch=1.05).holds
+
+
 def test_a_step_size_above_the_threshold_needs_fewer_steps() -> None:
     assert fixed_step.check_steps(1.0, 1.0, 100.0, 1e-3, 0.5).holds
     assert not fixed_step.check_steps(1.0, 1.0, 100.0, 1e-3, 0.5, step_size=0.5).holds

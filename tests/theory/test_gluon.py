@@ -31,6 +31,12 @@ def test_constants_that_are_too_small_are_found() -> None:
     assert not gluon.check([(problem, start, 0.02 * L0, 0.2 * L1)], 0.5).holds
 
 
+def test_a_descent_1_32_times_as_strong_fails() -> None:
+    layers = [gluon.cosh_layer("max", np.array([[1.0]]))]
+    assert gluon.check(layers, 0.3, notch=1.28).holds
+    assert not gluon.check(layers, 0.3, notch=1.32).holds
+
+
 def test_a_layer_needs_an_l1() -> None:
     with pytest.raises(ValueError, match="at least one layer"):
         gluon.check([], 0.5)

@@ -35,3 +35,8 @@ def test_on_a_diagonal_matrix_the_sign_is_muons_step() -> None:
 def test_a_momentum_out_of_range(beta: float) -> None:
     with pytest.raises(ValueError, match="beta must"):
         nonconvergence.check(10, beta)
+
+
+def test_a_higher_floor_than_is_proved_is_not_there() -> None:
+    check = nonconvergence.check(5000)
+    assert 1.0 < check.ratio < 1.004

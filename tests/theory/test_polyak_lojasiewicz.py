@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +36,29 @@ def test_the_sharper_step_size_is_many_times_faster() -> None:
     problem, start = problems.cosh("frobenius", (2,)), np.array([4.0, 4.0])
     slow, fast = (polyak_lojasiewicz.check(problem, start, 1e-8, 1.0, sharp=sharp).measured for sharp in (False, True))
     assert (slow, fast) == (201, 9)
+
+
+def test_the_steps_of_the_specifications() -> None:
+    # The starts that belong to them are not known; from these they come back.
+    for start, steps in ((np.array([1.0, 1.7]), (86, 4)), (np.full(5, 2.5), (204, 10))):
+        problem = problems.cosh("frobenius", start.shape)
+        found = [polyak_lojasiewicz.check(problem, start, 1e-6, 1.0, sharp=sharp).measured for sharp in (False, True)]
+        assert found == list(steps)
+
+
+def test_the_printed_bound_is_negative_where_ours_is_not() -> None:
+    # (40 H1/mu) gap_0 + (20 H0/mu) ln(H0/(2 H1 eps)), at gap_0 = 0 and with all constants 1.
+    assert 20.0 * math.log(0.5) == pytest.approx(-13.86, abs=0.005)
+    problem = replace(problems.cosh("frobenius", (1,)), constants=Constants(1.0, 1.0))
+    x = np.array([1.4])
+    assert problem.value(x) > 1.0
+    assert polyak_lojasiewicz.check(problem, x, 1.0, 1.0).bound == pytest.approx(40.0 / 1.9 * problem.value(x))
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+def test_a_stronger_statement_fails(sharp: bool) -> None:
+    problem, x = problems.cosh("frobenius", (3,)), np.array([0.5, 1.0, -2.0])
+    assert not polyak_lojasiewicz.check(problem, x, 1e-3, 1.0, sharp=sharp, notch=1.02).holds
 
 
 def test_a_mu_that_is_too_large_is_found() -> None:

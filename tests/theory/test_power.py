@@ -36,6 +36,12 @@ def test_a_factor_that_is_too_large_is_found() -> None:
     assert not power.check(problem(1.0, (3,)), x, 20, c=4.0, three=False).holds
 
 
+def test_a_descent_1_4_times_as_strong_fails() -> None:
+    x = np.array([0.5, 1.0, -2.0])
+    assert power.check(problem(1.0, (3,)), x, 5, three=False, notch=1.3).holds
+    assert not power.check(problem(1.0, (3,)), x, 5, three=False, notch=1.4).holds
+
+
 def test_arguments_out_of_range() -> None:
     with pytest.raises(ValueError, match="steps must be at least 1"):
         power.check(problem(1.0, (1,)), np.ones(1), 0)

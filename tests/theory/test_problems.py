@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmgap.theory import Problem, problems
+from warmgap.theory import Problem, descend, problems
 
 MATRICES = ((2, 2), (3, 5))
 CURVED = [
@@ -163,3 +163,27 @@ def test_what_is_not_there_is_named() -> None:
         problems.barrier("max", (2,), power=3)
     with pytest.raises(ValueError, match="'frobenius' or 'max'"):
         problems.star("spectral")
+
+
+def test_the_sign_without_momentum_is_stuck_for_1500_steps() -> None:
+    # arXiv 2605.08980's example without momentum: the sum stays, until a tie in floating point frees it much later.
+    path = descend(problems.absolute(0.5), np.array([0.75, 0.5]), lambda it: (it.step + 1) ** -0.51, steps=1500)
+    assert path.gaps[-1] == pytest.approx(0.6250, abs=1e-4)
+    assert path.points.sum(axis=1) == pytest.approx(np.full(1501, 1.25))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_cone_and_the_wavy_problem(size: int) -> None:
+    for problem in (problems.huber(size), problems.wavy(size)):
+        for seed in range(20):
+            x, u = 3.0 * np.random.default_rng(seed).standard_normal((2, size))
+            slope = (problem.value(x + 1e-6 * u) - problem.value(x - 1e-6 * u)) / 2e-6
+            assert slope == pytest.approx(float(problem.gradient(x) @ u), rel=1e-5, abs=1e-6)
+            change = np.linalg.norm(problem.gradient(x) - problem.gradient(x + u))
+            assert change <= problem.constants.K0 * np.linalg.norm(u) * (1 + 1e-12)
+            assert problem.norm.norm(x) <= problem.radius(problem.value(x)) * (1 + 1e-12)
+            inner, square = float(problem.gradient(x) @ x), float((problem.gradient(x) ** 2).sum())
+            aims = 1.0 if "huber" in problem.name else 0.496
+            assert inner >= aims * problem.value(x) * (1 - 1e-12)
+            if "wavy" in problem.name:
+                assert square >= 2.0 * 0.1755 * problem.value(x)

@@ -35,8 +35,28 @@ def test_the_constants_written_out() -> None:
 
 def test_more_noise_than_assumed_is_found() -> None:
     problem = problems.quadratic("frobenius", (2, 2))
-    assert stochastic.check(problem, START, 0.05, 0.03, distance=1.0, seeds=2).holds
-    assert not stochastic.check(problem, START, 0.05, 0.03, distance=1.0, seeds=2, noise=300.0).holds
+    assert stochastic.check(problem, START, 0.05, 0.05, distance=1.0, seeds=1).holds
+    assert not stochastic.check(problem, START, 0.05, 0.05, distance=1.0, seeds=1, noise=0.06).holds
+
+
+def test_what_momentum_lags_is_within_a_tenth_of_its_bound() -> None:
+    problem = problems.quadratic("frobenius", (2, 2))
+    assert stochastic.check(problem, START, 0.05, 0.05, distance=1.0, seeds=1, drift_notch=1.05).holds
+    assert not stochastic.check(problem, START, 0.05, 0.05, distance=1.0, seeds=1, drift_notch=1.12).holds
+
+
+def test_a_descent_2_3_times_as_strong_fails_on_a_cone() -> None:
+    cone, start = problems.huber(2), np.array([3.0, -4.0])
+    assert stochastic.check(cone, start, 2.0, 0.1, distance=5.1, seeds=1).holds
+    assert not stochastic.check(cone, start, 2.0, 0.1, distance=5.1, seeds=1, notch=2.3).holds
+
+
+def test_the_steps_go_with_eps_to_the_power_minus_three() -> None:
+    problem, x = problems.quadratic("frobenius", (5,)), np.random.default_rng(0).standard_normal(5)
+    x *= 1.6 / np.linalg.norm(x)
+    hits = [stochastic.check(problem, x, eps, 0.5, distance=2.0, seeds=1).measured for eps in (0.4, 0.2)]
+    assert hits == pytest.approx([7100, 55076], rel=1e-3)
+    assert np.log2(hits[1] / hits[0]) == pytest.approx(2.955, abs=0.005)
 
 
 def test_a_distance_that_is_not_kept_to_is_found() -> None:

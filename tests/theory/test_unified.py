@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmgap.smoothness import TrajectoryChecker
+from warmgap.smoothness import UnifiedCheck
 from warmgap.theory import descend, problems, unified
 
 
@@ -39,14 +39,19 @@ def test_the_bound_written_out() -> None:
 def test_the_c2_that_a_trajectory_shows_is_the_one_that_holds() -> None:
     problem, start, c1 = problems.saturated(), np.array([2.0]), 0.5
     path = descend(problem, start, lambda _: c1 / 4.0, steps=300, direction=lambda it: -it.gradient)
-    checker = TrajectoryChecker()
-    for x in path.points:
-        checker.record(x, problem.gradient(x), problem.value(x))
-    seen = checker.finalize(np.zeros(1), lambda x, _: problem.value(x))
+    seen = UnifiedCheck.of([float(problem.gradient(x) @ x) for x in path.points], path.gaps)
     assert 0.0 < seen.outliers(c1) < 1.0
     assert unified.check(problem, start, 300, c1, seen.c2(c1)).holds
     assert not unified.check(problem, start, 300, c1).holds
     assert seen.largest_c1 < c1
+
+
+def test_a_stronger_statement_fails() -> None:
+    quadratic, start = problems.quadratic("frobenius", (3,)), np.array([0.5, 1.0, -2.0])
+    assert not unified.check(quadratic, start, 50, 2.0, share=0.5, notch=1.01).holds
+    # c2 of the first point is .5 P - <g, x> = .344; with small steps a tenth less is missed.
+    assert unified.check(problems.saturated(), np.array([2.0]), 500, 0.5, 0.345, share=0.1).holds
+    assert not unified.check(problems.saturated(), np.array([2.0]), 500, 0.5, 0.31, share=0.1).holds
 
 
 def test_a_c1_that_is_too_large_is_found() -> None:

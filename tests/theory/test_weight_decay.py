@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmgap.theory import Constants, problems, weight_decay
+from warmgap.theory import Constants, Problem, descend, problems, weight_decay
 
 MATRIX = np.array([[1.0, -0.5, 0.3], [0.2, 0.8, -1.1]])
 
@@ -36,6 +36,41 @@ def test_it_is_twice_the_distance_and_half_the_step() -> None:
     problem = problems.cosh("max", (2, 3))
     check = weight_decay.check(problem, MATRIX, 0.1, 0.5)
     assert check.bound == problem.constants.steps(problem.value(MATRIX), 0.1, 4.0)
+
+
+BORDER = np.array([0.6, -0.8])
+CONE = problems.shifted(problems.huber(2), -10.0 * BORDER)
+BOWL = problems.shifted(problems.quadratic("frobenius", (2,)), -BORDER)
+
+
+def test_a_descent_2_06_times_as_strong_fails_on_a_cone() -> None:
+    assert weight_decay.check(CONE, 10.0 * BORDER, 1.0, 0.1, notch=2.04).holds
+    assert not weight_decay.check(CONE, 10.0 * BORDER, 1.0, 0.1, notch=2.06).holds
+
+
+def test_the_largest_step_goes_half_of_the_way_and_no_further() -> None:
+    path = descend(BOWL, BORDER, lambda it: 0.25 * it.gap / BOWL.constants(it.gap), steps=1, weight_decay=1.0)
+    assert path.step_sizes[0] == pytest.approx(0.5)
+    assert weight_decay.check(BOWL, BORDER, 5e-2, 1.0).holds
+    # Constants a little too small, and it goes further: nothing else sees that.
+    assert not weight_decay.check(BOWL.shrunk(1.01), BORDER, 5e-2, 1.0).holds
+
+
+@pytest.mark.parametrize(
+    ("problem", "steps"),
+    [
+        (problems.quadratic("frobenius", (6,)), 234),
+        (problems.cosh("frobenius", (6,)), 240),
+        (problems.cosh("max", (6,)), 1360),
+        (problems.star("max"), 2278),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_steps_from_the_border_of_the_ball(problem: Problem, steps: int) -> None:
+    # Specifications: 374 to 4927 over problems and starts that are not given.
+    x = np.random.default_rng(0).standard_normal((4, 4)).ravel()[: 2 if "star" in problem.name else 6]
+    x *= 1.5 / problem.norm.norm(x)
+    assert weight_decay.check(problem, x, 1e-3, 0.999999 / 1.5).measured == steps
 
 
 def test_constants_that_are_too_small_are_found() -> None:

@@ -221,14 +221,14 @@ def test_promise_7_only_the_first_step_waits_for_its_own_loss(read: list[int]) -
 class OnDevice(Tensor):
     """A tensor that says it is on an accelerator, whose value nobody may read."""
 
-    device = torch.device("cuda")  # type: ignore[assignment]
+    device = torch.device("cuda")
     reads = 0
 
     def item(self) -> Any:
         OnDevice.reads += 1
         return super().item()
 
-    __float__ = __bool__ = tolist = item  # type: ignore[assignment]
+    __float__ = __bool__ = tolist = item
 
 
 class HostReads(TorchDispatchMode):
@@ -551,7 +551,7 @@ def test_promise_1_the_size_of_the_first_step_is_evidence_and_holds_it() -> None
     assert scheduler.factor == scheduler.optimizer.param_groups[0]["lr"] == scheduler.cap.limit
     assert [event.reason for event in scheduler.events] == [
         "step size known",
-        "step too large: hidden matrices held by the spectral cap",
+        "step too large: held by the spectral cap",
     ]
 
 

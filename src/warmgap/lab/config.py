@@ -1,117 +1,203 @@
-"""The settings of a training run: what may be asked for, and the one clear sentence where it may not."""
+"""The settings of a training run: what may be asked for, and the one clear sentence where it may not.
+
+The classes below are the groups of `warmgap train --help`; `TrainConfig` is all of them together.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from warmgap.decay import NAMES as DECAYS
-from warmgap.lab.corpus import BYTES
-from warmgap.lab.digits import MODEL as MLP
-from warmgap.lab.digits import NAME as DIGITS
+from tyro.conf import arg
+
+from warmgap.lab.corpus import BYTES, NAMES, TRAINED
 from warmgap.lab.errors import UserError
-from warmgap.lab.model import SIZES
+from warmgap.lab.methods import DECAYS, EXAMPLES, RULES, WITH_TARGET, Method
+from warmgap.lab.model import DIGITS, IMAGE_MODELS, SIZES, size_of
 from warmgap.lab.optimizers import OPTIMIZERS
-from warmgap.lab.options import option
-from warmgap.lab.record import final_weights
-
-LATE = "auto-late"
-"""The default, shown each loss after the optimizer's step: its first step is made at the floor."""
-
-RULES = ("auto", LATE, "gap", "loss-ratio", "power", "linear:STEPS", "none", "published")
-"""The warm-up rules by name; `linear:40` is a linear warm-up of 40 steps, `none` starts at the peak."""
 
 PRECISIONS = ("fp32", "bf16")
 
-_ASIDE = ("output", "resume", "threads", "save_every")
-"""Settings that say where and how to run and change no number of the run."""
 
-_OPTIONAL = ("start_from", "averaging")
-"""Settings that a run has only where they are given."""
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """What sets the learning rate."""
 
-_AVERAGES = ("auto", LATE, "gap", "loss-ratio", "power")
-"""The rules that average the losses."""
+    method: Annotated[
+        str, arg(aliases=("--rule",), help=f"A rule ({', '.join(RULES)}) or a schedule by step count: {EXAMPLES}.")
+    ] = "auto"
+    steps: Annotated[int, arg(help="Optimizer steps in the whole run.")] = 600
+    lr: Annotated[float | None, arg(help="Peak learning rate (None: the optimizer's tuned one).")] = None
+    decay: Annotated[str, arg(help=f"Decay at the end: {', '.join(DECAYS)}.")] = "cosine"
+    floor: Annotated[float, arg(help="Starting / peak learning rate, for rules that have one.")] = 0.01
+    target_loss: Annotated[
+        float | None, arg(help=f"Loss taken as optimal, for {', '.join(WITH_TARGET)} (None: estimated).")
+    ] = None
+    sigma: Annotated[float | None, arg(help="Curvature scale of the gap rule (the paper's sigma_F).")] = None
+    level: Annotated[float | None, arg(help="Loss at which loss-ratio ends its warm-up (the paper's C).")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """The optimizer."""
+
+    optimizer: Annotated[str, arg(help=f"One of {', '.join(OPTIMIZERS)}.")] = "muon"
+    betas: Annotated[
+        tuple[float, float] | None, arg(help="Betas of Lion and AdamW, also of Muon's AdamW half (None: usual ones).")
+    ] = None
+    momentum: Annotated[float | None, arg(help="Momentum of the others (None: the optimizer's usual one).")] = None
+    second_lr: Annotated[float | None, arg(help="Peak rate of what Muon leaves to AdamW (None: the same as --lr).")] = (
+        None
+    )
+    weight_decay: Annotated[float, arg(help="Decoupled weight decay.")] = 0.1
+    clip: Annotated[float, arg(help="Largest gradient norm, 0 for no clipping.")] = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What is learned."""
+
+    corpus: Annotated[str, arg(help="; ".join(f"{name}: {text}" for name, text in NAMES.items()))] = "wiki"
+    model: Annotated[
+        str, arg(help=f"{', '.join(SIZES)} or layers x width (6x512) learn texts, {', '.join(IMAGE_MODELS)} digits.")
+    ] = "tiny"
+    tokenizer: Annotated[str, arg(help="trained (on the corpus), a tokenizer.json, or a name on the hub: gpt2.")] = (
+        TRAINED
+    )
+    vocab_size: Annotated[
+        int | None, arg(help=f"Tokens in the vocabulary, {BYTES} for plain bytes (None: the model's usual number).")
+    ] = None
+    sequence_length: Annotated[int | None, arg(help="Tokens in a sequence (None: the model's usual number).")] = None
+    tied: Annotated[bool | None, arg(help="One matrix for input and output embeddings (None: the model's).")] = None
+    batch_size: Annotated[int, arg(help="Sequences or images a step, over all processes and micro-batches.")] = 32
+    accumulation: Annotated[int, arg(help="Micro-batches a step.")] = 1
+    corpus_megabytes: Annotated[float, arg(help="Megabytes of text to read of a streamed dataset.")] = 100.0
+    seed: Annotated[int, arg(help="Seed of the weights and of the order of the data.")] = 0
+    start_from: Annotated[Path | None, arg(help="Folder of a finished run: start from its weights.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How it is run."""
+
+    precision: Annotated[str, arg(help="Arithmetic of forward and backward: fp32 or bf16.")] = "fp32"
+    eval_every: Annotated[int, arg(help="Steps between evaluations, 0 for one at the end.")] = 100
+    eval_tokens: Annotated[int, arg(help="Validation tokens or images an evaluation reads.")] = 65_536
+    save_every: Annotated[int, arg(help="Steps between checkpoints, 0 for none but at an interruption.")] = 200
+    threads: Annotated[int | None, arg(help="CPU threads a process may use (None: the machine's).")] = None
+
+
+GROUPS = (ScheduleSettings, OptimizerSettings, DataSettings, RunSettings)
+
+_ASIDE = ("threads", "save_every")
+"""Settings that say how to run and change no number of the run."""
 
 _OF_TEXTS = ("vocab_size", "sequence_length", "tied")
-"""Settings that only a language model has."""
+
+_LOWEST = {
+    "steps": 2, "batch_size": 1, "accumulation": 1, "sequence_length": 1, "vocab_size": BYTES, "seed": 0,
+    "eval_every": 0, "eval_tokens": 1, "save_every": 0, "threads": 1,
+}  # fmt: skip
+
+_RANGES = {
+    "lr": "above 0", "second_lr": "above 0", "sigma": "above 0", "level": "above 0", "corpus_megabytes": "above 0",
+    "weight_decay": "at least 0", "clip": "at least 0", "target_loss": "",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run.
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings):
+    """One training run. Fields left at None are filled in by `resolve`, which also checks all of them."""
 
-    The fields left at None are filled in by `resolve`, which also checks all of them.
-    """
-
-    corpus: str = option("wiki", "wiki, stdlib, a text file or folder, hf:owner/name[:config], or digits")
-    model: str = option("tiny", "size of the language model, or mlp for digits", choices=(*SIZES, MLP))
-    start_from: Path | None = option(None, "folder of a finished run: start from its weights")  # noqa: RUF009
-    optimizer: str = option("muon", "optimizer", choices=tuple(OPTIMIZERS))
-    lr: float | None = option(None, "peak learning rate (default: the optimizer's tuned one)")
-    steps: int = option(600, "optimizer steps in the whole run")
-    rule: str = option("auto", f"warm-up rule: {', '.join(RULES)}")
-    target_loss: float | None = option(None, "loss taken as optimal (default: estimated while training)")
-    floor: float = option(0.01, "learning rate at the start / peak learning rate, in (0, 1)")
-    averaging: float | None = option(None, "share of the loss average kept at each step (default: the rule's)")
-    decay: str = option("cosine", "decay after warm-up", choices=tuple(DECAYS))
-    batch_size: int = option(32, "sequences or images in an optimizer step, over all processes and micro-batches")
-    accumulation: int = option(1, "micro-batches in an optimizer step")
-    sequence_length: int | None = option(None, "tokens in a sequence (default: the model's)")
-    vocab_size: int | None = option(None, f"tokens in the vocabulary, {BYTES} for plain bytes (default: the model's)")
-    corpus_megabytes: float = option(100.0, "megabytes of text to read of a streamed dataset")
-    tied: bool | None = option(None, "one matrix for input and output embeddings (default: the model's)")
-    weight_decay: float = option(0.1, "decoupled weight decay")
-    clip: float = option(0.5, "largest gradient norm, 0 for no clipping")
-    precision: str = option("fp32", "arithmetic of forward and backward", choices=PRECISIONS)
-    seed: int = option(0, "seed of the weights and of the order of the data")
-    eval_every: int = option(100, "steps between evaluations, 0 for one at the end")
-    eval_tokens: int = option(65_536, "validation tokens or images an evaluation reads")
-    save_every: int = option(200, "steps between checkpoints, 0 for none but at an interruption")
-    threads: int | None = option(None, "CPU threads a process may use (default: the machine's)")
-    output: Path | None = option(None, "folder of the run (default: runs/MODEL-OPTIMIZER-RULE-SEED)")  # noqa: RUF009
-    resume: bool = option(default=False, text="go on from the folder's last checkpoint")
-
-    def resolve(self) -> "TrainConfig":
+    def resolve(self) -> TrainConfig:
         """The same settings, checked, with the model's and the optimizer's own where a field was None.
 
         Raises:
             UserError: A setting that is not allowed; the sentence says which are.
         """
-        for field in dataclasses.fields(self):
-            choices = field.metadata["choices"]
-            value = getattr(self, field.name)
-            if choices and value not in choices:
-                raise UserError(
-                    f"Unknown {field.name.replace('_', ' ')} {value!r}: choose one of {', '.join(choices)}."
-                )
-        if (self.corpus == DIGITS) != (self.model == MLP):
+        known = {"optimizer": (*OPTIMIZERS,), "decay": DECAYS, "precision": PRECISIONS}
+        for name, choices in known.items():
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"Unknown {name} {value!r}: choose one of {', '.join(choices)}.")
+        size = size_of(self.model)
+        if size is None and self.model not in IMAGE_MODELS:
+            names = ", ".join((*SIZES, *IMAGE_MODELS))
+            raise UserError(f"Unknown model {self.model!r}: choose one of {names}, or layers x width such as 6x512.")
+        if (self.corpus == DIGITS) != (self.model in IMAGE_MODELS):
             raise UserError(
                 f"The model {self.model} does not learn from the corpus {self.corpus}: the corpus {DIGITS} and the "
-                f"model {MLP} go together, and the other models learn from texts."
+                f"models {', '.join(IMAGE_MODELS)} go together, and the other models learn from texts."
             )
-        full = dataclasses.replace(self, lr=OPTIMIZERS[self.optimizer].lr if self.lr is None else self.lr)
-        if self.model == MLP:
-            for name in _OF_TEXTS:
-                if getattr(self, name) is not None:
-                    raise UserError(f"The model {MLP} has no {_spoken(name)[4:]}: leave {_flag(name)} out.")
-        else:
-            size = SIZES[self.model]
-            usual = {name: getattr(size, name) for name in _OF_TEXTS if getattr(self, name) is None}
-            full = dataclasses.replace(full, **usual)
-        full._check_numbers()
-        full._check_rule()
-        return full
+        self._check_numbers()
+        method = Method.parse(self.method).with_options(sigma=self.sigma, level=self.level)
+        method.check(self.steps)
+        if self.target_loss is not None and method.rule not in WITH_TARGET:
+            raise UserError(f"The method {method} has no use for a target loss: leave --target-loss out.")
+        if method.rule == "published" and self.target_loss is None:
+            raise UserError("The published rule takes its target loss by hand: give --target-loss.")
+        chosen = OPTIMIZERS[self.optimizer]
+        for name in ("betas", "momentum", "second_lr"):
+            if getattr(self, name) is not None and name not in chosen.settings:
+                raise UserError(f"The optimizer {self.optimizer} has no {name}: leave {_flag(name)} out.")
+        full: dict[str, Any] = {"method": str(method), "sigma": None, "level": None}
+        full["lr"] = chosen.lr if self.lr is None else self.lr
+        for name in _OF_TEXTS:
+            if size is not None and getattr(self, name) is None:
+                full[name] = getattr(size, name)
+            elif size is None and getattr(self, name) is not None:
+                raise UserError(f"The model {self.model} has no {name.replace('_', ' ')}: leave {_flag(name)} out.")
+        return dataclasses.replace(self, **full)
 
-    def fingerprint(self) -> str:
-        """A hash of every setting that decides the numbers of the run; 16 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.numbers(), sort_keys=True).encode()).hexdigest()[:16]
+    def _check_numbers(self) -> None:
+        for name, low in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+                raise UserError(f"{_spoken(name)} must be a whole number of at least {low}, got {value!r}.")
+        for name, bound in _RANGES.items():
+            value = getattr(self, name)
+            above = value is None or (
+                math.isfinite(value) and (not bound or value > 0 or (value == 0 and "least" in bound))
+            )
+            if not above:
+                raise UserError(f"{_spoken(name)} must be a finite number{bound and ' '}{bound}, got {value!r}.")
+        if not 0.0 < self.floor < 1.0:
+            raise UserError(f"The floor is starting / peak learning rate, between 0 and 1, got {self.floor!r}.")
+        for name in ("momentum", "betas"):
+            values = getattr(self, name)
+            if values is not None and not all(
+                0.0 <= value < 1.0 for value in (values if name == "betas" else [values])
+            ):
+                raise UserError(f"{_spoken(name)} must lie in [0, 1), got {values!r}.")
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"The batch size must be a multiple of the accumulation, got {self.batch_size} and {self.accumulation}."
+            )
+
+    def ignored(self) -> list[str]:
+        """A sentence on each setting that was given and changes nothing here."""
+        method = Method.parse(self.method)
+        asked = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default}
+        idle = {
+            "floor": not method.adaptive and f"{method} starts where its shape says",
+            "decay": method.decay is not None and f"{method} names its own decay",
+            "corpus_megabytes": not self.corpus.startswith("hf:") and "only streamed datasets (hf:) are cut",
+            "tokenizer": self.corpus == DIGITS and "images have no tokens",
+            "vocab_size": self.tokenizer != TRAINED
+            and size_of(self.model) is not None
+            and (self.vocab_size or BYTES) <= BYTES
+            and "the tokenizer has its own vocabulary",
+        }
+        return [f"{_flag(name)} changes nothing: {why}." for name, why in idle.items() if why and name in asked]
 
     def numbers(self) -> dict[str, Any]:
-        """The settings that decide the numbers of the run, resolved, as plain values.
+        """The settings that decide the numbers of the run, resolved, as plain values; those that are None left out.
 
         Instead of the folder to start from there is a hash of its weights.
 
@@ -119,89 +205,54 @@ class TrainConfig:
             UserError: As `resolve` does, or there are no weights to start from.
         """
         full = self.resolve()
-        found = {
-            field.name: value
-            for field in dataclasses.fields(full)
-            if field.name not in _ASIDE
-            and ((value := getattr(full, field.name)) is not None or field.name not in _OPTIONAL)
-        }
+        found = {name: value for name, value in vars(full).items() if name not in _ASIDE and value is not None}
+        if full.betas is not None:
+            found["betas"] = list(full.betas)
         if full.start_from is not None:
+            from warmgap.lab.checkpoints import final_weights
+
             found["start_from"] = hashlib.sha256(final_weights(full.start_from).read_bytes()).hexdigest()[:16]
         return found
 
-    def command(self) -> str:
-        """The command line that makes this run."""
-        words = ["warmgap", "train"]
+    def fingerprint(self) -> str:
+        """A hash of every setting that decides the numbers of the run; 16 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.numbers(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def words(self) -> list[str]:
+        """The settings that differ from the defaults, as words of a command line."""
+        found: list[str] = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value != field.default and field.name != "resume":
-                flag = _flag(field.name)
-                words += [flag if value else "--no-" + flag[2:]] if isinstance(value, bool) else [flag, str(value)]
-        return shlex.join(words)
+            if value != field.default:
+                found += [_flag(field.name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+        return found
 
-    def linear_steps(self) -> int | None:
-        """Length of a warm-up set by hand, in steps; None where the rule is another one."""
-        if self.rule == "none":
-            return 0
-        kind, separator, steps = self.rule.partition(":")
-        if kind != "linear" or not separator or not steps.isascii() or not steps.isdigit():
-            return None
-        return int(steps)
+    def command(self, output: Path | None = None) -> str:
+        """The command line that makes this run."""
+        return shlex.join(["warmgap", "train", *self.words(), *(["--output", str(output)] if output else [])])
 
-    def _check_numbers(self) -> None:
-        for name, low in _LOWEST.items():
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-                raise UserError(f"{_spoken(name)} must be a whole number of at least {low}, got {value!r}.")
-        for name in ("lr", "corpus_megabytes"):
-            self._check_float(name, above=0.0)
-        for name in ("weight_decay", "clip"):
-            self._check_float(name, at_least=0.0)
-        if not 0.0 < self.floor < 1.0:
-            raise UserError(
-                f"The floor must lie between 0 and 1 (it is starting / peak learning rate), got {self.floor!r}."
-            )
-        if self.target_loss is not None and not math.isfinite(self.target_loss):
-            raise UserError(f"The target loss must be a finite number, got {self.target_loss!r}.")
-        if self.averaging is not None and not 0.0 <= self.averaging < 1.0:
-            raise UserError(f"The averaging must lie in [0, 1) (0 is none at all), got {self.averaging!r}.")
-        if self.batch_size % self.accumulation:
-            raise UserError(
-                f"The batch size must be a multiple of the accumulation, got {self.batch_size} and {self.accumulation}."
-            )
-
-    def _check_float(self, name: str, *, above: float = -math.inf, at_least: float = -math.inf) -> None:
-        value = getattr(self, name)
-        if not (math.isfinite(value) and value > above and value >= at_least):
-            bound = "above 0" if above == 0.0 else "at least 0"
-            raise UserError(f"{_spoken(name)} must be a finite number {bound}, got {value!r}.")
-
-    def _check_rule(self) -> None:
-        steps = self.linear_steps()
-        if steps is None and self.rule not in (*_AVERAGES, "published"):
-            raise UserError(f"Unknown rule {self.rule!r}: choose one of {', '.join(RULES)} (such as linear:40).")
-        if steps is not None and steps >= self.steps:
-            raise UserError(f"A warm-up of {steps} steps does not end within a run of {self.steps} steps: shorten it.")
-        if self.rule == "published" and self.target_loss is None:
-            raise UserError("The published rule takes its target loss by hand: give --target-loss.")
-        if self.target_loss is not None and (steps is not None or self.rule == "loss-ratio"):
-            raise UserError(f"The rule {self.rule!r} has no use for a target loss: leave --target-loss out.")
-        if self.averaging is not None and self.rule not in _AVERAGES:
-            raise UserError(f"The rule {self.rule!r} does not average the losses: leave --averaging out.")
+    @property
+    def name(self) -> str:
+        """A short name for a folder: what is trained how, with which seed."""
+        method = "".join(sign if sign.isalnum() or sign in ".-" else "-" for sign in self.method).strip("-")
+        return f"{self.model}-{self.optimizer}-{method}-seed{self.seed}"
 
 
-_LOWEST = {
-    "steps": 2,
-    "batch_size": 1,
-    "accumulation": 1,
-    "sequence_length": 1,
-    "vocab_size": BYTES,
-    "seed": 0,
-    "eval_every": 0,
-    "eval_tokens": 1,
-    "save_every": 0,
-    "threads": 1,
-}
+def from_plain(settings: Mapping[str, Any]) -> TrainConfig:
+    """A configuration from plain values, as a recipe or a database holds them.
+
+    Raises:
+        UserError: A setting that does not exist.
+    """
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    if unknown := sorted(settings.keys() - names):
+        raise UserError(f"There is no setting {unknown[0]!r}: the settings are {', '.join(sorted(names))}.")
+    given = dict(settings)
+    if given.get("betas") is not None:
+        given["betas"] = tuple(given["betas"])
+    if given.get("start_from") is not None:
+        given["start_from"] = Path(given["start_from"])
+    return TrainConfig(**given)
 
 
 def _flag(name: str) -> str:

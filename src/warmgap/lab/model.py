@@ -1,4 +1,4 @@
-"""LLaMA models by name, and an MLP, with random weights from a seed; nothing is downloaded."""
+"""LLaMA models by name, and two small models of images, with random weights from a seed; nothing is downloaded."""
 
 import itertools
 from dataclasses import dataclass
@@ -49,15 +49,26 @@ SIZES = {
 """Sizes by name. `124m` and `210m` are the two of arXiv 2602.05813's experiments."""
 
 
-def sizes_table() -> str:
-    """The sizes as lines of text, for `--help`."""
-    lines = [f"  {'name':<8}{'parameters':>12}{'layers':>8}{'width':>7}{'vocabulary':>12}{'sequence':>10}"]
-    lines += [
-        "  "
-        f"{name:<8}{size.parameters():>12,}{size.layers:>8}{size.width:>7}{size.vocab_size:>12,}{size.sequence_length:>10}"
-        for name, size in SIZES.items()
-    ]
-    return "\n".join(lines)
+def size_of(name: str) -> Size | None:
+    """The shape of a LLaMA by its name in `SIZES`, or by layers x width such as `6x512`; None for no such name.
+
+    One by layers and width has heads of 64 (32 below a width of 128) and a feed-forward network 8/3 as wide.
+    """
+    if name in SIZES:
+        return SIZES[name]
+    layers, cross, width = name.partition("x")
+    if not (cross and layers.isdecimal() and width.isdecimal() and int(layers) and int(width) and int(width) % 32 == 0):
+        return None
+    wide = int(width)
+    heads = wide // (32 if wide < 128 or wide % 64 else 64)
+    return Size(int(layers), wide, round(wide * 8 / 3 / 8) * 8, heads, tied=False, vocab_size=4096, sequence_length=128)
+
+
+DIGITS = "digits"
+"""The corpus of images."""
+
+IMAGE_MODELS = ("mlp", "convnet")
+"""The models that learn it."""
 
 
 def build_model(name: str, *, vocab_size: int, sequence_length: int, tied: bool, seed: int) -> "LlamaForCausalLM":
@@ -66,7 +77,7 @@ def build_model(name: str, *, vocab_size: int, sequence_length: int, tied: bool,
     The global random state is left as it was.
 
     Args:
-        name: A key of `SIZES`.
+        name: A name that `size_of` knows.
         vocab_size: Number of tokens.
         sequence_length: Longest sequence, in tokens.
         tied: Whether input and output embeddings are one matrix.
@@ -75,7 +86,9 @@ def build_model(name: str, *, vocab_size: int, sequence_length: int, tied: bool,
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    size = SIZES[name]
+    size = size_of(name)
+    if size is None:
+        raise ValueError(f"model must be one of {', '.join(SIZES)} or layers x width such as 6x512, got {name!r}")
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=size.width,
@@ -94,21 +107,24 @@ def build_model(name: str, *, vocab_size: int, sequence_length: int, tied: bool,
         return LlamaForCausalLM(config)
 
 
-def build_mlp(inputs: int, outputs: int, *, seed: int) -> "nn.Module":
-    """Three hidden layers of 128 with ReLU between, a function of the arguments alone.
+def build_image_model(name: str, *, seed: int) -> "nn.Module":
+    """A model of the digits, from 64 pixels to 10 classes, a function of the arguments alone.
 
-    The global random state is left as it was.
+    `mlp` has three hidden layers of 128, `convnet` three convolutions of 32 channels; ReLU between.
 
     Args:
-        inputs: Numbers that an example consists of.
-        outputs: Classes.
-        seed: Seed of the weights.
+        name: One of `IMAGE_MODELS`.
+        seed: Seed of the weights. The global random state is left as it was.
     """
     import torch
     from torch import nn
 
-    widths = (inputs, 128, 128, 128, outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
-    return nn.Sequential(*(module for layer in layers[:-1] for module in (layer, nn.ReLU())), layers[-1])
+        if name == "mlp":
+            widths = (64, 128, 128, 128, 10)
+            layers = [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
+            return nn.Sequential(*(module for layer in layers[:-1] for module in (layer, nn.ReLU())), layers[-1])
+        convolutions = [nn.Conv2d(before, 32, 3, padding=1) for before in (1, 32, 32)]
+        body = [module for layer in convolutions for module in (layer, nn.ReLU())]
+        return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), *body, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 10))

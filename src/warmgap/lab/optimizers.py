@@ -1,5 +1,7 @@
 """The lab's optimizers by name, each with the peak learning rate tuned for it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
 
 # Everything heavy is imported inside functions: the names alone are wanted without loading PyTorch.
 
-Build = Callable[["nn.Module", float, float], "list[Optimizer]"]
+Make = Callable[..., "list[Optimizer]"]
 
 
 @dataclass(frozen=True)
@@ -19,59 +21,74 @@ class Choice:
 
     Attributes:
         lr: Peak learning rate, the best of a grid of factors 2 to 3 in runs of 200 to 400 steps of `tiny` on `wiki`.
-        build: Makes it for a whole model, of the model, the peak learning rate and the weight decay: one optimizer, or
-            several that share the parameters out among them, the one whose norm counts first.
+        make: Makes it of parameter groups, peak rate, weight decay and settings: one optimizer, or several that share
+            the parameters out among them, the one whose norm counts first.
+        settings: What may be set besides, of `betas`, `momentum` and `second_lr`, with its name there.
     """
 
     lr: float
-    build: Build
+    make: Make
+    settings: dict[str, str]
+
+    def build(self, model: nn.Module, lr: float, weight_decay: float, **settings: Any) -> list[Optimizer]:
+        """Make it for a whole model; settings that are None stay at the optimizer's own."""
+        from warmgap.torch import split_parameters
+
+        given = {self.settings[name]: value for name, value in settings.items() if value is not None}
+        return self.make(split_parameters(model), lr=lr, weight_decay=weight_decay, **given)
 
 
-def _own(kind: str, *, split: bool = False) -> Build:
-    """One of `warmgap.torch`; `split` where it treats parameters by their part in the model."""
-
-    def build(model: "nn.Module", lr: float, weight_decay: float) -> "list[Optimizer]":
+def _own(kind: str) -> Make:
+    def make(groups: Any, **settings: Any) -> list[Optimizer]:
         from warmgap import torch
 
-        parameters = torch.split_parameters(model) if split else model.parameters()
-        return [getattr(torch, kind)(parameters, lr=lr, weight_decay=weight_decay)]
+        return [getattr(torch, kind)(groups, **settings)]
 
-    return build
+    return make
 
 
-def _torch_muon(model: "nn.Module", lr: float, weight_decay: float) -> "list[Optimizer]":
-    """PyTorch's Muon for the hidden matrices and its AdamW for the rest, both at one rate.
+def _adamw(groups: Any, **settings: Any) -> list[Optimizer]:
+    import torch
 
-    `match_rms_adamw` scales Muon's steps to the size of AdamW's for this very purpose: arXiv 2502.16982, section 2.2.
+    return [torch.optim.AdamW(groups, **({"betas": (0.9, 0.95)} | settings))]
+
+
+def _torch_muon(
+    groups: Any, *, lr: float, weight_decay: float, second_lr: float | None = None, **settings: Any
+) -> list[Optimizer]:
+    """PyTorch's Muon for the hidden matrices and its AdamW for the rest.
+
+    `match_rms_adamw` scales Muon's steps to the size of AdamW's, so that both go at one rate: arXiv 2502.16982,
+    section 2.2.
     """
     import torch
 
-    from warmgap.torch import split_parameters
-
-    matrices: list[dict[str, Any]] = []
-    others: list[dict[str, Any]] = []
-    for group in split_parameters(model):
-        (matrices if group["kind"] == "matrix" else others).append(group)
+    matrices = [group for group in groups if group["kind"] == "matrix"]
+    others = [group for group in groups if group["kind"] != "matrix"]
+    betas = settings.pop("betas", (0.9, 0.95))
     return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay),
+        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw", **settings),
+        torch.optim.AdamW(others, lr=second_lr or lr, betas=betas, weight_decay=weight_decay),
     ]
 
 
-def _lion_pytorch(model: "nn.Module", lr: float, weight_decay: float) -> "list[Optimizer]":
-    """The Lion of the package lion-pytorch."""
+def _lion_pytorch(groups: Any, **settings: Any) -> list[Optimizer]:
     from lion_pytorch import Lion
 
-    return [Lion(model.parameters(), lr=lr, weight_decay=weight_decay)]
+    return [Lion(groups, **settings)]
 
+
+_BETAS = {"betas": "betas"}
+_MOMENTUM = {"momentum": "momentum"}
 
 OPTIMIZERS = {
-    "muon": Choice(2e-2, _own("Muon", split=True)),
-    "lion": Choice(1e-3, _own("Lion")),
-    "signum": Choice(3e-3, _own("Signum")),
-    "normalized-sgd": Choice(1e-1, _own("NormalizedSGD")),
-    "scion": Choice(1e-3, _own("Scion", split=True)),
-    "gluon": Choice(1e-3, _own("Gluon", split=True)),
-    "torch-muon": Choice(1e-2, _torch_muon),
-    "lion-pytorch": Choice(1e-3, _lion_pytorch),
+    "muon": Choice(2e-2, _own("Muon"), {"betas": "second_betas", "second_lr": "second_lr", **_MOMENTUM}),
+    "lion": Choice(1e-3, _own("Lion"), _BETAS),
+    "signum": Choice(3e-3, _own("Signum"), _MOMENTUM),
+    "normalized-sgd": Choice(1e-1, _own("NormalizedSGD"), _MOMENTUM),
+    "scion": Choice(1e-3, _own("Scion"), _MOMENTUM),
+    "gluon": Choice(1e-3, _own("Gluon"), _MOMENTUM),
+    "adamw": Choice(3e-3, _adamw, _BETAS),
+    "torch-muon": Choice(1e-2, _torch_muon, {**_BETAS, **_MOMENTUM, "second_lr": "second_lr"}),
+    "lion-pytorch": Choice(1e-3, _lion_pytorch, _BETAS),
 }

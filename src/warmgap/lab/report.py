@@ -1,262 +1,311 @@
-"""The report on a folder of runs: a self-contained HTML page, the pictures as PNGs, the table as JSON and Markdown."""
+"""One page for runs, sweeps and benches: interactive pictures, tables, every run with its settings; works offline."""
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from warmgap.lab import figures
+import numpy as np
+
+from warmgap.lab import scores
 from warmgap.lab.errors import UserError
-from warmgap.lab.page import as_png, html_figure, html_page
-from warmgap.lab.smoothness import RECORDS_FILE, read_trajectories, sections
-from warmgap.lab.stats import CONFIDENCE
-from warmgap.lab.sweep import SWEEP_FILE, load_sweeps
-from warmgap.lab.table import HEADINGS, Method, Run, Workload, as_plain, as_rows, format_spread, load_runs, tabulate
+from warmgap.lab.results import Trial, label_of
+from warmgap.lab.scores import Cell
+from warmgap.lab.store import Store
 
-if TYPE_CHECKING:
-    from rich.console import Console
+_DRAW = """
+function ink() { return getComputedStyle(document.body).getPropertyValue("--ink").trim(); }
+function line() { return getComputedStyle(document.body).getPropertyValue("--line").trim(); }
+function look(layout) {
+  var change = {"font.color": ink(), "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"};
+  Object.keys(layout).filter(k => /^[xy]axis/.test(k)).forEach(k => {
+    change[k + ".gridcolor"] = line(); change[k + ".linecolor"] = line(); change[k + ".zerolinecolor"] = line(); });
+  return change;
+}
+function draw(id, figure) {
+  var node = document.getElementById(id);
+  var options = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"]};
+  Plotly.newPlot(node, figure.data, figure.layout, options).then(() => Plotly.relayout(node, look(figure.layout)));
+}
+function redraw() {
+  document.querySelectorAll(".plot").forEach(n => { if (n.layout) Plotly.relayout(n, look(n.layout)); });
+}
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(n => Plotly.Plots.resize(n)));
+"""
 
-_TERMINAL = ("warm-up", "steps", "final loss", "difference", "verdict")
-"""The columns that fit a terminal; the sentences below it say the rest."""
-
-CRITERION = (
-    "Verdict: the adaptive rule's final loss minus that of the best hand-tuned warm-up, seed by seed (same weights and "
-    f"batches), with Student's {CONFIDENCE:.0%} interval. Below zero: win. Above zero: loss. Zero inside: "
-    "tie where the difference is no larger than the deviation between seeds, else no verdict: more seeds are needed. A "
-    "rule that diverges on more seeds than the other loses. The best hand-tuned warm-up is picked by its mean on these "
-    "same seeds, which flatters the hand-tuned side."
+READING = (
+    "Differences are to the best clock schedule of the same workload and rate, seed by seed, in nats; the interval is "
+    "Student's, of 95 %. better, worse: the interval is on one side of zero. tie: it holds zero, and the difference is "
+    "below a seed deviation. cannot tell: the seeds do not allow either."
+)
+SCORES = (
+    "Regret: final loss minus that of the workload's best clock schedule, which is chosen on the other seeds. In "
+    "deviations: divided by what a change of the seed alone does to the loss. Within 1: share of workloads with a "
+    "regret of one deviation at most. Fallen: runs that diverged, or whose rule could not go on; they count with their "
+    "first loss. Against the best clock schedule, the single one that is best over all development workloads: mean "
+    "difference in deviations, and the larger p-value of a paired t test and Wilcoxon's."
 )
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was written, and what it says.
+@dataclass
+class Section:
+    """A part of the page.
 
     Attributes:
-        page: the HTML page.
-        pictures: the PNG files.
-        workloads: the table's contents.
+        title: Its heading.
+        text: Paragraphs.
+        pictures: Id, JSON and caption of each.
+        tables: Tables, each a list of rows by column.
+        runs: Line, text, command and settings of each run.
     """
 
-    page: Path
-    pictures: Sequence[Path]
-    workloads: Sequence[Workload]
+    title: str
+    text: list[str] = field(default_factory=list)
+    pictures: list[Mapping[str, str]] = field(default_factory=list)
+    tables: list[Sequence[Mapping[str, Any]]] = field(default_factory=list)
+    runs: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """The anchor."""
+        return "".join(sign if sign.isalnum() else "-" for sign in self.title.lower())
+
+    def draw(self, figure: Any, caption: str) -> None:
+        """Add a picture."""
+        figure.update_layout(
+            template="none",
+            margin={"l": 60, "r": 15, "t": 20, "b": 50},
+            font={"size": 13},
+            legend={"orientation": "h", "y": -0.18, "yanchor": "top"},
+            hovermode="closest",
+        )
+        number = len(self.pictures)
+        self.pictures.append({"id": f"{self.id}-{number}", "json": figure.to_json(), "caption": caption})
 
 
-def write_report(
-    folder: Path, output: Path | None = None, *, title: str = "Warm-up report", explanation: str = ""
-) -> Report:
-    """Read every run in or below a folder and write `report.html`, the PNGs, `table.json` and `table.md`.
-
-    Args:
-        folder: the folder of a sweep, or of several, or of one run.
-        output: where to write; `folder/report` unless given.
-        title: heading of the page.
-        explanation: a paragraph of plain text under the heading.
+def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section], footer: str = "") -> Path:
+    """Write a page that holds everything it shows.
 
     Raises:
-        UserError: no runs there, a record that is not one of ours, or a place that cannot be written to.
+        UserError: A place that cannot be written to.
     """
-    runs = load_runs(folder)
-    workloads = tabulate(runs)
-    output = output or folder / "report"
-    pictures: dict[str, bytes] = {}
-    with figures.house_style():
-        if len(workloads) <= 4:
-            pictures["overview.png"] = as_png(figures.overview_figure(workloads))
-        for workload in workloads:
-            pictures[f"curves-{workload.slug}.png"] = as_png(figures.curves_figure(workload))
-            pictures[f"lengths-{workload.slug}.png"] = as_png(figures.lengths_figure(workload))
-    measured: list[str] = []
-    if any(folder.rglob(RECORDS_FILE)):
-        pieces, drawn, _ = sections(read_trajectories([folder]))
-        measured = ["<h2>Curvature and the loss gap</h2>", *pieces]
-        pictures |= drawn
-    page = _page(title, explanation, folder, runs, workloads, pictures, measured)
+    from jinja2 import Environment, PackageLoader
+    from plotly.offline import get_plotlyjs
+
+    from warmgap import __version__
+
+    scripts = get_plotlyjs() + _DRAW if any(section.pictures for section in sections) else ""
+    page = Environment(loader=PackageLoader("warmgap.lab", "."), autoescape=True).get_template("report.html.j2")
+    text = page.render(
+        title=title, lead=[line for line in lead if line], sections=sections, scripts=scripts,
+        footer=f"{footer} Made by warmgap {__version__}.".strip(),
+    )  # fmt: skip
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name, data in pictures.items():
-            (output / name).write_bytes(data)
-        (output / "table.json").write_text(json.dumps(as_plain(workloads), indent=2) + "\n", encoding="utf-8")
-        (output / "table.md").write_text(_markdown(workloads), encoding="utf-8")
-        (output / "report.html").write_text(page, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"The report cannot be written to {output}: {error.strerror or error}; make room, or give another --output."
-        ) from error
-    return Report(output / "report.html", [output / name for name in pictures], workloads)
+        raise UserError(f"The page cannot be written to {path}: {error.strerror or error}.") from error
+    return path
 
 
-def print_table(workloads: Sequence[Workload], console: Console) -> None:
-    """Print the table of every workload, and the sentence that sums it up."""
+def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Path, notes: str = "") -> Path:
+    """Write the page of these trials, and beside it `overview.png` where there are several rates.
+
+    Raises:
+        UserError: A place that cannot be written to.
+    """
+    from warmgap.lab import pictures
+
+    cells = scores.cells(trials)
+    sections = _scored(cells)
+    by_workload = {
+        name: [cell for cell in cells if cell.workload == name] for name in dict.fromkeys(c.workload for c in cells)
+    }
+    flat = {name: own for name, own in by_workload.items() if len(own) > 1}
+    for workload in dict.fromkeys(trial.workload for trial in trials):
+        own = by_workload.get(workload, [])
+        members = [trial for trial in trials if trial.workload == workload]
+        section = Section(workload)
+        if workload in flat:
+            caption = (
+                "Final loss against peak rate: mean over seeds, each seed a dot. What is far above the rest is cut."
+            )
+            section.draw(pictures.rates_picture(own), caption)
+        shown = _typical(members)
+        if any(trial.run for trial in shown):
+            words = f"peak rate {shown[0].lr:.3g}, seed {shown[0].seed}. A diamond is something that the schedule did."
+            section.draw(pictures.curves_picture(shown), f"Learning rate and training loss, {words}")
+        section.tables.append([row for cell in own for row in _rows(cell, members, several=len(own) > 1)])
+        section.runs = [_run(trial) for trial in members if trial.run is not None]
+        sections.append(section)
+    if flat and len(flat) <= 4:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures.overview(flat, path.with_name("overview.png"))
+    lead = [notes, f"{len(trials)} runs of {len({trial.workload for trial in trials})} workloads. {READING}"]
+    return write_page(path, title, lead, sections, footer=_commands(folder))
+
+
+def _scored(cells: Sequence[Cell]) -> list[Section]:
+    """Scores over workloads, of the test and of the others, where there are enough of them."""
+    from warmgap.lab import pictures
+
+    found = []
+    usable = scores.judged(cells)
+    for split in dict.fromkeys(cell.split for cell in usable):
+        own = [cell for cell in usable if cell.split == split]
+        if len(own) < 2:
+            continue
+        try:
+            reference = scores.best_clock(usable)
+        except ValueError:
+            continue
+        ranked = scores.score(own, reference=reference)
+        section = Section(f"Scores over {len(own)} {split} workloads".replace("  ", " "), [SCORES])
+        section.text.append(f"The best clock schedule is {label_of(reference)}.")
+        section.draw(pictures.profile_picture(ranked), "Performance profile: higher and further left is better.")
+        section.draw(
+            pictures.regret_picture(own, [score.method for score in ranked[:8]]), "Regret, workload by workload."
+        )
+        section.tables.append(_marked(scores.summary_rows(ranked)))
+        found.append(section)
+    flat = scores.flatness(cells)
+    if flat:
+        section = Section(
+            "Flatness", ["Mean height above the lower envelope of all methods, in nats, over the peak rates tried."]
+        )
+        methods = [method for method in next(iter(flat.values())) if all(method in row for row in flat.values())]
+        ordered = sorted(methods, key=lambda method: statistics.mean(row[method] for row in flat.values()))
+        section.tables.append(
+            _marked(
+                [
+                    {"method": method, "mean": f"{statistics.mean(row[method] for row in flat.values()):.4f}"}
+                    | {name: f"{row[method]:.4f}" for name, row in flat.items()}
+                    for method in ordered
+                ]
+            )
+        )
+        found.append(section)
+    return found
+
+
+def _marked(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Rows with the method's label, and a class for adaptive ones."""
+    from warmgap.lab.results import is_clock
+
+    return [
+        {**row, "method": label_of(row["method"]), "_class": "" if is_clock(row["method"]) else "adaptive"}
+        for row in rows
+    ]
+
+
+def _typical(trials: Sequence[Trial]) -> list[Trial]:
+    """A run of each method, at the rate of the lowest mean loss and the first seed."""
+    by_rate: dict[float, list[float]] = {}
+    for trial in trials:
+        if trial.loss is not None:
+            by_rate.setdefault(trial.lr, []).append(trial.loss)
+    rate = min(by_rate, key=lambda lr: statistics.mean(by_rate[lr]), default=trials[0].lr)
+    seed = min(trial.seed for trial in trials)
+    return [trial for trial in trials if trial.lr == rate and trial.seed == seed] or list(trials[:1])
+
+
+def _rows(cell: Cell, trials: Sequence[Trial], *, several: bool) -> list[dict[str, str]]:
+    """The table of one workload at one rate, the lowest loss first."""
+    means = cell.losses.mean(axis=1)
+    best = min(cell.clocks, key=lambda row: means[row], default=None)
+    rows = []
+    for at in np.argsort(means):
+        method = cell.methods[at]
+        own = [trial for trial in trials if trial.method == method and trial.lr == cell.lr]
+        warmups = [trial.warmup_iters for trial in own if trial.warmup_iters is not None]
+        spread = f" ± {cell.losses[at].std(ddof=1):.4f}" if len(cell.seeds) > 1 else ""
+        row = {"peak rate": f"{cell.lr:.3g}"} if several else {}
+        row |= {"method": method, "final loss": f"{means[at]:.4f}{spread}"}
+        difference = interval = verdict = ""
+        if best is not None and at != best:
+            deviation = cell.deviation if len(cell.seeds) > 1 else 0.0
+            found = scores.compare(cell.losses[at], cell.losses[best], deviation)
+            difference, verdict = f"{found.difference:+.4f}", found.verdict
+            interval = "" if len(cell.seeds) < 2 else f"{found.low:+.4f} to {found.high:+.4f}"
+        elif best is not None:
+            verdict = "best clock schedule"
+        row |= {"difference": difference, "95% interval": interval, "verdict": verdict}
+        row["warm-up, steps"] = f"{statistics.mean(warmups):.0f}" if warmups else "-"
+        if any(trial.printed is not None for trial in trials):
+            printed = [trial.printed for trial in own if trial.printed is not None]
+            row["printed in the paper"] = f"{printed[0]:.3f}" if printed else ""
+        fallen = int(cell.fallen[at].sum())
+        row["seeds"] = str(len(cell.seeds)) + (f", {fallen} fallen" if fallen else "")
+        rows.append(row)
+    return [dict(row) for row in _marked(rows)]
+
+
+def _run(trial: Trial) -> dict[str, Any]:
+    run = trial.run
+    assert run is not None  # noqa: S101 - the caller looked
+    loss = "" if run.final_val_loss is None else f", final loss {run.final_val_loss:.4f}"
+    text = [run.summary or "", run.message]
+    if trial.folder is not None:
+        with Store(trial.folder, create=False) as store:
+            text += [event["text"] for event in store.events(run.id)]
+    about = {
+        "data": run.corpus_fingerprint, "parameters": run.parameters, "seconds": run.seconds, "device": run.device,
+        "processes": run.processes, "code": run.code, "versions": run.versions,
+    }  # fmt: skip
+    return {
+        "id": run.id,
+        "line": f"{label_of(trial.method)}, peak rate {trial.lr:.3g}, seed {trial.seed}: {run.status}{loss}",
+        "text": [line for line in text if line],
+        "command": run.command,
+        "settings": [*run.config.items(), *((name, value) for name, value in about.items() if value is not None)],
+    }
+
+
+def _commands(folder: Path) -> str:
+    if not (folder / "runs.db").exists():
+        return ""
+    with Store(folder, create=False) as store:
+        commands = [sweep["command"] for sweep in store.sweeps()]
+    return f"Made by: {'; '.join(commands)}." if commands else ""
+
+
+# -------------------------------------------------------------------------------------------------------- in a terminal
+
+
+_WIDE = ("95% interval", "warm-up, steps", "_class")
+"""Columns that do not fit a terminal."""
+
+
+def print_tables(trials: Sequence[Trial]) -> None:
+    """Print a table a workload and rate."""
+    for cell in scores.cells(trials):
+        members = [trial for trial in trials if trial.workload == cell.workload]
+        _print(f"{cell.name}, peak rate {cell.lr:.3g}", _rows(cell, members, several=False))
+
+
+def print_scores(trials: Sequence[Trial]) -> None:
+    """Print the scores over workloads, where there are several."""
+    for section in _scored(scores.cells(trials)):
+        for rows in section.tables:
+            _print(section.title, rows)
+
+
+def _print(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
-    for workload in workloads:
-        shown = Table(
-            title=workload.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-        )
-        columns = [index for index, heading in enumerate(HEADINGS) if heading in _TERMINAL]
-        for index in columns:
-            right = HEADINGS[index] in ("steps", "difference")
-            shown.add_column(HEADINGS[index], justify="right" if right else "left", no_wrap=True)
-        for method, row in zip(workload.methods, as_rows(workload), strict=True):
-            shown.add_row(*(row[index] for index in columns), style="bold" if method.adaptive else "")
-        console.print(shown)
-        remarks = [
-            f"{method.label}: {'; '.join(method.notes)}."
-            for method in workload.methods
-            if method.notes and not method.adaptive
-        ]
-        console.print(*sentences(workload), *remarks, sep="\n", highlight=False, markup=False)
-        console.print()
-    for caution in cautions(workloads):
-        console.print(caution, style="bold", highlight=False, markup=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    names = [name for name in (rows[0] if rows else ()) if name not in _WIDE]
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in names), style="bold" if row["_class"] == "adaptive" else None)
+    Console().print(table)
 
 
-def sentences(workload: Workload) -> list[str]:
-    """The result of a workload in plain words, a sentence an adaptive rule."""
-    return [_sentence(method, workload) for method in workload.methods if method.adaptive]
-
-
-def cautions(workloads: Sequence[Workload]) -> list[str]:
-    """What a reader must know before comparing: runs that were not made by one and the same code."""
-    records = [run.record for workload in workloads for method in workload.methods for run in method.runs]
-    states = {(record.commit, json.dumps(record.versions, sort_keys=True)) for record in records}
-    if len(states) == 1:
-        return []
-    return [f"The runs were made by {len(states)} different states of the code: their differences may be the code's."]
-
-
-def _sentence(method: Method, workload: Workload) -> str:
-    lengths = [run.warmup_steps for run in method.runs if run.finished and run.warmup_steps is not None]
-    label = method.label[0].upper() + method.label[1:]
-    if lengths:
-        range_ = f"{min(lengths)}" if min(lengths) == max(lengths) else f"{min(lengths)} to {max(lengths)}"
-        parts = [f"{label}: warm-up ended after {range_} of {workload.steps} steps"]
-    else:
-        parts = [f"{label}: warm-up never ended"]
-    if method.loss.mean is not None:
-        parts.append(f"final loss {format_spread(method.loss)}")
-    if workload.best is not None:
-        best = workload.best
-        parts.append(f"best hand-tuned {format_spread(best.loss)} ({best.label})")
-    if method.comparison is not None:
-        verdict = {"none": "no verdict yet", "win": "a win", "tie": "a tie", "loss": "a loss"}[
-            method.comparison.verdict
-        ]
-        parts.append(f"{verdict} ({method.comparison.reason})")
-    return "; ".join([*parts, *method.notes]) + "."
-
-
-def _markdown(workloads: Sequence[Workload]) -> str:
-    parts = []
-    for workload in workloads:
-        rows = [HEADINGS, ("---",) * len(HEADINGS), *as_rows(workload)]
-        parts += [
-            f"### {workload.title}",
-            "",
-            *("| " + " | ".join(row) + " |" for row in rows),
-            "",
-            *sentences(workload),
-            "",
-        ]
-    return "\n".join([*parts, *cautions(workloads), CRITERION, ""])
-
-
-def _page(
-    title: str,
-    explanation: str,
-    folder: Path,
-    runs: Sequence[Run],
-    workloads: Sequence[Workload],
-    pictures: dict[str, bytes],
-    measured: Sequence[str],
-) -> str:
-    body = [f"<h1>{html.escape(title)}</h1>"]
-    if explanation:
-        body += [f"<p>{html.escape(paragraph)}</p>" for paragraph in explanation.strip().split("\n\n")]
-    body += [f"<p>{html.escape(sentence)}</p>" for workload in workloads for sentence in _with_title(workload)]
-    body += [f"<p><strong>{html.escape(caution)}</strong></p>" for caution in cautions(workloads)]
-    for workload in workloads:
-        body += [
-            f"<h2>{html.escape(workload.title)}</h2>",
-            html_figure(
-                pictures[f"curves-{workload.slug}.png"],
-                f"Learning rate and training loss against steps, {workload.title}",
-                "Blue: warm-ups whose length a person chose, the darker the longer. Other colours: rules that end the "
-                "warm-up themselves; a diamond and a dotted line mark the hand-over of each run to the decay.",
-            ),
-            html_figure(
-                pictures[f"lengths-{workload.slug}.png"],
-                f"Final validation loss against warm-up length, {workload.title}",
-                "Small dots: one run each; large dots: their mean with one standard deviation. Horizontal line and "
-                "band: mean and standard deviation of an adaptive rule, drawn across because it was given no length; "
-                "diamonds: its runs, at the length each found. Lower is better.",
-            ),
-            _html_table(workload),
-        ]
-    body += [
-        "<h2>How to read the verdict</h2>",
-        f'<p class="note">{html.escape(CRITERION)}</p>',
-        "<h2>Every run</h2>",
-        _runs_table(runs, folder),
-        *measured,
-        "<h2>How this was made</h2>",
-        *_provenance(folder, runs),
-    ]
-    return html_page(title, body)
-
-
-def _with_title(workload: Workload) -> list[str]:
-    return [f"{workload.title}. {sentence}" for sentence in sentences(workload)]
-
-
-def _html_table(workload: Workload) -> str:
-    lines = ["<tr>" + "".join(f"<th>{html.escape(heading)}</th>" for heading in HEADINGS) + "</tr>"]
-    for method, row in zip(workload.methods, as_rows(workload), strict=True):
-        kind = "adaptive" if method.adaptive else "best" if method.best else "hand-tuned"
-        cells = [
-            f'<td class="{html.escape(cell)}">{html.escape(cell)}</td>'
-            if heading == "verdict" and cell in ("win", "tie", "loss")
-            else f"<td>{html.escape(cell)}</td>"
-            for heading, cell in zip(HEADINGS, row, strict=True)
-        ]
-        lines.append(f'<tr class="{kind}">{"".join(cells)}</tr>')
-    return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
-
-
-def _runs_table(runs: Sequence[Run], folder: Path) -> str:
-    headings = ("run", "rule", "seed", "status", "warm-up steps", "final validation loss", "tokens a second", "seconds")
-    lines = ["<tr>" + "".join(f"<th>{heading}</th>" for heading in headings) + "</tr>"]
-    for run in runs:
-        cells = (
-            str(run.folder.relative_to(folder)),
-            run.rule,
-            str(run.seed),
-            run.record.status,
-            "never ended" if run.stuck else "-" if run.warmup_steps is None else str(run.warmup_steps),
-            "-" if run.final_loss is None else f"{run.final_loss:.4f}",
-            f"{run.record.tokens_per_second:,.0f}",
-            f"{run.record.seconds:,.0f}",
-        )
-        lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
-
-
-def _provenance(folder: Path, runs: Sequence[Run]) -> list[str]:
-    commands = [sweep["command"] for path in sorted(folder.rglob(SWEEP_FILE)) for sweep in load_sweeps(path.parent)]
-    own = sorted({run.record.command for run in runs})
-    versions = sorted({f"{name} {version}" for run in runs for name, version in run.record.versions.items()})
-    commits = sorted({run.record.commit or "not a checkout" for run in runs})
-    parts = [f"<pre>{html.escape(chr(10).join(commands))}</pre>"] if commands else []
-    listed = html.escape("\n".join(own))
-    return [
-        *parts,
-        f"<details><summary>The command of each run</summary><pre>{listed}</pre></details>",
-        f'<p class="note">Versions: {html.escape(", ".join(versions))}. Commit: {html.escape(", ".join(commits))}.</p>',
-    ]
+__all__ = ["Section", "print_scores", "print_tables", "write_page", "write_report"]

@@ -1,44 +1,40 @@
-"""Runs that are measured while they train, and what their records say: a table, pictures, a page."""
+"""Runs that are measured while they train, and what their records say: a table of fits, and a page."""
 
 from __future__ import annotations
 
 import dataclasses
-import html
-import json
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from warmgap.lab import figures
+import numpy as np
+
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
-from warmgap.lab.page import as_png, html_figure, html_page
-from warmgap.lab.smoothness_figures import blocks_figure, rates_figure, trajectory_figure
+from warmgap.lab.store import Result, Store
 from warmgap.smoothness import (
     Fit,
     LayerFits,
     RateDependence,
     Record,
     block_names,
+    block_records,
     fit_gap_linear,
     fit_layers,
     fit_smoothness,
     rate_dependence,
     read_records,
 )
-from warmgap.smoothness.records import finite
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from plotly.graph_objects import Figure
 
 RECORDS_FILE = "smoothness.jsonl"
 """Records in the folder of a run."""
-
-HEADINGS = ("bound", "method", "constants, 95 % interval", "R2", "above", "worst")
-"""Columns of the table of fits: `above` is the share of ratios above the fit, `worst` how far the worst one is."""
 
 READING = (
     "The assumption behind warm-up is an inequality: dual norm of the gradient's change over the step's length, here "
@@ -46,6 +42,16 @@ READING = (
     "above; envelope lies above 95 % of them. Intervals come from a block bootstrap over the trajectory. Whether the "
     "ratio rises or falls with the gap does not depend on the target loss; the constants do."
 )
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#7A4EAB")
+_DRAWN = {
+    ("rho", "nnls"): ("#D55E00", "solid", "least squares, constants at 0 or above"),
+    ("rho", "lstsq"): ("#CC79A7", "dash", "plain least squares"),
+    ("rho", "envelope"): ("#7A4EAB", "solid", "envelope of 95 %"),
+}
+"""The fits that are drawn, those with rho = 2: colour, dashes, and name."""
+
+_MOST_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,14 @@ class Trajectory:
     path: Path
     records: Sequence[Record]
 
+    @property
+    def heading(self) -> str:
+        """Its name, and how it was measured."""
+        norms, estimators = (
+            "/".join(sorted({getattr(r, what) for r in self.records})) for what in ("norm", "estimator")
+        )
+        return f"{self.name}: {len(self.records)} records, {estimators}, norm {norms}"
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -90,9 +104,26 @@ class Analysis:
     @property
     def notes(self) -> list[str]:
         """What a reader must know, every sentence once."""
-        first = self.fits[0] if self.fits else None
-        told = [] if first is None else [first.trend.sentence, first.diagnosis.sentence]
-        return list(dict.fromkeys([*told, *(note for fit in self.fits for note in fit.notes), *self.failed]))
+        first = [self.fits[0].trend.sentence, self.fits[0].diagnosis.sentence] if self.fits else []
+        layers = [] if self.layers is None else [layers_sentence(self.layers)]
+        return list(dict.fromkeys([*first, *(note for fit in self.fits for note in fit.notes), *self.failed, *layers]))
+
+    def rows(self) -> list[dict[str, str]]:
+        """The fits as a table; `above` is the share of ratios above the fit, `worst` how far the worst one is."""
+        return [
+            {
+                "bound": f"rho = {fit.rho:.3g}" if fit.assumption == "rho" else fit.assumption,
+                "method": fit.method,
+                "constants, 95 % interval": ", ".join(
+                    f"{name} {value:.3g} [{fit.intervals[name][0]:.3g}, {fit.intervals[name][1]:.3g}]"
+                    for name, value in fit.constants.items()
+                ),
+                "R2": f"{fit.r2:.3f}",
+                "above": f"{fit.violations:.0%}",
+                "worst": f"{fit.largest_violation:+.0%}",
+            }
+            for fit in self.fits
+        ]
 
 
 def measure(config: TrainConfig, how: Measurement, rates: Sequence[float], folder: Path) -> bool:
@@ -107,30 +138,38 @@ def measure(config: TrainConfig, how: Measurement, rates: Sequence[float], folde
     from warmgap.lab.train import train
     from warmgap.torch import SmoothnessProbe
 
-    for rate in rates:
-        place = folder / f"rate-{rate:g}"
-        if (place / "run.json").exists():
-            raise UserError(
-                f"{place} already holds a run: read it with warmgap smoothness {folder}, or give another --output."
-            )
-        try:
-            make = partial(
-                SmoothnessProbe,
-                every=how.every,
-                estimator=how.estimator,  # type: ignore[arg-type]
-                norm=how.norm,
-                target_loss=how.target_loss,
-                path=place / RECORDS_FILE,
-            )
-            assert base.lr is not None  # noqa: S101 - resolved
-            record = train(
-                dataclasses.replace(base, lr=base.lr * rate, output=place, resume=False),
-                probe=lambda optimizer, model, make=make: make(optimizer, model=model),  # type: ignore[misc]
-            )
-        except ValueError as error:
-            raise UserError(f"The run cannot be measured: {error}") from error
-        if record.status == "interrupted":
-            return False
+    assert base.lr is not None  # noqa: S101 - resolved
+    with Store(folder) as store:
+        for rate in rates:
+            place = folder / f"rate-{rate:g}"
+            full = dataclasses.replace(base, lr=base.lr * rate)
+            identity = full.fingerprint()
+            store.add([(identity, place.name, full.numbers(), full.command(place))])
+            if not store.claim(identity):
+                raise UserError(
+                    f"{place} already holds a run: read it with warmgap smoothness {folder}, or give another --output."
+                )
+            shutil.rmtree(place, ignore_errors=True)  # one that broke off begins again
+
+            def make(optimizer: Any, model: Any, path: Path = place / RECORDS_FILE) -> SmoothnessProbe:
+                return SmoothnessProbe(
+                    optimizer,
+                    model=model,
+                    every=how.every,
+                    estimator=how.estimator,  # type: ignore[arg-type]
+                    norm=how.norm,
+                    target_loss=how.target_loss,
+                    path=path,
+                )
+
+            try:
+                result = train(full, place, progress=True, probe=make)
+            except (ValueError, UserError) as error:
+                store.finish(identity, Result("failed", str(error)))
+                raise UserError(f"The run cannot be measured: {error}") from error
+            store.finish(identity, result)
+            if result.status == "interrupted":
+                return False
     return True
 
 
@@ -143,10 +182,8 @@ def read_trajectories(places: Sequence[Path]) -> list[Trajectory]:
     found: dict[Path, str] = {}
     for place in places:
         if place.is_dir():
-            below = sorted(place.rglob(RECORDS_FILE))
-            found |= {
-                path: str(path.parent.relative_to(place)) if path.parent != place else place.name for path in below
-            }
+            for path in sorted(place.rglob(RECORDS_FILE)):
+                found[path] = str(path.parent.relative_to(place)) if path.parent != place else place.name
         elif place.exists():
             found[place] = place.parent.name if place.name == RECORDS_FILE else place.stem
         else:
@@ -156,11 +193,20 @@ def read_trajectories(places: Sequence[Path]) -> list[Trajectory]:
     trajectories = []
     for path, name in found.items():
         try:
-            records = read_records(path)
+            trajectories.append(Trajectory(_described(path, name), path, read_records(path)))
         except ValueError as error:
             raise UserError(f"{str(error)[:1].upper()}{str(error)[1:]}") from error
-        trajectories.append(Trajectory(_described(path, name), path, records))
     return trajectories
+
+
+def _described(path: Path, name: str) -> str:
+    """The run's optimizer and rate, where a database beside its folder tells them."""
+    try:
+        with Store(path.parent.parent, create=False) as store:
+            config = next(run.config for run in store.runs() if run.folder == path.parent.name)
+    except (UserError, StopIteration):
+        return name
+    return f"{config['optimizer']}, peak rate {config['lr']:g} ({name})"
 
 
 def analyse(trajectory: Trajectory, *, target_loss: float | None = None, resamples: int = 200) -> Analysis:
@@ -181,23 +227,6 @@ def analyse(trajectory: Trajectory, *, target_loss: float | None = None, resampl
             failed.append(f"Not fitted: {error}.")
     layers = fit_layers(records, resamples=20) if block_names(records) else None
     return Analysis(fits, layers, list(dict.fromkeys(failed)))
-
-
-def fit_row(fit: Fit) -> tuple[str, ...]:
-    """A fit as the cells of the table."""
-    bound = f"rho = {fit.rho:.3g}" if fit.assumption == "rho" else fit.assumption
-    parts = [
-        f"{name} {value:.3g} [{fit.intervals[name][0]:.3g}, {fit.intervals[name][1]:.3g}]"
-        for name, value in fit.constants.items()
-    ]
-    return (
-        bound,
-        fit.method,
-        ", ".join(parts),
-        f"{fit.r2:.3f}",
-        f"{fit.violations:.0%}",
-        f"{fit.largest_violation:+.0%}",
-    )
 
 
 def layers_sentence(layers: LayerFits) -> str:
@@ -234,134 +263,132 @@ def compare_rates(trajectories: Sequence[Trajectory]) -> list[tuple[str, Sequenc
     return found
 
 
-def print_fits(trajectories: Sequence[Trajectory], console: Console, *, target_loss: float | None = None) -> None:
+def print_fits(trajectories: Sequence[Trajectory], *, target_loss: float | None = None) -> None:
     """Print a table of fits a run, and what to think of them."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
+    console = Console()
     for trajectory in trajectories:
         analysis = analyse(trajectory, target_loss=target_loss)
-        console.print(_heading(trajectory), style="italic", highlight=False, markup=False)
-        if analysis.fits:
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            for heading in HEADINGS:
-                table.add_column(heading, justify="left" if heading in HEADINGS[:3] else "right")
-            for fit in analysis.fits:
-                table.add_row(*fit_row(fit))
+        console.print(trajectory.heading, style="italic", highlight=False, markup=False)
+        rows = analysis.rows()
+        if rows:
+            table = Table(*rows[0], box=box.SIMPLE_HEAD, pad_edge=False)
+            for row in rows:
+                table.add_row(*row.values())
             console.print(table)
-        told = [*analysis.notes, *([] if analysis.layers is None else [layers_sentence(analysis.layers)])]
-        console.print(*told, sep="\n", highlight=False, markup=False)
+        console.print(*analysis.notes, sep="\n", highlight=False, markup=False)
         console.print()
     for name, members, dependence in compare_rates(trajectories):
         console.print(f"{name}, {len(members)} rates. {dependence.sentence}", highlight=False, markup=False)
 
 
-def write_page(trajectories: Sequence[Trajectory], output: Path, *, target_loss: float | None = None) -> Path:
-    """Write `smoothness.html`, the pictures as PNGs, and the fits as `fits.json`; return the page.
-
-    In the file, as in records, a number that is not finite is null.
+def write_page(trajectories: Sequence[Trajectory], path: Path, *, target_loss: float | None = None) -> Path:
+    """Write a page with pictures and fits.
 
     Raises:
         UserError: A place that cannot be written to.
     """
-    body, pictures, plain = sections(trajectories, target_loss=target_loss)
-    page = html_page("Curvature and the loss gap", ["<h1>Curvature and the loss gap</h1>", *body])
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name, data in pictures.items():
-            (output / name).write_bytes(data)
-        text = json.dumps(finite(plain), indent=2, allow_nan=False)
-        (output / "fits.json").write_text(text + "\n", encoding="utf-8")
-        (output / "smoothness.html").write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"The page cannot be written to {output}: {error.strerror or error}.") from error
-    return output / "smoothness.html"
+    from warmgap.lab.report import Section
+    from warmgap.lab.report import write_page as write
+
+    sections = []
+    for name, members, dependence in compare_rates(trajectories):
+        section = Section(f"{name}: several rates", [dependence.sentence])
+        caption = (
+            "If the ratio belongs to the function, the clouds lie on top of each other. If it only follows the step "
+            "length, they lie apart by the factors between the rates."
+        )
+        section.draw(_rates_picture(members, target_loss), caption)
+        sections.append(section)
+    for trajectory in trajectories:
+        analysis = analyse(trajectory, target_loss=target_loss)
+        section = Section(trajectory.heading, analysis.notes)
+        if analysis.fits:
+            caption = "A dot is a measured step, coloured by when it was made. The run goes from right to left."
+            section.draw(_trajectory_picture(trajectory, analysis.fits, target_loss), caption)
+            section.tables.append([{**row, "_class": ""} for row in analysis.rows()])
+        if analysis.layers is not None and analysis.fits:
+            caption = "Each block's own ratio, in its own norm; the line is an (H0, H1) envelope over 95 % of the dots."
+            section.draw(_blocks_picture(trajectory.records, target_loss), caption)
+        sections.append(section)
+    return write(path, "Curvature and the loss gap", [READING], sections)
 
 
-def sections(
-    trajectories: Sequence[Trajectory], *, target_loss: float | None = None
-) -> tuple[list[str], dict[str, bytes], list[dict[str, object]]]:
-    """The pieces of a page on these runs, its pictures by file name, and the numbers as plain values."""
-    body = [f'<p class="note">{html.escape(READING)}</p>']
-    pictures: dict[str, bytes] = {}
-    plain: list[dict[str, object]] = []
-    with figures.house_style():
-        for name, members, dependence in compare_rates(trajectories):
-            file = f"smoothness-rates-{len(pictures)}.png"
-            pictures[file] = as_png(rates_figure({run.name: run.records for run in members}, target_loss))
-            body += [
-                f"<h2>{html.escape(name)}: several rates</h2>",
-                f"<p>{html.escape(dependence.sentence)}</p>",
-                html_figure(
-                    pictures[file],
-                    f"Ratio against the gap at several learning rates, {name}",
-                    "If the ratio belongs to the function, the clouds lie on top of each other. If it only follows the "
-                    "step length, they lie apart by the factors between the rates.",
-                ),
-            ]
-        for number, trajectory in enumerate(trajectories):
-            analysis = analyse(trajectory, target_loss=target_loss)
-            body += [f"<h2>{html.escape(_heading(trajectory))}</h2>"]
-            body += [f"<p>{html.escape(note)}</p>" for note in analysis.notes]
-            if analysis.fits:
-                file = f"smoothness-{number}.png"
-                pictures[file] = as_png(trajectory_figure(trajectory.records, analysis.fits, target_loss))
-                body += [
-                    html_figure(
-                        pictures[file],
-                        f"Ratio against the gap, {trajectory.name}",
-                        "A dot is a measured step, coloured by when it was made. Circled: above the envelope. The run "
-                        "goes from right to left.",
-                    ),
-                    _table(HEADINGS, [fit_row(fit) for fit in analysis.fits]),
-                ]
-            if analysis.layers is not None and analysis.fits:
-                file = f"smoothness-blocks-{number}.png"
-                pictures[file] = as_png(blocks_figure(trajectory.records, target_loss))
-                body += [
-                    f"<p>{html.escape(layers_sentence(analysis.layers))}</p>",
-                    html_figure(
-                        pictures[file],
-                        f"Ratio against the gap block by block, {trajectory.name}",
-                        "Each block's own ratio, in its own norm; the line is an (H0, H1) envelope over 95 % of "
-                        "the dots. Circled: above it.",
-                    ),
-                ]
-            plain.append(_plain(trajectory, analysis))
-    return body, pictures, plain
+def _columns(records: Sequence[Record], target_loss: float | None) -> Any:
+    """Gap, ratio and step of the records that have finite ones; shape `(3, n)`."""
+    rows = [
+        (record.gap if target_loss is None else record.loss - target_loss, record.ratio, record.step)
+        for record in records
+    ]
+    table = np.array(rows, dtype=float).reshape(-1, 3)
+    return table[np.isfinite(table).all(axis=1) & (table[:, 0] > 0.0)].T
 
 
-def _heading(trajectory: Trajectory) -> str:
-    records = trajectory.records
-    norms = {record.norm for record in records}
-    estimators = {record.estimator for record in records}
-    return f"{trajectory.name}: {len(records)} records, {'/'.join(sorted(estimators))}, norm {'/'.join(sorted(norms))}"
+def _trajectory_picture(trajectory: Trajectory, fits: Sequence[Fit], target_loss: float | None) -> Figure:
+    import plotly.graph_objects as go
+
+    gaps, ratios, steps = _columns(trajectory.records, target_loss)
+    bar = {"title": "step", "thickness": 10}
+    marker = {"color": steps, "colorscale": "Viridis", "size": 5, "colorbar": bar}
+    figure = go.Figure(go.Scatter(x=gaps, y=ratios, mode="markers", marker=marker, name="measured"))
+    grid = np.geomspace(gaps.min(), gaps.max(), 200)
+    for fit in fits:
+        style = _DRAWN.get((fit.assumption, fit.method))
+        if style is not None and fit.rho == 2.0:
+            colour, dash, name = style
+            drawn = np.asarray(fit(grid), dtype=float)
+            figure.add_scatter(
+                x=grid, y=np.where(drawn > 0.0, drawn, np.nan), line={"color": colour, "dash": dash}, name=name
+            )
+    return _scaled(figure, gaps, ratios)
 
 
-def _described(path: Path, name: str) -> str:
-    """The run's optimizer and rate, where its folder tells them."""
-    try:
-        config = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))["config"]
-        return f"{config['optimizer']}, peak rate {config['lr']:g} ({name})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return name
+def _rates_picture(members: Sequence[Trajectory], target_loss: float | None) -> Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    columns = [_columns(run.records, target_loss) for run in members]
+    for at, (run, (gaps, ratios, _)) in enumerate(zip(members, columns, strict=True)):
+        marker = {"color": _COLOURS[at % len(_COLOURS)], "size": 5, "opacity": 0.6, "symbol": at}
+        figure.add_scatter(x=gaps, y=ratios, mode="markers", marker=marker, name=run.name)
+    return _scaled(figure, *(np.concatenate([column[at] for column in columns]) for at in (0, 1)))
 
 
-def _plain(trajectory: Trajectory, analysis: Analysis) -> dict[str, object]:
-    def plain(fit: Fit) -> dict[str, object]:
-        return dataclasses.asdict(fit) | {"notes": fit.notes}
+def _blocks_picture(records: Sequence[Record], target_loss: float | None) -> Figure:
+    from plotly.subplots import make_subplots
 
-    layers = analysis.layers
-    return {
-        "run": trajectory.name,
-        "notes": analysis.notes,
-        "fits": [plain(fit) for fit in analysis.fits],
-        "layers": {} if layers is None else {name: plain(fit) for name, fit in layers.fits.items()},
-        "skipped": {} if layers is None else layers.skipped,
-    }
+    names = list(block_names(records))
+    if len(names) > _MOST_BLOCKS:
+        names = [names[round(at)] for at in np.linspace(0, len(names) - 1, _MOST_BLOCKS)]
+    wide = min(4, len(names))
+    short = [name.removeprefix("model.").removesuffix(".weight").replace("layers.", "") for name in names]
+    figure = make_subplots(rows=-(-len(names) // wide), cols=wide, subplot_titles=short)
+    for at, name in enumerate(names):
+        own = block_records(records, name)
+        gaps, ratios, steps = _columns(own, target_loss)
+        if not len(gaps):
+            continue
+        where = {"row": at // wide + 1, "col": at % wide + 1}
+        marker = {"color": steps, "colorscale": "Viridis", "size": 3}
+        figure.add_scatter(x=gaps, y=ratios, mode="markers", marker=marker, showlegend=False, **where)
+        try:
+            fit = fit_gap_linear(own, method="envelope", target_loss=target_loss, resamples=20)
+        except ValueError:
+            continue  # too few points for a line: the dots stand alone
+        grid = np.geomspace(gaps.min(), gaps.max(), 100)
+        figure.add_scatter(x=grid, y=np.asarray(fit(grid)), line={"color": "#7A4EAB"}, showlegend=False, **where)
+    figure.update_annotations(font_size=10)
+    return figure.update_layout(height=220 * (-(-len(names) // wide)))
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{html.escape(heading)}</th>" for heading in headings) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
+def _scaled(figure: Figure, gaps: Any, ratios: Any) -> Figure:
+    """Logarithmic axes where the values are above zero and span more than a factor of ten."""
+    figure.update_xaxes(title="gap: loss - target loss (nats)")
+    figure.update_yaxes(title="ratio")
+    for values, update in ((gaps, figure.update_xaxes), (ratios, figure.update_yaxes)):
+        if len(values) and values.min() > 0.0 and values.max() > 10.0 * values.min():
+            update(type="log")
+    return figure

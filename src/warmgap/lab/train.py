@@ -1,17 +1,19 @@
-"""One training run: a task, a learning rate that finds its own warm-up, and a record of what happened."""
+"""One training run: a task, a method that sets the rate, checkpoints, and what happened."""
+
+from __future__ import annotations
 
 import contextlib
-import dataclasses
+import importlib.metadata
 import io
 import math
 import pickle
+import platform
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -22,122 +24,127 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from warmgap.lab.config import LATE, TrainConfig
-from warmgap.lab.errors import RULE_GAVE_UP, UserError
+from warmgap import decay as decays
+from warmgap.lab.checkpoints import STATE, WEIGHTS, checkpoint_name, final_weights, last_checkpoint, new_checkpoint
+from warmgap.lab.config import TrainConfig
+from warmgap.lab.errors import LostProcessError, RuleError, UserError
 from warmgap.lab.interruption import Interruption
+from warmgap.lab.methods import Method, decay_by_name
 from warmgap.lab.optimizers import OPTIMIZERS
-from warmgap.lab.published import PublishedRule
-from warmgap.lab.record import (
-    Metrics,
-    RunRecord,
-    checkpoint_name,
-    commit,
-    final_weights,
-    last_checkpoint,
-    new_checkpoint,
-    versions,
-)
+from warmgap.lab.schedules import ClockSchedule, PublishedSchedule
+from warmgap.lab.store import METRICS, Result
 from warmgap.lab.tasks import make_task
-from warmgap.rules import LinearRule, Rule, by_name
 from warmgap.torch import AdaptiveWarmup, SmoothnessProbe
-from warmgap.torch.recognition import optimizer_kappa, optimizer_norm
+from warmgap.torch.recognition import optimizer_kappa
 
-__all__ = ["RunRecord", "TrainConfig", "train"]
-
-T = TypeVar("T")
+__all__ = ["TrainConfig", "train"]
 
 MakeProbe = Callable[[torch.optim.Optimizer, nn.Module], SmoothnessProbe]
+Sink = Callable[[Sequence[Sequence[Any]]], None]
+"""Takes rows of metrics while the run goes on."""
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 _EVAL_BATCH = 4096  # predictions evaluated at once
 _READ_EVERY = 10  # steps between two looks of the host at the device's numbers
+_TELL_EVERY = 0.5  # seconds between two calls of the sink
+_PHASES = ("warmup", "stable", "decay")
+_PACKAGES = ("warmgap", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
-def train(config: TrainConfig, *, progress: bool = True, probe: MakeProbe | None = None) -> RunRecord:
-    """Train, evaluate, and leave a record.
+def train(
+    config: TrainConfig,
+    folder: Path | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = False,
+    probe: MakeProbe | None = None,
+    sink: Sink | None = None,
+) -> Result:
+    """Train and evaluate.
 
-    Runs in one process, or in each of several started by `torchrun` or `accelerate launch`. With `config.output`, the
-    folder holds `run.json`, `metrics.jsonl` and the last checkpoint. A run that ended is not run again: with `resume`
-    its record is returned. Ctrl-C and SIGTERM (where this is the main thread) end the run after the step at hand, with
-    a checkpoint.
+    Runs in one process, or in each of several started by `torchrun` or `accelerate launch`. Ctrl-C and SIGTERM (where
+    this is the main thread) end the run after the step at hand, with a checkpoint.
 
     Args:
         config: The settings.
+        folder: Where checkpoints go; None keeps none.
+        resume: Whether to go on from the folder's last checkpoint, where there is one.
         progress: Whether to show how it goes, on the standard error stream.
         probe: Makes the probe that measures the steps, of the optimizer and the model; it changes no number of the run.
+        sink: Takes the rows of metrics as they come, twice a second at most. All of them are in the result, too.
 
     Returns:
-        The record. Its status is `done`, `interrupted`, or `diverged`.
+        How it ended: `done`, `interrupted`, `diverged` or `refused` (the rule cannot go on), with its record, its
+        metrics and its events.
 
     Raises:
-        UserError: Settings that cannot be, a corpus that is not there or too short, a folder with another run in it.
+        UserError: Settings that cannot be, a corpus that is not there or too short, a checkpoint of another run.
+        LostProcessError: Another process of the run ended.
     """
     full = config.resolve()
-    folder = full.output
     if full.threads is not None:
         torch.set_num_threads(full.threads)
-    if folder is not None and (folder / "run.json").exists():
-        found = RunRecord.load(folder)
-        if not full.resume:
-            raise UserError(
-                f"{folder} already holds a run ({found.status}): give --resume to go on with it, or another --output."
-            )
-        _check_same(full, found.config, folder)
-        if found.status in ("done", "diverged"):
-            return found
-    run = _Run(full, config.command(), probe)
-    with contextlib.ExitStack() as stack:
-        display = stack.enter_context(_display(full, shown=progress and run.accelerator.is_main_process))
-        stop = stack.enter_context(Interruption())
-        return run.go(stop, display)
+    try:
+        run = _Run(full, folder, probe, resume=resume)
+        with contextlib.ExitStack() as stack:
+            display = stack.enter_context(_display(full, shown=progress and run.accelerator.is_main_process))
+            stop = stack.enter_context(Interruption())
+            return run.go(stop, display, sink)
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        raise LostProcessError(
+            f"Process {run.accelerator.process_index} ends because another one of this run has ended or does not "
+            "answer: run the same command with --resume, on any number of processes, to go on from the last checkpoint."
+        ) from error
 
 
-@dataclass
-class _Seen:
-    """A step whose numbers may still be on their way from the device."""
+def _lost(error: BaseException | None) -> bool:
+    """Return whether an error comes from talking to another process; gloo's have no class of their own."""
+    from torch.distributed import DistError
 
-    step: int
-    loss: Tensor
-    lr: float
-    factor: float
-    phase: str
-    gap: float | None
+    return error is not None and (
+        isinstance(error, DistError) or "gloo/transport" in str(error) or _lost(error.__cause__)
+    )
 
 
 class _Run:
     """The parts of a run, and the steps made so far."""
 
-    def __init__(self, config: TrainConfig, command: str, probe: MakeProbe | None = None) -> None:
-        self.config = config
-        self.command = command
+    def __init__(self, config: TrainConfig, folder: Path | None, probe: MakeProbe | None, *, resume: bool) -> None:
+        self.config, self.folder = config, folder
         # Without an accelerator it must be told, or it leaves the processes of `torchrun` each to itself.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.device = self.accelerator.device
-        processes = self.accelerator.num_processes
-        micro_batches = config.accumulation * processes
+        micro_batches = config.accumulation * self.accelerator.num_processes
         if config.batch_size % micro_batches:
             raise UserError(
                 f"The batch size must be a multiple of accumulation x processes = {micro_batches}, got "
                 f"{config.batch_size}."
             )
         self.micro_batch = config.batch_size // micro_batches
-        # Every process has looked at the folder before the first one writes to it.
-        self.accelerator.wait_for_everyone()
         with self.accelerator.main_process_first():
             self.task = make_task(config)
         self.network = self.task.model().to(self.device)
         if config.start_from is not None:
             self.start_from(config.start_from)
         self.parallel: nn.Module = self.accelerator.prepare_model(self.network)
+        self.method = Method.parse(config.method)
+        assert config.lr is not None  # noqa: S101 - resolved
         try:
-            self.optimizers = OPTIMIZERS[config.optimizer].build(self.network, _known(config.lr), config.weight_decay)
-            rule = _rule(config, self.optimizers[0])
-            # They see the same losses, and so have the same factor.
-            self.schedulers = [
-                AdaptiveWarmup(optimizer, config.steps, rule=rule, decay=config.decay) for optimizer in self.optimizers
-            ]
+            self.optimizers = OPTIMIZERS[config.optimizer].build(
+                self.network,
+                config.lr,
+                config.weight_decay,
+                **{
+                    name: getattr(config, name)
+                    for name in ("betas", "momentum", "second_lr")
+                    if getattr(config, name) is not None
+                },
+            )
+            self.schedulers = _schedulers(config, self.method, self.optimizers)
         except ValueError as error:
-            raise UserError(f"These settings do not go together: {error}") from error
+            raise UserError(f"These settings do not go together: {error}.") from error
         if probe is not None and len(self.optimizers) > 1:
             raise UserError(
                 f"{config.optimizer} is two optimizers, and a probe measures the steps of one: take another."
@@ -145,61 +152,67 @@ class _Run:
         self.probe = None if probe is None else probe(self.optimizers[0], self.network)
         self.step = 0
         self.status = "running"
+        self.first_loss = math.nan
         self.best_val_loss: float | None = None
         self.final_val_loss: float | None = None
         self.seconds_before = 0.0
         self.started = time.monotonic()
-        self.pending: list[_Seen] = []
-        if config.output is not None and config.resume and (checkpoint := last_checkpoint(config.output)):
+        self.metrics: list[list[Any]] = []
+        self.pending: list[tuple[Tensor, list[Any]]] = []
+        self.told = 0
+        if folder is not None and resume and (checkpoint := last_checkpoint(folder)):
             self.load(checkpoint)
         self.accelerator.wait_for_everyone()
 
     # --------------------------------------------------------------------------------------------------------- the loop
 
-    def go(self, stop: Interruption, display: "_Display") -> RunRecord:
-        config, folder = self.config, self.config.output
-        writes = folder is not None and self.accelerator.is_main_process
-        metrics: Metrics | None = None
-        with contextlib.ExitStack() as stack:
-            if writes and folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                self.record().save(folder)
-                metrics = Metrics(folder, self.step)
-                stack.callback(metrics.close)
-            while self.step < config.steps and self.status == "running":
+    def go(self, stop: Interruption, display: _Display, sink: Sink | None) -> Result:
+        config, last_told, message = self.config, 0.0, ""
+        while self.step < config.steps and self.status == "running":
+            try:
                 self.pending.append(self.one_step())
-                evaluates = self.step == config.steps or bool(config.eval_every and self.step % config.eval_every == 0)
-                saves = bool(config.save_every) and (self.step == config.steps or self.step % config.save_every == 0)
-                looks = self.device.type == "cpu" or self.step % _READ_EVERY == 0 or self.step == config.steps
-                if looks or evaluates or saves:
-                    if self.agreed(stop.requested):
-                        self.status = "interrupted"
-                    self.read(metrics, display, evaluates=evaluates)
-                if self.status != "diverged" and (saves or self.status == "interrupted"):
-                    self.save()
-            if self.status in ("running", "interrupted") and self.step == config.steps:
-                self.status = "done"
-        record = self.record()
-        if writes and folder is not None:
-            record.save(folder)
+            except RuleError as error:
+                self.status, message = "refused", str(error)
+                break
+            evaluates = self.step == config.steps or bool(config.eval_every and self.step % config.eval_every == 0)
+            saves = bool(config.save_every) and (self.step == config.steps or self.step % config.save_every == 0)
+            looks = self.device.type == "cpu" or self.step % _READ_EVERY == 0 or self.step == config.steps
+            if looks or evaluates or saves:
+                if self.agreed(stop.requested):
+                    self.status = "interrupted"
+                self.read(display, evaluates=evaluates)
+                if sink is not None and self.accelerator.is_main_process and time.monotonic() - last_told > _TELL_EVERY:
+                    sink(self.metrics[self.told :])
+                    self.told, last_told = len(self.metrics), time.monotonic()
+            if self.status != "diverged" and (saves or self.status == "interrupted"):
+                self.save()
+        if self.status in ("running", "interrupted") and self.step == config.steps:
+            self.status = "done"
         self.accelerator.wait_for_everyone()
-        return record
+        events = [(e.step, e.loss, e.before, e.after, e.reason, e.role, str(e)) for e in self.schedulers[0].events]
+        return Result(self.status, message, self.record(), self.metrics, events)
 
-    def one_step(self) -> _Seen:
-        """Make one optimizer step; nothing here waits for the device."""
+    def one_step(self) -> tuple[Tensor, list[Any]]:
+        """Make one optimizer step; nothing here waits for the device. Return its loss, and its row of metrics."""
         config, accelerator = self.config, self.accelerator
-        losses: list[Tensor] = []
         total = torch.zeros((), device=self.device)
         micro_batches = self.micro_batches()
+        weight = self.micro_batch * self.task.predictions
         for index, examples in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.parallel):
                 loss = self.loss(self.parallel, examples)
                 (loss / config.accumulation).backward()
-            losses.append(loss.detach())
-            total += losses[-1] / config.accumulation
-        if config.rule != LATE:
-            self.observe(losses)
+            total += loss.detach() / config.accumulation
+            for scheduler in self.schedulers:
+                if not isinstance(scheduler, PublishedSchedule):
+                    scheduler.observe(loss.detach(), weight=weight)
+        total = self.mean(total)
+        if self.step == 0:
+            self.first_loss = float(total)
+        for scheduler in self.schedulers:
+            if isinstance(scheduler, PublishedSchedule):
+                scheduler.observe(total)
         if config.clip:
             accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
         with self.probed(micro_batches), self.refusals():
@@ -207,17 +220,17 @@ class _Run:
                 optimizer.step()
         # Only now: the first step may have started on its own loss.
         scheduler = self.schedulers[0]
-        factor, lr = scheduler.factor, max(float(rate) for rate in scheduler.get_last_lr())
-        phase = scheduler.phase
-        if config.rule == LATE:
-            self.observe(losses)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        lr, factor = max(group["lr"] for group in groups), min(group["lr"] / group["initial_lr"] for group in groups)
+        row = [self.step + 1, None, float(lr), float(factor), scheduler.phase, None, None]
         with self.refusals():
-            for each in self.schedulers:
-                each.step()
+            for scheduler in self.schedulers:
+                scheduler.step()
+        row[METRICS.index("gap")] = self.schedulers[0].gap
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.step += 1
-        return _Seen(self.step, self.mean(total), lr, factor, phase, scheduler.gap)
+        return total, row
 
     @contextlib.contextmanager
     def refusals(self) -> Iterator[None]:
@@ -225,13 +238,7 @@ class _Run:
         try:
             yield
         except ValueError as error:
-            raise UserError(f"{RULE_GAVE_UP} go on: {error}") from error
-
-    def observe(self, losses: list[Tensor]) -> None:
-        """Show the schedulers the micro-batches' losses."""
-        for scheduler in self.schedulers:
-            for loss in losses:
-                scheduler.observe(loss, weight=self.micro_batch * self.task.predictions)
+            raise RuleError(f"The rule cannot go on: {error}.") from error
 
     def micro_batches(self) -> list[NDArray[np.int64]]:
         """This process's micro-batches of the next step, each of shape `(micro_batch, width)`."""
@@ -271,11 +278,13 @@ class _Run:
             return flag
         return bool(self.mean(torch.tensor(float(flag), device=self.device)).item() > 0.0)
 
-    def read(self, metrics: Metrics | None, display: "_Display", *, evaluates: bool) -> None:
+    def read(self, display: _Display, *, evaluates: bool) -> None:
         """Look at the steps made since the last look, write them down, and stop where a loss is no longer finite."""
-        losses = torch.stack([seen.loss for seen in self.pending]).tolist()
-        seen_last, pending = self.pending[-1], self.pending
+        losses = torch.stack([loss for loss, _ in self.pending]).tolist()
+        rows = [row for _, row in self.pending]
         self.pending = []
+        for row, loss in zip(rows, losses, strict=True):
+            row[1] = loss if math.isfinite(loss) else None
         if not all(math.isfinite(loss) for loss in losses):
             self.status = "diverged"
             evaluates = False
@@ -286,19 +295,9 @@ class _Run:
             self.best_val_loss = val_loss if self.best_val_loss is None else min(val_loss, self.best_val_loss)
             if self.step == self.config.steps:
                 self.final_val_loss = val_loss
-        if metrics is not None:
-            for seen, loss in zip(pending, losses, strict=True):
-                row = {
-                    "step": seen.step,
-                    "loss": loss if math.isfinite(loss) else None,
-                    "lr": seen.lr,
-                    "factor": seen.factor,
-                    "phase": seen.phase,
-                    "gap": seen.gap,
-                }
-                metrics.write(row | ({"val_loss": val_loss} if seen is seen_last and val_loss is not None else {}))
-            metrics.flush()
-        display.show(self.step, losses[-1], seen_last, val_loss)
+        rows[-1][-1] = val_loss
+        self.metrics += rows
+        display(rows[-1])
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -313,42 +312,43 @@ class _Run:
         on_host: list[float] = self.accelerator.reduce(losses, reduction="sum").tolist()
         return sum(loss * len(part) for loss, part in zip(on_host, parts, strict=True)) / count
 
-    # ----------------------------------------------------------------------------------------- what is left on the disk
+    # ---------------------------------------------------------------------------------------------- what is left behind
 
-    def record(self) -> RunRecord:
+    def record(self) -> dict[str, Any]:
+        scheduler = self.schedulers[0]
         seconds = self.seconds_before + time.monotonic() - self.started
-        return RunRecord(
-            status=self.status,
-            config=self.config.numbers(),
-            command=self.command,
-            step=self.step,
-            parameters=sum(parameter.numel() for parameter in self.network.parameters()),
-            corpus_fingerprint=self.task.fingerprint,
-            final_val_loss=self.final_val_loss,
-            best_val_loss=self.best_val_loss,
-            warmup_iters=self.schedulers[0].warmup_iters,
-            target_loss=self.schedulers[0].target_loss,
-            seconds=round(seconds, 3),
-            tokens_per_second=round(self.step * self.config.batch_size * self.task.predictions / max(seconds, 1e-9), 1),
-            device=self.device.type,
-            processes=self.accelerator.num_processes,
-            versions=versions(),
-            commit=commit(),
-        )
+        return {
+            "step": self.step,
+            "first_loss": self.first_loss if math.isfinite(self.first_loss) else None,
+            "final_val_loss": self.final_val_loss,
+            "best_val_loss": self.best_val_loss,
+            "warmup_iters": scheduler.warmup_iters,
+            "target_loss": scheduler.target_loss,
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(
+                self.step * self.config.batch_size * self.task.predictions / max(seconds, 1e-9), 1
+            ),
+            "device": self.device.type,
+            "processes": self.accelerator.num_processes,
+            "corpus_fingerprint": self.task.fingerprint,
+            "versions": versions(),
+            "code": commit(),
+            "summary": str(scheduler.summary()),
+        }
 
     def save(self) -> None:
         """Write a checkpoint; the one before it stays until the new one is whole."""
-        folder = self.config.output
+        folder = self.folder
         if folder is not None and self.accelerator.is_main_process:
             last = last_checkpoint(folder)
             if last is None or last.name != checkpoint_name(self.step):
-                with new_checkpoint(folder, self.step) as scratch:
+                with new_checkpoint(folder, self.step, self.config.steps) as scratch:
                     # Written by Python, whose errors say what is wrong with the disk; the libraries' own do not.
-                    (scratch / "model.safetensors").write_bytes(safetensors.torch.save(self.weights()))
+                    (scratch / WEIGHTS).write_bytes(safetensors.torch.save(self.weights()))
                     buffer = io.BytesIO()
                     torch.save(self.state(), buffer)
-                    (scratch / "trainer.pt").write_bytes(buffer.getbuffer())
-                self.record().save(folder)
+                    (scratch / STATE).write_bytes(buffer.getbuffer())
         self.accelerator.wait_for_everyone()
 
     def weights(self) -> dict[str, Tensor]:
@@ -356,17 +356,27 @@ class _Run:
         return {name: parameter.detach().contiguous() for name, parameter in self.network.named_parameters()}
 
     def state(self) -> dict[str, Any]:
+        phase = METRICS.index("phase")
+        numbers = [
+            [
+                math.nan if value is None else _PHASES.index(value) if at == phase else value
+                for at, value in enumerate(row)
+            ]
+            for row in self.metrics
+        ]
         return {
             "version": CHECKPOINT_VERSION,
             "config": self.config.numbers(),
             "corpus_fingerprint": self.task.fingerprint,
             "step": self.step,
+            "first_loss": self.first_loss,
             "best_val_loss": self.best_val_loss,
             "final_val_loss": self.final_val_loss,
             "seconds": self.seconds_before + time.monotonic() - self.started,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "random": torch.get_rng_state(),
+            "metrics": torch.tensor(numbers, dtype=torch.float64),
         }
 
     def start_from(self, folder: Path) -> None:
@@ -387,27 +397,33 @@ class _Run:
             parameter.data.copy_(saved[name])
 
     def load(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint."""
         try:
-            state = torch.load(checkpoint / "trainer.pt", map_location=self.device, weights_only=True)
+            state = torch.load(checkpoint / STATE, map_location=self.device, weights_only=True)
             version = state["version"]
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise UserError(f"The checkpoint {checkpoint} is damaged: delete that folder and resume again.") from error
         if version != CHECKPOINT_VERSION:
             raise UserError(
                 f"The checkpoint {checkpoint} was written by another version of warmgap (form {version}, this one "
-                "reads form "
-                f"{CHECKPOINT_VERSION}): use that version, or another --output."
+                f"reads form {CHECKPOINT_VERSION}): use that version, or another --output."
             )
-        _check_same(self.config, state["config"], checkpoint)
+        own, saved = self.config.numbers(), state["config"]
+        if different := [name for name in {**own, **saved} if saved.get(name) != own.get(name)]:
+            name = different[0]
+            raise UserError(
+                f"{checkpoint} belongs to another run ({name} was {saved.get(name)!r}, here {own.get(name)!r}): give "
+                "the same settings, or another --output."
+            )
         if state["corpus_fingerprint"] != self.task.fingerprint:
             raise UserError(
                 f"The text of corpus {self.config.corpus!r} is not the one that {checkpoint} was trained on: take "
                 "another --output."
             )
         try:
-            saved = safetensors.torch.load_file(checkpoint / "model.safetensors", device=str(self.device))
+            weights = safetensors.torch.load_file(checkpoint / WEIGHTS, device=str(self.device))
             for name, parameter in self.network.named_parameters():
-                parameter.data.copy_(saved[name])
+                parameter.data.copy_(weights[name])
             for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved_state)
             for scheduler, saved_state in zip(self.schedulers, state["schedulers"], strict=True):
@@ -418,113 +434,104 @@ class _Run:
             ) from error
         torch.set_rng_state(state["random"].cpu())
         self.step = int(state["step"])
+        self.first_loss = state["first_loss"]
         self.best_val_loss = state["best_val_loss"]
         self.final_val_loss = state["final_val_loss"]
         self.seconds_before = float(state["seconds"])
+        for numbers in state["metrics"].tolist():
+            row: list[Any] = [None if math.isnan(value) else value for value in numbers]
+            row[0], phase = int(row[0]), METRICS.index("phase")
+            row[phase] = _PHASES[int(row[phase])]
+            self.metrics.append(row)
 
 
-def _rule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> Rule[Any]:
-    """The warm-up rule; `optimizer` is the one whose norm counts."""
-    steps = config.linear_steps()
-    if steps is not None:
-        return LinearRule(steps)
-    if config.rule == "published":
-        return PublishedRule(
-            kappa=optimizer_kappa(optimizer),
-            target_loss=_known(config.target_loss),
-            peak_lr=_known(config.lr),
-            floor=config.floor,
+def _schedulers(config: TrainConfig, method: Method, optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
+    """A scheduler for each optimizer; they see the same losses, and so have the same factor."""
+    decay = method.decay or config.decay
+    if not method.adaptive:
+        return [ClockSchedule(optimizer, config.steps, method, decay) for optimizer in optimizers]
+    if method.rule == "published":
+        assert config.lr is not None  # noqa: S101 - resolved
+        assert config.target_loss is not None  # noqa: S101 - resolved
+        kappa = optimizer_kappa(optimizers[0])
+        target, lr, floor = config.target_loss, config.lr, config.floor
+        return [
+            PublishedSchedule(
+                optimizer, config.steps, method, decay, kappa=kappa, target_loss=target, peak_lr=lr, floor=floor
+            )
+            for optimizer in optimizers
+        ]
+    found: list[Any] = []
+    for optimizer in optimizers:
+        rule = found[0].schedule.rule if found else method.rule_name  # of the optimizer whose norm counts
+        found.append(
+            AdaptiveWarmup(
+                optimizer,
+                config.steps,
+                rule=rule,
+                target_loss="auto" if config.target_loss is None else config.target_loss,
+                floor=config.floor,
+                decay=decay if decay in decays.NAMES else decay_by_name(decay),
+                cap=method.cap,
+            )
         )
-    rule: Any = by_name(
-        "auto" if config.rule == LATE else config.rule,
-        config.steps,
-        floor=config.floor,
-        target_loss="auto" if config.target_loss is None else config.target_loss,
-        kappa=partial(optimizer_kappa, optimizer),
-        norm=partial(optimizer_norm, optimizer),
-    )
-    if config.averaging is not None:
-        rule = dataclasses.replace(rule, signal=dataclasses.replace(rule.signal, averaging=config.averaging))
-    found: Rule[Any] = rule
     return found
 
 
-def _known(value: T | None) -> T:
-    """A setting that `TrainConfig.resolve` has filled in."""
-    assert value is not None  # noqa: S101 - narrows for the type checker
-    return value
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def _check_same(config: TrainConfig, saved: dict[str, Any], where: Path) -> None:
-    own = config.numbers()
-    different = [name for name in {**own, **saved} if saved.get(name) != own.get(name)]
-    if different:
-        name = different[0]
-        raise UserError(
-            f"{where} belongs to another run ({name} was {saved.get(name)!r}, here {own.get(name)!r}"
-            f"{f', and {len(different) - 1} more' if len(different) > 1 else ''}): give the same settings, or "
-            "another --output."
-        )
+def commit() -> str | None:
+    """The commit of the checkout that warmgap runs from, with `+` where its files differ; None without a checkout."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "src") else "")
+    return None
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
 
 
 # -------------------------------------------------------------------------------------------------------- what is shown
 
-
-class _Display(Protocol):
-    def show(self, step: int, loss: float, seen: _Seen, val_loss: float | None) -> None:
-        """Show how the run stands after `step`."""
-
-
-class _Silent:
-    def show(self, step: int, loss: float, seen: _Seen, val_loss: float | None) -> None:
-        del step, loss, seen, val_loss
-
-
-class _Bar:
-    """A live line in a terminal."""
-
-    def __init__(self, progress: Progress, steps: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task("warm-up", total=steps, numbers="")
-        self._val = ""
-
-    def show(self, step: int, loss: float, seen: _Seen, val_loss: float | None) -> None:
-        if val_loss is not None:
-            self._val = f" val {val_loss:.4f}"
-        phase = "warm-up" if seen.phase == "warmup" else "decay"
-        self._progress.update(self._task, completed=step, description=phase, numbers=_numbers(loss, seen) + self._val)
-
-
-class _Lines:
-    """A line now and then, where the standard error stream is a file."""
-
-    def __init__(self, steps: int) -> None:
-        self._every = max(1, steps // 10)
-        self._steps = steps
-
-    def show(self, step: int, loss: float, seen: _Seen, val_loss: float | None) -> None:
-        if val_loss is not None or step % self._every == 0 or not math.isfinite(loss):
-            val = "" if val_loss is None else f" val {val_loss:.4f}"
-            print(f"step {step}/{self._steps} {seen.phase} {_numbers(loss, seen)}{val}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _numbers(loss: float, seen: _Seen) -> str:
-    return f"loss {loss:.4f} lr {seen.lr:.2e}" + ("" if seen.gap is None else f" gap {seen.gap:.3f}")
+_Display = Callable[[Sequence[Any]], None]
+"""Takes the latest row of metrics."""
 
 
 @contextlib.contextmanager
 def _display(config: TrainConfig, *, shown: bool) -> Iterator[_Display]:
     if not shown:
-        yield _Silent()
+        yield lambda _: None
     elif sys.stderr.isatty():
         columns = (
-            TextColumn("{task.description:>7}"),
-            BarColumn(),
+            TextColumn("{task.description:>6}"),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            yield _Bar(bar, config.steps)
+            task = bar.add_task("", total=config.steps, numbers="")
+            yield lambda row: bar.update(task, completed=row[0], description=row[4], numbers=_numbers(row))
     else:
-        yield _Lines(config.steps)
+        every = max(1, config.steps // 10)
+
+        def line(row: Sequence[Any]) -> None:
+            step, loss, val_loss = row[0], row[1], row[6]
+            if val_loss is not None or step % every == 0 or loss is None:
+                val = "" if val_loss is None else f" val {val_loss:.4f}"
+                print(f"step {step}/{config.steps} {row[4]} {_numbers(row)}{val}", file=sys.stderr, flush=True)  # noqa: T201
+
+        yield line
+
+
+def _numbers(row: Sequence[Any]) -> str:
+    return f"loss {math.nan if row[1] is None else row[1]:.4f} lr {row[2]:.1e}"

@@ -19,7 +19,7 @@ from warmgap.rules.linear import LinearRule
 from warmgap.rules.loss_ratio import LossRatioRule
 from warmgap.rules.measured import MeasuredRule
 from warmgap.rules.power import PowerRule
-from warmgap.rules.spectral import SpectralRule
+from warmgap.rules.spectral import SpectralRule, default_rho
 
 __all__ = [
     "NAMES",
@@ -33,6 +33,7 @@ __all__ = [
     "RuleState",
     "SpectralRule",
     "by_name",
+    "default_rho",
 ]
 
 for _module in pkgutil.iter_modules(__path__):

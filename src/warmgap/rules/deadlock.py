@@ -65,7 +65,7 @@ def watch(
     still = state.mean_before - mean <= ops.maximum(CERTAIN * error, ROUNDING * abs(mean))
     compared = (count > 0) & (state.before > 0)
     # where there were no losses at all, nothing shows that it moves
-    stuck = whole & (state.before >= 0) & ops.where(compared, still, count + state.before == 0)
+    stuck = whole & (state.before >= 0) & ops.where(compared, still, losses.filled == 0)
     longer = ops.minimum(2 * length, ops.maximum(shortest, total_iters // LONGEST_SHARE))
     return DeadlockState(
         lift=ops.where(stuck, ops.minimum(1.0, 2.0 * factor), state.lift),

@@ -42,7 +42,9 @@ class GuardState(NamedTuple):
         missing: Losses in a row that were not finite.
         rest: Steps until the next alarm may come.
         pause: Steps in which the rate doubles on its way back; 0 before the first alarm.
-        last: The average at the last alarm.
+        low: The scale right after the last alarm.
+        back: Steps made since on its way back.
+        last: The loss at the last alarm.
         rises: Alarms because the loss rose.
         blackouts: Alarms because there was no finite loss.
         higher: Alarms in a row, each at a higher loss than the one before.
@@ -58,6 +60,8 @@ class GuardState(NamedTuple):
     missing: int = 0
     rest: int = 0
     pause: int = 0
+    low: float = 1.0
+    back: int = 0
     last: float = 0.0
     rises: int = 0
     blackouts: int = 0
@@ -74,8 +78,9 @@ class DivergenceGuard:
     those lie around or below 0, above them by half of their size and by five standard deviations; or where three losses
     in a row were not finite. An alarm halves the scale, but never below 1/8; the average starts anew, and for ten steps
     there is no other alarm. From then on the scale rises by the same part at every step: it doubles in a twentieth of
-    the run (at least 20 steps), and in twice as many after each further alarm. After four alarms of a rising loss, each
-    at a higher one, the guard goes off for good, and the scale doubles at every step up to 1.
+    the run (at least 20 steps), and in twice as many each time that there is an alarm after it had come back. After
+    four alarms of a rising loss, each at a higher one, the guard goes off for good, and the scale doubles at every step
+    up to 1.
 
     Attributes:
         loss_filter: How the raw losses are cleaned.
@@ -117,10 +122,10 @@ class DivergenceGuard:
         rose = awake & finite & mature & (risen | (high & higher))
         lost = awake & (missing >= MISSING) & (state.scale > LOWEST)
 
-        waits = (rest > 0) | ops.no(finite)
-        scale = ops.when(state.scale < 1.0, lambda: self._recovered(state, waits, ops), state.scale)
+        back = state.back + ops.where((rest == 0) & finite, 1, 0)
+        scale = ops.when(state.scale < 1.0, lambda: self._recovered(state, back, ops), state.scale)
         after = GuardState(
-            losses, scale, best, noise, level, seen, missing, rest, state.pause, state.last,
+            losses, scale, best, noise, level, seen, missing, rest, state.pause, state.low, back, state.last,
             state.rises, state.blackouts, state.higher, state.off,
         )  # fmt: skip
         alarmed: GuardState = ops.when(
@@ -132,25 +137,31 @@ class DivergenceGuard:
         self, before: GuardState, after: GuardState, rose: bool, higher: bool, total_iters: int, ops: Ops
     ) -> GuardState:
         """Return the state after an alarm: that of a loss that rose, or of none that is finite."""
-        rises = ops.where(higher, before.higher + 1, 1)
+        losses, rises = after.losses, ops.where(higher, before.higher + 1, 1)
         off = rose & (rises >= HOPELESS)
         quickest = ops.maximum(QUICKEST, total_iters // RECOVERY)
-        longer = ops.minimum(2 * before.pause, ops.maximum(quickest, total_iters))
+        again = before.scale >= 2.0 * before.low  # it had come back: no part of the same rise
+        longer = ops.where(again, ops.minimum(2 * before.pause, ops.maximum(quickest, total_iters)), before.pause)
+        scale = ops.where(off, before.scale, ops.maximum(LOWEST, 0.5 * before.scale))
         return after._replace(
-            losses=after.losses._replace(weight=0.0),  # what rose before the alarm is no rise after it
-            scale=ops.where(off, before.scale, ops.maximum(LOWEST, 0.5 * before.scale)),
+            losses=losses._replace(weight=0.0),  # what rose before the alarm is no rise after it
+            scale=scale,
             missing=0,
             rest=REST,
             pause=ops.where(before.pause == 0, quickest, longer),
-            last=ops.where(rose, after.losses.clean, before.last),
+            low=scale,
+            back=0,
+            last=ops.when(
+                rose, lambda: ops.maximum(losses.clean, ops.median(losses.window, losses.filled)), before.last
+            ),
             rises=before.rises + ops.where(rose, 1, 0),
             blackouts=before.blackouts + ops.where(rose, 0, 1),
             higher=ops.where(rose, rises, before.higher),
             off=off,
         )
 
-    def _recovered(self, state: GuardState, waits: bool, ops: Ops) -> float:
-        """Return the scale one step further on its way back to 1."""
-        slowly = ops.where(waits, 1.0, ops.power(2.0, 1.0 / ops.maximum(1, state.pause)))
-        scale: float = ops.minimum(1.0, state.scale * ops.where(state.off, 2.0, slowly))
+    def _recovered(self, state: GuardState, back: int, ops: Ops) -> float:
+        """Return the scale after that many steps on its way back to 1."""
+        slowly = state.low * ops.power(2.0, back / ops.maximum(1, state.pause))
+        scale: float = ops.minimum(1.0, ops.where(state.off, 2.0 * state.scale, slowly))
         return scale

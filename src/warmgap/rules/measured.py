@@ -65,7 +65,7 @@ class MeasuredRule(GapDriven):
             raise ValueError(
                 "target_loss must be the loss that the measured gaps were taken to, got 'auto'; give that number"
             )
-        if self._bound.K0 == 0.0 or (self.K2 == 0.0 and self.K1 <= 0.0):
+        if self._bound.K0 == 0.0:
             raise ValueError(
                 f"the step size of K0={self.K0!r}, K1={self.K1!r}, K2={self.K2!r} reaches no peak on the way down: "
                 "these measurements ask for no warm-up that ends; use another rule"

@@ -59,9 +59,7 @@ class PowerRule(GapDriven):
         super().__post_init__()
         check_positive("rho", self.rho)
         if (self.K0 is None) != (self.K_rho is None):
-            raise ValueError(
-                f"K0 and K_rho go together, got K0={self.K0!r} and K_rho={self.K_rho!r}: give both or none"
-            )
+            raise ValueError(f"K0 and K_rho go together, got {self.K0!r} and {self.K_rho!r}: give both or none")
         if self.K0 is not None and self.K_rho is not None:
             check_positive("K0", self.K0)
             check_positive("K_rho", self.K_rho)

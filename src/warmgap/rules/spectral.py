@@ -7,6 +7,7 @@ when to go up, when to go down, and what to do where the loss explodes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,3 +72,24 @@ class SpectralRule(Rule[RuleState]):
         del loss
         factor = ops.minimum(1.0, 2.0 * state.factor)
         return RuleState(factor, factor == 1.0)
+
+
+RHO = 0.1  # of runs of up to _STEPS steps; in longer ones it falls with the square root of their length
+RHO_LEAST = 0.02
+_STEPS = 1000
+
+
+def default_rho(total_iters: int | None = None) -> float:
+    """Return the spectral cap that `rho="auto"` stands for in a run of that many steps.
+
+    It is 0.1 up to 1,000 steps, or where the length is unknown, then 0.1 * sqrt(1000 / total_iters), at least 0.02.
+
+    Source: this project; the runs are in LOG.md.
+
+    Example:
+        >>> default_rho(500), default_rho(4000)
+        (0.1, 0.05)
+    """
+    if total_iters is None:
+        return RHO
+    return max(RHO_LEAST, RHO * min(1.0, math.sqrt(_STEPS / total_iters)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from warmgap._checks import check_finite
+from warmgap._checks import check_count, check_finite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +28,7 @@ class Points:
     dual_norm: NDArray[Any]
     dropped: int
     estimator: str = "same-batch"
+    norm: str = ""
 
     def __len__(self) -> int:
         return len(self.gap)
@@ -35,7 +37,7 @@ class Points:
         """Return the rows with these indices, in their order."""
         columns = (self.step, self.gap, self.ratio, self.step_length, self.dual_norm)
         step, gap, ratio, step_length, dual_norm = (column[rows] for column in columns)
-        return Points(step, gap, ratio, step_length, dual_norm, self.dropped, self.estimator)
+        return Points(step, gap, ratio, step_length, dual_norm, self.dropped, self.estimator, self.norm)
 
 
 def points_of(records: Iterable[Record], *, at: At = "start", target_loss: float | None = None) -> Points:
@@ -71,7 +73,9 @@ def points_of(records: Iterable[Record], *, at: At = "start", target_loss: float
             "that is not of length zero; did the optimizer move these parameters?"
         )
     step, gap, ratio, step_length, dual_norm = table.T
-    return Points(step, gap, ratio, step_length, dual_norm, len(rows) - len(table), records[0].estimator)
+    return Points(
+        step, gap, ratio, step_length, dual_norm, len(rows) - len(table), records[0].estimator, records[0].norm
+    )
 
 
 def check_gaps(points: Points) -> None:
@@ -88,3 +92,23 @@ def check_gaps(points: Points) -> None:
             f"the gap is {points.gap[0]:g} in all {len(points)} records, so nothing can be said of how the ratio "
             "depends on it; measure while the loss falls"
         )
+
+
+def check_resamples(resamples: int, seed: int) -> None:
+    """Raise ValueError unless there are enough bootstrap resamples, and the seed is a whole number."""
+    check_count("resamples", resamples, minimum=20, hint="an interval needs that many")
+    check_count("seed", seed, minimum=0)
+
+
+def resampled(points: Points, resamples: int, seed: int) -> list[Points]:
+    """Moving-block bootstrap: stretches of the trajectory, drawn with replacement and put together to its length."""
+    import numpy as np
+
+    count = len(points)
+    length = min(count, max(1, round(2.0 * count ** (1.0 / 3.0))))
+    pieces = math.ceil(count / length)
+    generator = np.random.default_rng(seed)
+    starts = generator.integers(0, count, size=(resamples, pieces))
+    # Round the end, so that the first and the last points are drawn as often as the others.
+    picks = ((starts[:, :, None] + np.arange(length)) % count).reshape(resamples, -1)[:, :count]
+    return [points.take(pick) for pick in picks]

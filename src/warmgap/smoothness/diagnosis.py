@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from warmgap._checks import check_count
-from warmgap.smoothness._points import Points, check_gaps, points_of
+from warmgap.smoothness._points import Points, check_gaps, check_resamples, points_of, resampled
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from warmgap.smoothness.records import Record
 
 LONG_STEP = 0.5
@@ -103,6 +105,25 @@ def diagnosis_of(points: Points) -> StepLengthDiagnosis:
     return StepLengthDiagnosis(share, low, high, verdict)
 
 
+Belongs = Literal["function", "step length", "both", "unclear"]
+
+
+def belongs(interval: tuple[float, float]) -> Belongs:
+    """Return what an exponent of the step length in this interval says.
+
+    `"function"` where the interval lies above -1/2 and reaches 0, up to a tenth; `"step length"` where it lies below
+    -1/2 and reaches -1, up to a tenth, or further; `"both"` where it reaches neither; `"unclear"` where it is too wide
+    for any of these.
+    """
+    low, high = interval
+    zero, one = low <= 0.1 and high >= -0.1, low <= -0.9
+    if zero and low > -0.5:
+        return "function"
+    if one and high < -0.5:
+        return "step length"
+    return "unclear" if zero or one or not low <= high else "both"
+
+
 @dataclass(frozen=True)
 class RateDependence:
     """What becomes of the ratio, at the same gap, when the steps are made longer or shorter.
@@ -111,53 +132,84 @@ class RateDependence:
         exponent: Slope of log ratio against log step length, between runs and within bins of the gap: 0 where the
             ratio belongs to the function, -1 where it only follows the step length.
         bins: Bins of the gap in which at least two runs have points.
+        interval: Its interval of 95 % coverage, from a block bootstrap over each run. Runs that differ in their seed
+            alone differ by more: compare the exponents of several.
     """
 
     exponent: float
     bins: int
+    interval: tuple[float, float] = (math.nan, math.nan)
+
+    @property
+    def verdict(self) -> Belongs:
+        """What the interval says the ratio belongs to, see `belongs`."""
+        return belongs(self.interval)
 
     @property
     def sentence(self) -> str:
         """What that means, in words."""
         if not self.bins:
             return "The runs share no gap at which ratios of steps of different length could be compared."
+        low, high = self.interval
         seen = (
-            f"at the same gap the ratio goes with the step length to the power {self.exponent:.2f} ({self.bins} bins "
-            "of the gap)"
+            f"at the same gap the ratio goes with the step length to the power {self.exponent:.2f}, between {low:.2f} "
+            f"and {high:.2f} at 95 % ({self.bins} bins of the gap)"
         )
-        if self.exponent < -0.75:
-            return f"The estimate follows the step length: {seen}; its constants give back the rate that was put in."
-        if self.exponent > -0.25:
-            return f"The estimate does not hang on the step length: {seen}."
-        return f"The estimate hangs partly on the step length: {seen}."
+        return {
+            "step length": f"The estimate follows the step length: {seen}; its constants give back the rate put in.",
+            "function": f"The estimate belongs to the function: {seen}.",
+            "both": f"The estimate depends on the function and on the step length: {seen}.",
+            "unclear": f"Whether the estimate follows the step length cannot be told: {seen}; measure longer.",
+        }[self.verdict]
 
 
-def rate_dependence(runs: Mapping[float, Sequence[Record]], *, bins: int = 8) -> RateDependence:
-    """Compare runs of one model at several learning rates.
+def rate_dependence(
+    runs: Mapping[float, Sequence[Record]], *, bins: int = 8, resamples: int = 200, seed: int = 0
+) -> RateDependence:
+    """Compare runs of one model at several learning rates, best at a quarter, one and four times the tuned one.
 
     Args:
         runs: The records of each run by its rate (any number that tells them apart), two at least.
         bins: Bins of equal width in log gap, over the range that all runs together cover.
+        resamples: Bootstrap resamples, 20 at least.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: If there are fewer than two runs, one has no usable record or a gap that is not above 0, or bins is
-            not a whole number of at least 1.
+        ValueError: If there are fewer than two runs, one has no usable record or a gap that is not above 0, bins is
+            not a whole number of at least 1, or resamples not one of at least 20.
     """
     import numpy as np
 
     if len(runs) < 2:
         raise ValueError(f"a comparison needs the records of at least two rates, got {len(runs)}")
     check_count("bins", bins, minimum=1)
+    check_resamples(resamples, seed)
     points = [points_of(records) for records in runs.values()]
     for run in points:
         check_gaps(run)
     logs = [np.log(run.gap) for run in points]
     edges = np.linspace(min(log.min() for log in logs), max(log.max() for log in logs), bins + 1)
+    exponent, used = _exponent(points, edges)
+    if not used:
+        return RateDependence(math.nan, 0)
+    # Each run with a seed of its own, so that they are drawn independently.
+    drawn = zip(*(resampled(run, resamples, seed + 7919 * index) for index, run in enumerate(points)), strict=True)
+    found = [value for value, some in (_exponent(sample, edges) for sample in drawn) if some]
+    low, high = np.quantile(found, (0.025, 0.975)) if len(found) >= 0.9 * resamples else (-math.inf, math.inf)
+    return RateDependence(exponent, used, (min(float(low), exponent), max(float(high), exponent)))
+
+
+def _exponent(points: Sequence[Points], edges: NDArray[Any]) -> tuple[float, int]:
+    """The slope, and in how many bins runs can be compared; NaN and 0 where the steps differ in none."""
+    import numpy as np
+
+    logs = [np.log(run.gap) for run in points]
     lengths, ratios, used = [], [], 0
-    for index in range(bins):
+    for index in range(len(edges) - 1):
         length_of, ratio_of = [], []
         for run, log in zip(points, logs, strict=True):
-            inside = (log >= edges[index]) & ((log < edges[index + 1]) | (index == bins - 1)) & (run.ratio > 0.0)
+            last = index == len(edges) - 2
+            inside = (log >= edges[index]) & ((log < edges[index + 1]) | last) & (run.ratio > 0.0)
             if inside.sum() >= 3:
                 length_of.append(float(np.median(np.log(run.step_length[inside]))))
                 ratio_of.append(float(np.median(np.log(run.ratio[inside]))))
@@ -166,6 +218,4 @@ def rate_dependence(runs: Mapping[float, Sequence[Record]], *, bins: int = 8) ->
             lengths += [length - float(np.mean(length_of)) for length in length_of]
             ratios += [ratio - float(np.mean(ratio_of)) for ratio in ratio_of]
     spread = float(np.dot(lengths, lengths)) if used else 0.0
-    if spread == 0.0:
-        return RateDependence(math.nan, 0)
-    return RateDependence(float(np.dot(lengths, ratios)) / spread, used)
+    return (float(np.dot(lengths, ratios)) / spread, used) if spread > 0.0 else (math.nan, 0)

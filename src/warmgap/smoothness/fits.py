@@ -12,17 +12,18 @@ carries intervals from a block bootstrap over the trajectory, since neighbouring
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from warmgap._checks import check_count, check_positive
+from warmgap._checks import check_positive
 from warmgap.curve import Smoothness
 from warmgap.rules.measured import MeasuredRule
-from warmgap.smoothness._points import At, Points, check_gaps, points_of
+from warmgap.smoothness._points import At, Points, check_gaps, check_resamples, points_of, resampled
 from warmgap.smoothness._solvers import Solve, cost_of, solver
-from warmgap.smoothness.diagnosis import StepLengthDiagnosis, diagnosis_of
+from warmgap.smoothness.diagnosis import Belongs, StepLengthDiagnosis, belongs, diagnosis_of
 from warmgap.smoothness.records import block_names, block_records
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Fit:
         points: Rows that were used.
         dropped: Rows that were not: not finite, or of a step that moved nothing.
         block: The block's name, empty for the whole model.
+        norm: The norm of the records.
     """
 
     assumption: Literal["rho", "H0, H1", "L0, L1"]
@@ -112,6 +114,7 @@ class Fit:
     points: int
     dropped: int
     block: str = ""
+    norm: str = ""
 
     def __call__(self, x: Number) -> Number:
         """Return the fitted bound at a gap (for `"L0, L1"`: at a dual norm), of any array type."""
@@ -129,23 +132,49 @@ class Fit:
         Raises:
             ValueError: If it is not one of the form K0 + K1*gap + K2*gap**2 that is positive everywhere.
         """
+        return Smoothness(*self._in_the_gap)
+
+    @property
+    def _in_the_gap(self) -> tuple[float, float, float]:
         if self.assumption == "H0, H1":
-            return Smoothness(self.constants["H0"], self.constants["H1"], 0.0)
+            return self.constants["H0"], self.constants["H1"], 0.0
         if self.assumption == "rho" and self.rho == 2.0:
-            return Smoothness(self.constants["K0"], self.constants["K1"], self.constants["Krho"])
+            return self.constants["K0"], self.constants["K1"], self.constants["Krho"]
+        if self.assumption == "L0, L1":
+            raise ValueError("layer-wise constants set the radii of Gluon, not a rate: give them to Gluon.from_fits")
         raise ValueError(
-            f"a step size needs a fit in the gap with rho = 2 (or H0, H1), got {self.assumption!r} with "
-            f"rho = {self.rho}; fit with rho=2"
+            f"a step size needs a fit in the gap with rho = 2, or one of (H0, H1), got rho = {self.rho}: call "
+            "fit_smoothness(records, rho=2) or fit_gap_linear(records)"
         )
 
     def rule(self, target_loss: float, *, floor: float = 0.01) -> MeasuredRule:
         """Return the warm-up rule that these constants mean.
 
+        With a quadratic term it follows `gap/K(gap)` up to its peak at `sqrt(K0/K2)`; without one, as of
+        `fit_gap_linear`, the step size of gradient descent under (H0, H1), `1/(10 H0 + 20 H1 gap)`.
+
+        Args:
+            target_loss: The loss that the gaps of the records were taken to.
+            floor: Factor of a first step that no loss precedes, in (0, 1).
+
         Raises:
-            ValueError: If there is no `smoothness`, or its step size has no peak.
+            ValueError: If there is no `smoothness`, or its step size has no peak: the message says what to do.
         """
-        found = self.smoothness
-        return MeasuredRule(K0=found.K0, K1=found.K1, K2=found.K2, target_loss=target_loss, floor=floor)
+        K0, K1, K2 = self._in_the_gap
+        try:
+            return MeasuredRule(K0=K0, K1=K1, K2=K2, target_loss=target_loss, floor=floor)
+        except ValueError as error:
+            raise ValueError(f"{error}. {self._remedy}") from error
+
+    @property
+    def _remedy(self) -> str:
+        if self.trend.verdict == "falls":
+            return (
+                "The ratio falls as the gap rises, so no warm-up follows from it: fit the first part of the run alone "
+                "(records[:n]), where it may rise, or keep the default rule"
+            )
+        other = "fit_smoothness" if self.assumption == "H0, H1" else "fit_gap_linear"
+        return f"Try {other} or method='envelope', more records, or the first part of the run alone (records[:n])"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -288,7 +317,7 @@ def fit_layers(
     import numpy as np
 
     solve = solver(method, quantile)
-    _check_resamples(resamples, seed)
+    check_resamples(resamples, seed)
     names = block_names(records)
     if not names:
         raise ValueError("the records have no blocks, and a layer-wise fit needs them")
@@ -306,8 +335,114 @@ def fit_layers(
         except ValueError as error:
             skipped[name] = str(error)
             continue
-        fits[name] = replace(_result("L0, L1", method, points, ("L0", "L1"), fitted, resamples, seed), block=name)
+        fit = _result("L0, L1", method, points, ("L0", "L1"), fitted, resamples, seed)
+        fits[name] = replace(fit, block=name)
     return LayerFits(fits, skipped)
+
+
+@dataclass(frozen=True)
+class LayerDependence:
+    """What becomes of the layers' L1 when the steps are made longer or shorter.
+
+    Attributes:
+        exponents: Slope of log L1 against log step length, by block: 0 where L1 belongs to the function, -1 where the
+            radius 1/L1 only gives back the one that was measured with.
+        exponent: Their median.
+        interval: Its interval of 95 % coverage, from a block bootstrap over each run.
+    """
+
+    exponents: dict[str, float]
+    exponent: float
+    interval: tuple[float, float]
+
+    @property
+    def verdict(self) -> Belongs:
+        """What the interval says L1 belongs to, see `warmgap.smoothness.belongs`."""
+        return belongs(self.interval)
+
+    @property
+    def sentence(self) -> str:
+        """What that means, in words."""
+        low, high = self.interval
+        seen = (
+            f"L1 goes with the step length to the power {self.exponent:.2f} (median of {len(self.exponents)} layers), "
+            f"between {low:.2f} and {high:.2f} at 95 %"
+        )
+        return {
+            "step length": f"The layers' constants follow the step length: {seen}; 1/L1 gives back the radius put in.",
+            "function": f"The layers' constants belong to the function: {seen}.",
+            "both": f"The layers' constants depend on the function and on the step length: {seen}.",
+            "unclear": f"Whether the layers' constants follow the step length cannot be told: {seen}; measure longer.",
+        }[self.verdict]
+
+
+def layer_dependence(
+    runs: Mapping[float, Sequence[Record]],
+    *,
+    method: Literal["hinge", "nnls", "lstsq", "envelope"] = "hinge",
+    quantile: float = 0.95,
+    resamples: int = 40,
+    seed: int = 0,
+) -> LayerDependence:
+    """Compare the layers' L1 of runs of one model at several learning rates: do they only follow the step length?
+
+    Args:
+        runs: The records of each run by its rate, two at least, best at a quarter, one and four times the tuned one.
+        method: As for `fit_layers`.
+        quantile: As for `fit_layers`.
+        resamples: Bootstrap resamples, 20 at least.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: If an argument is out of range, there are fewer than two runs, or no layer has an L1 above 0 and
+            steps of different length in two of them.
+
+    Source: arXiv 2505.13416, whose layer-wise measurement this puts to the test.
+    """
+    import numpy as np
+
+    if len(runs) < 2:
+        raise ValueError(f"a comparison needs the records of at least two rates, got {len(runs)}")
+    check_resamples(resamples, seed)
+    solve = solver(method, quantile)
+    layers: dict[str, list[Points]] = {}
+    for name in block_names(record for records in runs.values() for record in records):
+        for records in runs.values():
+            with contextlib.suppress(ValueError):  # it never moved in this run
+                layers.setdefault(name, []).append(points_of(block_records(records, name)))
+    exponents = _exponents(layers, solve)
+    if not exponents:
+        raise ValueError("no layer has an L1 above 0 at two rates whose steps differ: measure longer, or other rates")
+    drawn = {
+        name: [resampled(run, resamples, seed + 7919 * index) for index, run in enumerate(of_layer)]
+        for name, of_layer in layers.items()
+        if name in exponents
+    }
+    medians = []
+    for index in range(resamples):
+        sample = _exponents({name: [run[index] for run in of_layer] for name, of_layer in drawn.items()}, solve)
+        if sample:
+            medians.append(float(np.median(list(sample.values()))))
+    middle = float(np.median(list(exponents.values())))
+    low, high = np.quantile(medians, (0.5 * (1.0 - LEVEL), 0.5 * (1.0 + LEVEL)))
+    return LayerDependence(exponents, middle, (min(float(low), middle), max(float(high), middle)))
+
+
+def _exponents(layers: Mapping[str, Sequence[Points]], solve: Solve) -> dict[str, float]:
+    """The slope of log L1 against log step length of every layer that has one."""
+    import numpy as np
+
+    found = {}
+    for name, of_layer in layers.items():
+        lengths, slopes = [], []
+        for points in of_layer:
+            slope = float(solve(np.column_stack([np.ones(len(points)), points.dual_norm]), points.ratio)[1])
+            if slope > 0.0:
+                lengths.append(math.log(float(np.median(points.step_length))))
+                slopes.append(math.log(slope))
+        if len(lengths) >= 2 and np.ptp(lengths) > 1e-3:
+            found[name] = float(np.polyfit(lengths, slopes, 1)[0])
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- the pieces
@@ -337,11 +472,6 @@ def _check_powers(points: Points, rho: float) -> None:
             f"gap**rho cannot be computed with for rho = {rho:g} and gaps from {points.gap.min():g} to "
             f"{points.gap.max():g}; give a rho nearer to 1"
         )
-
-
-def _check_resamples(resamples: int, seed: int) -> None:
-    check_count("resamples", resamples, minimum=20, hint="an interval needs that many")
-    check_count("seed", seed, minimum=0)
 
 
 def _power_basis(gap: Array, rho: float) -> Array:
@@ -375,10 +505,10 @@ def _result(
 ) -> Fit:
     import numpy as np
 
-    _check_resamples(resamples, seed)
+    check_resamples(resamples, seed)
     constants = fitted(points)
     slope = _slope(points)
-    drawn = [(fitted(sample), _slope(sample)) for sample in _resampled(points, resamples, seed)]
+    drawn = [(fitted(sample), _slope(sample)) for sample in resampled(points, resamples, seed)]
     tail = 0.5 * (1.0 - LEVEL)
     lows, highs = np.quantile([sample for sample, _ in drawn], (tail, 1.0 - tail), axis=0)
     low, high = (float(value) for value in np.quantile([value for _, value in drawn], (tail, 1.0 - tail)))
@@ -403,6 +533,7 @@ def _result(
         diagnosis=diagnosis_of(points),
         points=len(points),
         dropped=points.dropped,
+        norm=points.norm,
     )
     bound = fit(x)
     residual = points.ratio - bound
@@ -425,17 +556,3 @@ def _slope(points: Points) -> float:
     centred = points.gap - points.gap.mean()
     spread = float(centred @ centred)
     return float(centred @ points.ratio) / spread if spread > 0.0 else 0.0
-
-
-def _resampled(points: Points, resamples: int, seed: int) -> list[Points]:
-    """Moving-block bootstrap: stretches of the trajectory, drawn with replacement and put together to its length."""
-    import numpy as np
-
-    count = len(points)
-    length = min(count, max(1, round(2.0 * count ** (1.0 / 3.0))))
-    pieces = math.ceil(count / length)
-    generator = np.random.default_rng(seed)
-    starts = generator.integers(0, count, size=(resamples, pieces))
-    # Round the end, so that the first and the last points are drawn as often as the others.
-    picks = ((starts[:, :, None] + np.arange(length)) % count).reshape(resamples, -1)[:, :count]
-    return [points.take(pick) for pick in picks]

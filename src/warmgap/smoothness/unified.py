@@ -6,19 +6,20 @@ with P the loss gap or the squared gradient norm, c1 > 0 and c2 >= 0 only needed
 star-convex functions (P the gap, c1 = 1), under weak quasi-convexity and aiming (c1 < 1).
 
 Source: arXiv 2502.12329, Assumption 1, and its protocol: x* is the last iterate. Loss, gradient and reference loss of a
-point are taken on one and the same batch.
+point are taken on one and the same batch. `warmgap.torch.TrajectoryChecker` does so along a run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from warmgap._checks import check_finite
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
 Progress = Literal["gap", "gradient"]
@@ -38,13 +39,39 @@ class UnifiedCheck:
     progress: NDArray[Any]
     dropped: int = 0
 
+    @classmethod
+    def of(cls, inner: ArrayLike, progress: ArrayLike) -> UnifiedCheck:
+        """Return the check of these points, those that are not finite left out and counted.
+
+        Raises:
+            ValueError: If the two differ in length, or no point is finite.
+        """
+        import numpy as np
+
+        left, right = np.asarray(inner, dtype=float), np.asarray(progress, dtype=float)
+        if left.shape != right.shape or left.ndim != 1:
+            raise ValueError(f"inner and progress need a number for each point, got shapes {left.shape}, {right.shape}")
+        finite = np.isfinite(left) & np.isfinite(right)
+        if not finite.any():
+            raise ValueError(f"none of the {len(left)} points of the trajectory is finite")
+        return cls(left[finite], right[finite], int((~finite).sum()))
+
+    def margin(self, c1: float) -> NDArray[Any]:
+        """Return `inner - c1*P` of each point: below 0 at those that need the c2 term.
+
+        Raises:
+            ValueError: If c1 is not a finite number.
+        """
+        margin: NDArray[Any] = self.inner - check_finite("c1", c1) * self.progress
+        return margin
+
     def c2(self, c1: float) -> float:
         """Return the smallest c2 >= 0 with which the inequality holds at every point: `max(c1*P - inner)`.
 
         Raises:
             ValueError: If c1 is not a finite number.
         """
-        return max(0.0, float((check_finite("c1", c1) * self.progress - self.inner).max()))
+        return max(0.0, float(-self.margin(c1).min()))
 
     @property
     def largest_c1(self) -> float:
@@ -58,93 +85,51 @@ class UnifiedCheck:
 
     def outliers(self, c1: float) -> float:
         """Return the share of the points that need the c2 term: `inner < c1*P`."""
-        shortfall = check_finite("c1", c1) * self.progress - self.inner
-        return float((shortfall > 1e-12 * abs(self.inner)).mean())
+        return float((-self.margin(c1) > 1e-12 * abs(self.inner)).mean())
 
     def residual(self, c1: float) -> float:
         """Return the mean shortfall, `max(0, c1*P - inner)` averaged over the points."""
-        return float((check_finite("c1", c1) * self.progress - self.inner).clip(min=0.0).mean())
+        return float((-self.margin(c1)).clip(min=0.0).mean())
 
 
-class TrajectoryChecker:
-    """Collects points of a run, then compares each with where the run ended.
+def pooled(checks: Sequence[UnifiedCheck]) -> UnifiedCheck:
+    """Return the check of the points of several runs, such as several seeds: one c1 and one c2 for all of them.
 
-    `record` copies parameters and gradient: take a point an epoch, or every hundred steps.
-
-    Source: arXiv 2502.12329, the measurement protocol.
+    Raises:
+        ValueError: If there is none.
     """
+    import numpy as np
 
-    def __init__(self) -> None:
-        self._points: list[tuple[NDArray[Any], NDArray[Any], float, Any]] = []
+    if not checks:
+        raise ValueError("nothing to pool: give the checks of at least one run")
+    inner, progress = (np.concatenate([getattr(check, name) for check in checks]) for name in ("inner", "progress"))
+    return UnifiedCheck(inner, progress, sum(check.dropped for check in checks))
 
-    def __len__(self) -> int:
-        return len(self._points)
 
-    def record(self, params: ArrayLike, grad: ArrayLike, loss: float, batch: Any = None) -> None:
-        """Keep a point.
+def unified_figure(checks: Sequence[UnifiedCheck], c1: float) -> Figure:
+    """Return the published picture: `inner - c1*P` along the run, mean and range over the seeds, and -c2.
 
-        Args:
-            params: The parameters as one array, any shape; of a PyTorch model
-                `torch.nn.utils.parameters_to_vector(model.parameters()).detach()`.
-            grad: The gradient there, of the same shape, on `batch`.
-            loss: The loss there, on `batch`.
-            batch: Handed to `loss_fn` in `finalize`.
+    Args:
+        checks: The check of each seed, with the same number of points.
+        c1: The constant.
 
-        Raises:
-            ValueError: If the shapes of parameters, gradient and earlier points differ.
-        """
-        import numpy as np
+    Raises:
+        ValueError: If there is no check, they differ in length, or c1 is not a finite number.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
 
-        x, g = np.array(params, dtype=float), np.array(grad, dtype=float)
-        expected = self._points[0][0].shape if self._points else x.shape
-        if x.shape != expected or g.shape != expected:
-            raise ValueError(
-                f"parameters and gradient must have one shape at every point, got {x.shape} and {g.shape}, "
-                f"expected {expected}"
-            )
-        self._points.append((x, g, float(loss), batch))
-
-    def finalize(
-        self,
-        reference: ArrayLike | None = None,
-        loss_fn: Callable[[NDArray[Any], Any], float] | None = None,
-        *,
-        progress: Progress = "gap",
-    ) -> UnifiedCheck:
-        """Return both sides of the inequality at every point.
-
-        Args:
-            reference: x*, the last point recorded unless given.
-            loss_fn: Maps (parameters, batch) to a loss: called at x* on each point's own batch. Only `"gap"` needs it.
-            progress: `"gap"`: P is the loss minus the reference's loss on the same batch; `"gradient"`: the squared
-                Euclidean norm of the gradient.
-
-        Raises:
-            ValueError: If there are fewer than two points, none is finite, the reference is not, `progress` is
-                unknown, or `"gap"` comes without a `loss_fn`.
-        """
-        import numpy as np
-
-        if len(self._points) < 2:
-            raise ValueError(f"a trajectory has at least two points, got {len(self._points)}")
-        if progress not in ("gap", "gradient"):
-            raise ValueError(f"progress must be 'gap' or 'gradient', got {progress!r}")
-        if progress == "gap" and loss_fn is None:
-            raise ValueError("the loss gap needs loss_fn, which gives the reference's loss on each point's batch")
-        end = self._points[-1][0] if reference is None else np.asarray(reference, dtype=float)
-        if end.shape != self._points[0][0].shape:
-            raise ValueError(f"reference must have the points' shape {self._points[0][0].shape}, got {end.shape}")
-        if not np.isfinite(end).all():
-            where = "the last point, which is the reference," if reference is None else "the reference"
-            raise ValueError(f"{where} is not finite; give a reference that is")
-        # The last point itself has nothing to say about the way to it.
-        points = self._points[:-1] if reference is None else self._points
-        inner = np.array([float(np.vdot(g, x - end)) for x, g, _, _ in points])
-        if loss_fn is not None and progress == "gap":
-            sizes = np.array([loss - float(loss_fn(end, batch)) for _, _, loss, batch in points])
-        else:
-            sizes = np.array([float(np.vdot(g, g)) for _, g, _, _ in points])
-        finite = np.isfinite(inner) & np.isfinite(sizes)
-        if not finite.any():
-            raise ValueError("no point of the trajectory is finite")
-        return UnifiedCheck(inner[finite], sizes[finite], int((~finite).sum()))
+    c2 = pooled(checks).c2(c1)
+    if len({len(check.inner) for check in checks}) > 1:
+        raise ValueError(f"the seeds must have as many points each, got {[len(check.inner) for check in checks]}")
+    margins = np.array([check.margin(c1) for check in checks])
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    points = np.arange(margins.shape[1])
+    axes.fill_between(points, margins.min(axis=0), margins.max(axis=0), color="#5B84AB", alpha=0.3, linewidth=0)
+    axes.plot(points, margins.mean(axis=0), color="#1F4E79", label=f"mean and range of {len(checks)} runs")
+    axes.axhline(-c2, color="#D55E00", linestyle="--", label=f"-c2 = {-c2:.3g}")
+    axes.axhline(0.0, color="#666666", linewidth=0.8)
+    axes.set(xlabel="point of the run", ylabel="inner - c1 P", title=f"c1 = {c1:g}")
+    axes.legend(frameon=False)
+    return figure

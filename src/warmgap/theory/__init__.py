@@ -12,26 +12,37 @@ from collections.abc import Iterator
 from warmgap.theory import (
     aiming,
     boundedness,
+    composition,
     deterministic,
     error_feedback,
     fixed_step,
     gluon,
+    gluon_momentum,
     gradient_smoothness,
+    inexact,
     nonconvergence,
+    normalized_feedback,
+    normalized_feedback_fixed,
+    normalized_feedback_momentum,
     norms,
     polyak_lojasiewicz,
     power,
+    power_noise,
     problems,
+    self_bounding,
     stochastic,
+    two_phases,
+    two_points,
     unified,
     weight_decay,
 )
-from warmgap.theory.check import Check
+from warmgap.theory.check import COLUMNS, Check, loosen
 from warmgap.theory.constants import Constants
 from warmgap.theory.descent import Iterate, Trajectory, descend
 from warmgap.theory.problems import Problem
 
 __all__ = [
+    "COLUMNS",
     "GUARANTEES",
     "Check",
     "Constants",
@@ -40,24 +51,35 @@ __all__ = [
     "Trajectory",
     "check_all",
     "descend",
+    "loosen",
     "norms",
     "problems",
 ]
 
 GUARANTEES = (
+    self_bounding,
+    two_points,
     deterministic,
     boundedness,
     weight_decay,
+    inexact,
     stochastic,
     gradient_smoothness,
+    composition,
+    two_phases,
     aiming,
     polyak_lojasiewicz,
-    unified,
     fixed_step,
+    unified,
     power,
+    power_noise,
     gluon,
+    gluon_momentum,
     nonconvergence,
     error_feedback,
+    normalized_feedback,
+    normalized_feedback_momentum,
+    normalized_feedback_fixed,
 )
 """The modules of the guarantees, in the order of the table."""
 

@@ -59,6 +59,10 @@ class Constants:
         """Return the bound at each gap of a trajectory."""
         return np.asarray(self.K0 + self.K1 * gaps + self.Krho * gaps**self.rho)
 
+    def shrunk(self, factor: float) -> Constants:
+        """Return the constants divided by a factor."""
+        return Constants(self.K0 / factor, self.K1 / factor, self.Krho / factor, self.rho)
+
     def step_size(self, gap: float, distance: float) -> float:
         """Return Theorem 1's step size `gap / (distance * K(gap))`."""
         return gap / (distance * self(gap))

@@ -29,7 +29,7 @@ import numpy as np
 from warmgap._checks import check_positive
 from warmgap.theory import problems
 from warmgap.theory.aiming import linear_constants
-from warmgap.theory.check import Check, excess
+from warmgap.theory.check import Check, excess, row
 from warmgap.theory.constants import check_eps
 from warmgap.theory.descent import descend
 from warmgap.theory.norms import Array
@@ -38,7 +38,7 @@ from warmgap.theory.problems import Problem
 __all__ = ["check", "examples"]
 
 
-def check(problem: Problem, start: Array, eps: float, mu: float, *, sharp: bool = False) -> Check:
+def check(problem: Problem, start: Array, eps: float, mu: float, *, sharp: bool = False, notch: float = 1.0) -> Check:
     """Run gradient descent under the Polyak-Lojasiewicz inequality; measured: steps to a gap of eps.
 
     Args:
@@ -47,6 +47,7 @@ def check(problem: Problem, start: Array, eps: float, mu: float, *, sharp: bool 
         eps: The gap to reach, below the one at the start.
         mu: The constant of the inequality.
         sharp: Whether to take the step size `1/(H0 + H1 gap)`; its bound is DERIVED like the other.
+        notch: How many times more the gap is claimed to shrink; above 1 it is not proved.
 
     Raises:
         ValueError: If the problem is not of that kind, mu is not above 0, or eps is not above 0 and below the gap at
@@ -70,7 +71,7 @@ def check(problem: Problem, start: Array, eps: float, mu: float, *, sharp: bool 
         direction=lambda it: -it.gradient,
     )
     gaps, sizes = path.gaps[:-1], path.step_sizes
-    shrink = 1.0 - mu * sizes * (2.0 - sizes * problem.constants.along(gaps))
+    shrink = 1.0 - notch * mu * sizes * (2.0 - sizes * problem.constants.along(gaps))
     name = "PL, sharper" if sharp else "PL"
     return Check(
         name, problem.name, f"steps to {eps:g}", path.steps_to(eps), bound, excess=excess(path.gaps[1:], gaps * shrink)
@@ -81,5 +82,8 @@ def examples() -> Iterator[Check]:
     """Check it with both step sizes, on a convex problem and on one that is not."""
     start = np.array([0.5, 1.0, -2.0])
     for sharp in (False, True):
-        yield check(problems.cosh("frobenius", (3,)), start, 1e-3, 1.0, sharp=sharp)
-        yield check(problems.star("frobenius"), start[1:], 1e-3, 0.5, sharp=sharp)
+        for problem, x, mu in (
+            (problems.cosh("frobenius", (3,)), start, 1.0),
+            (problems.star("frobenius"), start[1:], 0.5),
+        ):
+            yield row(check, problem, x, 1e-3, mu, sharp=sharp)

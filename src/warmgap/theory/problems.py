@@ -1,4 +1,4 @@
-"""Problems with known constants. All have the minimiser 0 and the least value 0, so that `value` is the gap.
+"""Problems with known constants. All have the least value 0, so that `value` is the gap, at 0 unless `shifted`.
 
     name           f(x)                                   norms                      constants
     cosh           sum cosh(x_i) - 1                      all                        A2-H, rho 1
@@ -6,6 +6,8 @@
     quadratic      sum x_i^2 / 2                          all                        A2 and A2-H
     star           cosh(N(x)) - 1, N = r sqrt(1 + cos(4 angle)/2)    frobenius, max  A2-H, star-convex, not convex
     rough          sum x_i^2/2 + int_0^x_i sin(4 t^5)/5   frobenius, ||x|| <= 3      A2, star-convex, not convex
+    huber          h(||x||), h(r) = r^2/2 up to 1, r - 1/2 beyond    frobenius       A2, A2-H, convex
+    wavy           sum x_i^2 + 3 sin(x_i)^2               frobenius                  A2, A2-H, aiming, not star-convex
     saturated      1 - exp(-||x||^2)                      frobenius                  A2 and A2-H, not star-convex
     absolute       c |x_1 + x_2| + |x_1 - x_2|            max                        none: not differentiable
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -28,7 +30,19 @@ from warmgap.geometry import NORMS, kappa
 from warmgap.theory.constants import Constants
 from warmgap.theory.norms import Array, Norm, frobenius, maximum, singular_values, spectral
 
-__all__ = ["Problem", "absolute", "barrier", "cosh", "quadratic", "rough", "saturated", "star"]
+__all__ = [
+    "Problem",
+    "absolute",
+    "barrier",
+    "cosh",
+    "huber",
+    "quadratic",
+    "rough",
+    "saturated",
+    "shifted",
+    "star",
+    "wavy",
+]
 
 _NORMS: dict[str, Norm] = {norm.name: norm for norm in (frobenius, maximum, spectral)}
 
@@ -59,6 +73,10 @@ class Problem:
         It is the distance at the start in l2 (see `warmgap.theory.boundedness`), else the radius of the sublevel set.
         """
         return self.norm.norm(start) if self.norm is frobenius else self.radius(self.value(start))
+
+    def shrunk(self, factor: float) -> Problem:
+        """Return the same function with every constant of its curvature bound divided by a factor."""
+        return replace(self, constants=self.constants.shrunk(factor))
 
 
 def cosh(norm: str, shape: tuple[int, ...]) -> Problem:
@@ -156,8 +174,8 @@ def star(norm: str) -> Problem:
         r2, n2 = float(x @ x), squared(x)
         if n2 == 0.0:
             return np.zeros(2)
-        product = float(x[0] * x[1])
-        half = 1.5 * x + 4.0 * product**2 / r2**2 * x - 4.0 * product / r2 * x[::-1]
+        share = float(x[0] * x[1]) / r2
+        half = 1.5 * x + 4.0 * share**2 * x - 4.0 * share * x[::-1]
         n = math.sqrt(n2)
         return np.asarray(np.sinh(n) / n * half)
 
@@ -186,6 +204,64 @@ def rough(size: int) -> Problem:
         lambda x: x + 0.2 * np.sin(4.0 * x**5),
         Constants(2.0, 0.0, 15.6),
         lambda gap: math.sqrt(2.0 * gap),
+    )
+
+
+def huber(size: int) -> Problem:
+    """Return `h(||x||)` in l2 with `h(r) = r^2/2` up to 1 and `r - 1/2` beyond: convex, K = 1.
+
+    Far out it is a cone, on which star-convexity is an equality: what a guarantee promises a step is least there.
+
+    Args:
+        size: The number of entries.
+    """
+
+    def value(x: Array) -> float:
+        r = frobenius.norm(x)
+        return 0.5 * r * r if r <= 1.0 else r - 0.5
+
+    return Problem(
+        _name("huber", "frobenius", (size,)),
+        frobenius,
+        value,
+        lambda x: x / max(1.0, frobenius.norm(x)),
+        Constants(1.0),
+        lambda gap: math.sqrt(2.0 * gap) if gap <= 0.5 else gap + 0.5,
+    )
+
+
+def wavy(size: int) -> Problem:
+    """Return `sum x_i^2 + 3 sin(x_i)^2` in l2, of curvature at most 8: no star-convexity, but aiming.
+
+    `<grad f(x), x> >= theta f(x)` with theta = .496, least near |x_i| = 2.15, and `||grad f||^2 >= 2 mu f` with
+    mu = .1755, least near |x_i| = 2.20; both DERIVED on a grid.
+
+    Args:
+        size: The number of entries.
+    """
+    return Problem(
+        _name("wavy", "frobenius", (size,)),
+        frobenius,
+        lambda x: float((x * x + 3.0 * np.sin(x) ** 2).sum()),
+        lambda x: 2.0 * x + 3.0 * np.sin(2.0 * x),
+        Constants(8.0),
+        lambda gap: math.sqrt(gap),
+    )
+
+
+def shifted(problem: Problem, minimiser: Array) -> Problem:
+    """Return the problem with its minimiser moved; distances stay those to 0, as weight decay needs them.
+
+    Args:
+        problem: A problem.
+        minimiser: Where its least value is to lie.
+    """
+    return replace(
+        problem,
+        name=f"{problem.name}, shifted",
+        value=lambda x: problem.value(x - minimiser),
+        gradient=lambda x: problem.gradient(x - minimiser),
+        radius=lambda gap: problem.radius(gap) + problem.norm.norm(minimiser),
     )
 
 

@@ -1,15 +1,17 @@
 """The PyTorch side: norm-constrained optimizers, and the learning-rate schedule that needs no tuning."""
 
-from warmgap.torch import norms, orthogonalize
+from warmgap.torch import compression, norms, orthogonalize
 from warmgap.torch.loss_mean import LossMean
-from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
+from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.probe import SmoothnessProbe
 from warmgap.torch.scheduler import AdaptiveWarmup
 from warmgap.torch.spectral_cap import SpectralCap
-from warmgap.torch.split import split_parameters
+from warmgap.torch.split import assign_roles, roles_table, split_parameters
+from warmgap.torch.trajectory import TrajectoryChecker
 
 __all__ = [
     "AdaptiveWarmup",
+    "EFMuon",
     "Gluon",
     "Lion",
     "LossMean",
@@ -19,7 +21,11 @@ __all__ = [
     "Signum",
     "SmoothnessProbe",
     "SpectralCap",
+    "TrajectoryChecker",
+    "assign_roles",
+    "compression",
     "norms",
     "orthogonalize",
+    "roles_table",
     "split_parameters",
 ]

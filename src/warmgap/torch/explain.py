@@ -121,8 +121,8 @@ def verdict(scheduler: AdaptiveWarmup) -> str:
         )
     if history.room < 1.0:
         return (
-            f"Peak {peak:.3g}: fine. The spectral cap held the hidden matrices at {share:.2g} of it on average, and "
-            "the loss gave no cause to halve it."
+            f"Peak {peak:.3g}: fine. The spectral cap held the hidden matrices at times, down to {history.room:.2g} of "
+            f"it ({share:.2f} on average), and the loss gave no cause to halve it."
         )
     room = "" if math.isinf(history.room) else f" (the largest had {1.0 / history.room:.2g} of the size it allows)"
     return (

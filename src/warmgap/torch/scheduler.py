@@ -565,6 +565,7 @@ class AdaptiveWarmup(LRScheduler):
             if lr == written or lr is None or written is None or not self._plans[index].scheduled:
                 continue
             before, self._scales[index] = self._scales[index], lr / self._plain[index]
+            self._written[index] = lr
             self._note_outside(before, self._scales[index])
 
     def _hold(self) -> None:
@@ -581,14 +582,15 @@ class AdaptiveWarmup(LRScheduler):
         self._held = most
         if most < _HELD and not self._is_held:
             self._is_held = True
-            self._note("step too large: hidden matrices held by the spectral cap", factor, factor * most, "hidden")
+            self._note("step too large: held by the spectral cap", factor, factor * most, "hidden")
         elif self._is_held and most == 1.0 and room > _RELEASED:
             self._is_held = False
-            self._note("hidden matrices released by the spectral cap", factor, factor, "hidden")
+            self._note("released by the spectral cap", factor, factor, "hidden")
 
     # Steps
 
     def _advance(self, loss: float | None) -> None:
+        self._carry()
         before, made = self._state, self.factor
         self._check_first(loss)
         self._history.add(before.step, loss, made, before.base)
@@ -695,10 +697,10 @@ class AdaptiveWarmup(LRScheduler):
         reason = "rate changed from outside, carried on"
         last = self._events[-1] if self._events else None
         if last is not None and last.reason == reason and last.step >= self._state.step - 1:
-            moved = last._replace(step=self._state.step, after=after)
+            moved = last._replace(step=self._state.step, after=self.factor * after)
             self._events = (*self._events[:-1], moved)  # one that changes it at every step is one event
             return
-        self._note(reason, before, after)
+        self._note(reason, self.factor * before, self.factor * after)
 
     def _log_new(self, before: ScheduleState) -> None:
         if self._state.events is before.events and before.step > 0:

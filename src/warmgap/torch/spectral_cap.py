@@ -21,17 +21,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from warmgap._checks import check_count, check_positive
+from warmgap.rules import default_rho
 from warmgap.torch.layout import matrices_of
 from warmgap.torch.optimizers._sharding import is_sharded, local
 from warmgap.torch.orthogonalize import as_matrix
+from warmgap.torch.split import role_of
 
 STATE_VERSION = 1
-
-RHO = 0.1
-"""What `rho="auto"` stands for in runs of up to `RHO_STEPS` steps."""
-RHO_STEPS = 1000
-"""In longer runs it falls with the square root of their length, down to `RHO_LEAST`."""
-RHO_LEAST = 0.02
 
 _ITERATIONS = 4  # of the power method; 0.91 to 1.0 of the norm on matrices from rank one to Gaussian
 _BUDGET = 2**24  # entries measured a step (28 matrices of 768 x 768); larger models are measured in turn
@@ -60,13 +56,6 @@ SIGN_FIRST = frozenset(
     }
 )
 """Class names of optimizers, not ours, whose first step moves every entry by the sign of its gradient."""
-
-
-def default_rho(total_iters: int | None) -> float:
-    """Return the cap that `rho="auto"` stands for in a run of `total_iters` steps."""
-    if total_iters is None:
-        return RHO
-    return max(RHO_LEAST, RHO * min(1.0, math.sqrt(RHO_STEPS / total_iters)))
 
 
 @torch.no_grad()
@@ -193,7 +182,7 @@ class SpectralCap:
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups that are held."""
-        return [g for g in self._optimizer.param_groups if self._roles is None or g.get("role") in self._roles]
+        return [g for g in self._optimizer.param_groups if self._roles is None or role_of(g) in self._roles]
 
     @property
     def ratio(self) -> float | None:
@@ -216,7 +205,7 @@ class SpectralCap:
         Args:
             closure: Whether the gradients are yet to be computed, within the step.
         """
-        first = not self._members
+        first = self._ratio is None
         self._arrive()
         self._take_in()
         due = self._members if first else self._due()

@@ -4,9 +4,9 @@ Muon, Scion and their kin treat a hidden matrix, an embedding, an output head an
 schedule that holds back hidden matrices only. What a parameter is follows from the module that owns it, not from its
 name or its number of dimensions alone: an embedding is a two-dimensional tensor too, and a tied head has no name of its
 own. Embeddings and the head are kept apart as in K. Jordan et al., "Muon: An optimizer for hidden layers in neural
-networks" (2024), section "Empirical considerations". The first layer over dense data, of an MLP, a convnet or a vision
-transformer, is hidden: there too, Muon takes all convolutions of a convnet, and Scion (Pethick et al., arXiv
-2502.07529) gives such a layer the spectral norm of the hidden ones, and the sign's to the output.
+networks" (2024), section "Empirical considerations". A first layer that reads dense data, as in an MLP, a convnet or a
+vision transformer, counts as hidden: Muon's authors give it all convolutions of a convnet, and Scion (Pethick et al.,
+arXiv 2502.07529) the same spectral norm as hidden layers.
 """
 
 import math
@@ -190,8 +190,8 @@ def split_parameters(
     torch's parametrizations, and PEFT's. What is trained inside of a head is a head; the two factors of a LoRA pair
     are matrices, or what their layer is where that is an embedding or a head.
 
-    Weight decay is off for what the model marks: parameters with a true `_no_weight_decay` (Mamba), and those named by
-    a module's `no_weight_decay()` or `no_weight_decay_keywords()` (timm).
+    Weight decay is off for what the model marks: parameters with a true `_no_weight_decay` (mamba_ssm), those named by
+    a module's `no_weight_decay()` or `no_weight_decay_keywords()` (timm), and the `A_log` of state-space layers.
 
     A parameter that occurs several times, a tied head above all, comes once, under its first name. Frozen ones
     (`requires_grad=False`) are left out, and are in the table.
@@ -224,7 +224,7 @@ def split_parameters(
         ValueError: No parameter is trainable, one is not initialised yet or flattened with others, or `head`,
             `overrides`, `fused` or `transposed` name something the model does not have or that can't be what they say.
     """
-    verdicts = _verdicts(model, head, overrides, fused, transposed)
+    verdicts = _verdicts(model, head=head, overrides=overrides, fused=fused, transposed=transposed)
     if not any(parameter.requires_grad for parameter in verdicts):
         raise ValueError(
             f"all {len(verdicts)} parameters are frozen (requires_grad=False); unfreeze those to be trained"
@@ -259,10 +259,11 @@ def _layout(verdict: _Verdict) -> dict[str, Any]:
 
 def _verdicts(
     model: nn.Module,
-    head: Named | Iterable[Named] | None,
-    overrides: Mapping[Named, ParameterKind] | None,
-    fused: Mapping[Named, int | Sequence[int]] | None,
-    transposed: Named | Iterable[Named] | Mapping[Named, bool],
+    *,
+    head: Named | Iterable[Named] | None = None,
+    overrides: Mapping[Named, ParameterKind] | None = None,
+    fused: Mapping[Named, int | Sequence[int]] | None = None,
+    transposed: Named | Iterable[Named] | Mapping[Named, bool] = (),
 ) -> dict[nn.Parameter, tuple[_Place, _Verdict]]:
     """What every parameter is, frozen ones too, with its first place; in the order of `model.named_parameters()`."""
     if not isinstance(model, nn.Module):
@@ -291,12 +292,18 @@ def _verdicts(
                 order = "inputs" if said else "outputs"
                 reason = f"{verdict.reason.split(', stored as ')[0]}, said to be stored with {order} first"
                 verdict = replace(verdict, transposed=said, reason=reason)
-        if blocks is not None and (first.adapts is None or first.name in (fused or {})):
+        # What is fused in a layer is not fused in the factors of an adapter, but in a trained copy of it.
+        copied = first.adapts is None or first.shape == tuple(
+            getattr(getattr(first.adapts, "weight", None), "shape", ())
+        )
+        if blocks is not None and (copied or first.name in (fused or {})):
             verdict = _with_blocks(verdict, blocks, first, strict=trained)
         if verdict.kind in ("norm", "bias") or (verdict.kind == "other" and _is_vector(first.shape)):
             verdict = replace(verdict, decays=False, reason=f"{verdict.reason}; no weight decay")
-        elif getattr(parameter, "_no_weight_decay", False) or any(
-            fnmatchcase(_plain(place.name), pattern) for place in places for pattern in undecayed
+        elif (
+            getattr(parameter, "_no_weight_decay", False)
+            or first.attribute == "A_log"  # of a state-space layer, which only mamba_ssm itself marks
+            or any(fnmatchcase(_plain(place.name), pattern) for place in places for pattern in undecayed)
         ):
             verdict = replace(verdict, decays=False, reason=f"{verdict.reason}; marked: no weight decay")
         verdicts[parameter] = first, verdict
@@ -395,7 +402,7 @@ def _classify(places: list[_Place], heads: Mapping[int, str]) -> _Verdict:
         verdicts[0],
     )
     if places[0].adapts is not None:
-        verdict = replace(verdict, reason=f"{verdict.reason}, beside {type(places[0].adapts).__name__}")
+        verdict = replace(verdict, reason=f"{verdict.reason}, trained beside {type(places[0].adapts).__name__}")
     if len(places) > 1:
         shared = ", ".join(place.name for place in places[1:])
         verdict = replace(verdict, reason=f"{verdict.reason}, tied with {shared}")
@@ -434,6 +441,16 @@ def _classify_one(place: _Place, heads: Mapping[int, str]) -> _Verdict:
         return _classify_linear(place)
     if attribute in _of_experts(place):
         return _classify_experts(place)
+    experts = max(_integer(module, name) for name in _EXPERT_COUNTS)
+    if (
+        "Expert" in type(module).__name__
+        and experts > 1
+        and len(shape) == 2
+        and shape[0] % experts == 0 < shape[0] - experts
+    ):
+        return _Verdict(
+            "matrix", f"matrices of {experts} experts, one below the other", (shape[0] // experts,) * experts
+        )
     parametrisation = len(place.chain) > 1 and isinstance(place.chain[1], ParametrizationList)
     if len(shape) == 2 and min(shape) > 1 and ("base_layer" in module._modules or parametrisation):
         return _Verdict("matrix", "one factor of an adapter")
@@ -741,11 +758,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 def assign_roles(
     optimizer: Optimizer,
     model: nn.Module | None = None,
-    *,
-    head: Named | Iterable[Named] | None = None,
-    overrides: Mapping[Named, ParameterKind] | None = None,
-    fused: Mapping[Named, int | Sequence[int]] | None = None,
-    transposed: Named | Iterable[Named] | Mapping[Named, bool] = (),
+    **sorting: Any,
 ) -> bool:
     """Gives every parameter group of an optimizer a role, splitting groups in place where they hold several.
 
@@ -763,10 +776,7 @@ def assign_roles(
         optimizer: Any optimizer, also as wrapped by Accelerate or Lightning.
         model: The model that it trains. Without it the names that torch keeps of named parameters are used, see
             `roles_from_names`.
-        head: As in `split_parameters`.
-        overrides: As in `split_parameters`.
-        fused: As in `split_parameters`.
-        transposed: As in `split_parameters`.
+        sorting: `head`, `overrides`, `fused` and `transposed`, as in `split_parameters`.
 
     Returns:
         Whether all groups have a role now. Without a model, False where the names do not say enough; then nothing was
@@ -784,8 +794,8 @@ def assign_roles(
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         >>> assign_roles(optimizer, model)
         True
-        >>> [group["role"] for group in optimizer.param_groups]
-        ['hidden', 'embedding', 'head', 'other']
+        >>> print(*(group["role"] for group in optimizer.param_groups))
+        hidden embedding head other
     """
     optimizer = _innermost(optimizer)
     groups = optimizer.param_groups
@@ -797,7 +807,7 @@ def assign_roles(
             "split_parameters(model), or the scheduler no model where it steps all parameters alike"
         )
     if pending and model is not None:
-        verdicts = _verdicts(model, head, overrides, fused, transposed)
+        verdicts = _verdicts(model, **sorting)
         fields = {parameter: _layout(verdict) for parameter, (_, verdict) in verdicts.items()}
         _check_known([p for group in pending for p in group["params"]], fields)
     elif pending:

@@ -1,5 +1,6 @@
 """Norm-constrained optimizers: each one `torch.optim.Optimizer` for the whole model."""
 
+from warmgap.torch.optimizers.ef_muon import EFMuon
 from warmgap.torch.optimizers.gluon import Gluon
 from warmgap.torch.optimizers.lion import Lion
 from warmgap.torch.optimizers.muon import Muon
@@ -7,4 +8,4 @@ from warmgap.torch.optimizers.normalized_sgd import NormalizedSGD
 from warmgap.torch.optimizers.scion import Scion
 from warmgap.torch.optimizers.signum import Signum
 
-__all__ = ["Gluon", "Lion", "Muon", "NormalizedSGD", "Scion", "Signum"]
+__all__ = ["EFMuon", "Gluon", "Lion", "Muon", "NormalizedSGD", "Scion", "Signum"]

@@ -1,0 +1,63 @@
+"""Checkpoints of a run: a folder each, whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from warmgap.lab.errors import UserError
+
+WEIGHTS, STATE, INFO = "model.safetensors", "trainer.pt", "info.json"
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of the checkpoint after `step`."""
+    return f"step-{step:08d}"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The folder of the run's last whole checkpoint, or None."""
+    return max((folder / "checkpoint").glob("step-*"), default=None)
+
+
+def final_weights(folder: Path) -> Path:
+    """The file of the weights that a finished run left in its folder.
+
+    Raises:
+        UserError: There is no run, it is not finished, or it kept no checkpoint of its last step.
+    """
+    checkpoint = last_checkpoint(folder)
+    try:
+        info = json.loads((checkpoint / INFO).read_text(encoding="utf-8")) if checkpoint else None
+    except (OSError, ValueError):
+        info = None
+    if checkpoint is None or info is None:
+        raise UserError(f"{folder} holds no weights of a run: train it with --save-every above 0.")
+    if info["step"] != info["steps"]:
+        raise UserError(f"The run in {folder} stands at step {info['step']} of {info['steps']}: finish it first.")
+    return checkpoint / WEIGHTS
+
+
+@contextlib.contextmanager
+def new_checkpoint(folder: Path, step: int, steps: int) -> Iterator[Path]:
+    """A scratch folder that becomes the checkpoint of `step` if the block ends without an error; older ones then go."""
+    root = folder / "checkpoint"
+    root.mkdir(parents=True, exist_ok=True)
+    for left_over in root.glob(".new-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    scratch = root / f".new-{step:08d}"
+    scratch.mkdir()
+    try:
+        yield scratch
+        (scratch / INFO).write_text(json.dumps({"step": step, "steps": steps}), encoding="utf-8")
+        whole = root / checkpoint_name(step)
+        scratch.rename(whole)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    for older in root.glob("step-*"):
+        if older != whole:
+            shutil.rmtree(older, ignore_errors=True)

@@ -1,1 +1,0 @@
-"""The subcommands of `warmgap`, one a module."""

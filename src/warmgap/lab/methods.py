@@ -1,0 +1,251 @@
+"""What sets the learning rate of a run, as a value with a name.
+
+A method is an adaptive rule (`auto`, `gap`, ...) or a clock schedule, a function of the step count alone:
+
+    none                    no warm-up, the decay begins at once
+    linear:10%              straight warm-up from 1 %, over a share of the run or a number of steps (linear:400)
+    geometric:40%@hidden    geometric warm-up from 1/4, of the hidden matrices only
+    hold:40%                the peak until 40 % of the run, then the decay
+    linear:10%+hold:60%/linear      both, with a linear decay
+    gap@all, gap,sigma=0.01         a rule with its roles and its options
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from warmgap import decay as decays
+from warmgap.lab.errors import UserError
+
+RULES: dict[str, tuple[str, ...]] = {
+    "auto": ("cap", "hold"),
+    "spectral": ("cap", "hold"),
+    "gap": ("cap", "max_warmup", "sigma"),
+    "loss-ratio": ("cap", "level", "max_warmup"),
+    "power": ("cap", "max_warmup", "rho"),
+    "published": ("sigma",),
+}
+"""The adaptive rules by name, each with the options it knows. `level` is the paper's C; `cap=0` is no cap."""
+
+WITH_TARGET = ("gap", "power", "published")
+"""The rules that take a target loss."""
+
+SHAPES = {"linear": 0.01, "geometric": 0.25}
+"""Shapes of a clock warm-up, each with the factor it starts from."""
+
+DECAYS = (*dict.fromkeys((*decays.NAMES, "1-sqrt")),)
+"""Names of decays. `1-sqrt` is one minus the square root of progress (arXiv 2405.18392)."""
+
+ROLES = ("hidden", "all")
+
+EXAMPLES = "auto, gap, linear:10%, linear:400, none, hold:40%, geometric:40%@hidden"
+
+_PART = re.compile(r"(?P<name>[a-z-]+)(?::(?P<length>[^,@]+))?(?P<options>(?:,[a-z_]+=[^,@]+)*)(?:@(?P<roles>[a-z]+))?")
+
+
+@dataclass(frozen=True)
+class Length:
+    """A number of steps, or a share of the run.
+
+    Attributes:
+        value: Steps, or the share in [0, 1].
+        share: Whether it is a share.
+    """
+
+    value: float = 0.0
+    share: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Length:
+        """Read `400` or `10%`.
+
+        Raises:
+            UserError: Anything else.
+        """
+        share = text.endswith("%")
+        try:
+            value = float(text.removesuffix("%")) / 100 if share else float(int(text))
+        except ValueError:
+            value = -1.0
+        if value < 0.0 or (share and value > 1.0):
+            raise UserError(f"A length is a number of steps or a share of the run, such as 400 or 10%, got {text!r}.")
+        return cls(value, share)
+
+    def steps(self, total: int) -> int:
+        """The length in steps of a run of `total` steps."""
+        return round(self.value * total) if self.share else int(self.value)
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:g}%" if self.share else f"{self.value:g}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """What sets the rate; `parse` reads one, `str` writes it.
+
+    Attributes:
+        rule: An adaptive rule's name, or None for a clock schedule.
+        roles: What is warmed up, `hidden` or `all`; None leaves it to the rule (a clock schedule: all).
+        options: Settings of the rule by name.
+        warmup: Length of a clock warm-up.
+        shape: Its shape, `linear` or `geometric`.
+        hold: When a clock schedule's decay begins; the end of the warm-up if that is later or this is None.
+        decay: The decay's name; None takes the run's.
+    """
+
+    rule: str | None = None
+    roles: str | None = None
+    options: tuple[tuple[str, float], ...] = ()
+    warmup: Length = Length()
+    shape: str = "linear"
+    hold: Length | None = None
+    decay: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Method:
+        """Read a method's name.
+
+        Raises:
+            UserError: It is none; the sentence says which there are.
+        """
+        schedule, slash, decay = text.partition("/")
+        if slash and decay not in DECAYS:
+            raise UserError(f"Unknown decay {decay!r} in {text!r}: choose one of {', '.join(DECAYS)}.")
+        method = cls(decay=decay or None)
+        parts = schedule.split("+")
+        for part in parts:
+            match = _PART.fullmatch(part.strip())
+            if match is None:
+                raise UserError(f"Unknown method {text!r}: name one such as {EXAMPLES}.")
+            method = method._with(text, **match.groupdict())
+        if len(parts) > 1 and method.rule:
+            raise UserError(f"An adaptive rule has no other parts, got {text!r}.")
+        return method
+
+    def _with(self, text: str, name: str, length: str | None, options: str, roles: str | None) -> Method:
+        if roles is not None and roles not in ROLES:
+            raise UserError(f"A method warms up {' or '.join(ROLES)}, got {roles!r} in {text!r}.")
+        method = self if roles is None else replace(self, roles=roles)
+        if name in RULES and length is None:
+            return replace(method, rule=name)._with_options(text, options)
+        if options:
+            raise UserError(f"A clock schedule has no options, got {text!r}.")
+        if name == "none" and length is None:
+            return method
+        if name == "hold" and length is not None:
+            return replace(method, hold=Length.parse(length))
+        if name in SHAPES:
+            return replace(method, shape=name, warmup=Length.parse(length or "10%"))
+        raise UserError(f"Unknown method {text!r}: name one such as {EXAMPLES}.")
+
+    def _with_options(self, text: str, options: str) -> Method:
+        found = {}
+        for option in filter(None, options.split(",")):
+            name, _, value = option.partition("=")
+            if name not in RULES[self.rule or ""]:
+                known = ", ".join(RULES[self.rule or ""]) or "none"
+                raise UserError(f"The rule {self.rule} has no option {name!r} in {text!r}; it has: {known}.")
+            try:
+                found[name] = float(value)
+            except ValueError:
+                raise UserError(f"The option {name} takes a number, got {value!r} in {text!r}.") from None
+        return self.with_options(**found)
+
+    def with_options(self, **options: float | None) -> Method:
+        """The method with these options of its rule; those that are None stay as they are.
+
+        Raises:
+            UserError: The rule has no such option.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in given:
+            if self.rule is None or name not in RULES[self.rule]:
+                raise UserError(f"The method {self} has no use for {name}: leave it out.")
+        return replace(self, options=tuple(sorted((dict(self.options) | given).items())))
+
+    def __str__(self) -> str:
+        roles = f"@{self.roles}" if self.roles else ""
+        decay = f"/{self.decay}" if self.decay else ""
+        if self.rule:
+            return self.rule + "".join(f",{name}={value:g}" for name, value in self.options) + roles + decay
+        parts = [f"{self.shape}:{self.warmup}{roles}"] if self.warmup.value else []
+        parts += [f"hold:{self.hold}"] if self.hold else []
+        return ("+".join(parts) or "none") + decay
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it looks at losses or steps."""
+        return self.rule is not None
+
+    @property
+    def rule_name(self) -> str:
+        """The rule with its settings, as `warmgap.rules.by_name` reads it: `gap(sigma=0.01, roles='all')`."""
+        settings = [f"{name}={value!r}" for name, value in self.options if name != "cap"]
+        settings += [f"roles={self.roles!r}"] if self.roles else []
+        return f"{self.rule}({', '.join(settings)})" if settings else str(self.rule)
+
+    @property
+    def cap(self) -> float | Literal["auto"] | None:
+        """The spectral cap that is asked for, None for none."""
+        value = dict(self.options).get("cap")
+        return "auto" if value is None else (value or None)
+
+    @property
+    def label(self) -> str:
+        """Its name for readers of a table."""
+        if self.rule:
+            return str(self)
+        parts = [] if self.warmup.value else ["no warm-up"]
+        if self.warmup.value:
+            whose = " of hidden matrices" if self.roles == "hidden" else ""
+            parts.append(f"{self.shape} {self.warmup}{'' if self.warmup.share else ' steps'}{whose}")
+        if self.hold:
+            parts.append(f"peak to {self.hold}")
+        return ", ".join(parts) + (f", {self.decay}" if self.decay else "")
+
+    def warmup_steps(self, total: int) -> int | None:
+        """Steps of warm-up of a clock schedule; None for a rule, which ends its own."""
+        return None if self.rule else self.warmup.steps(total)
+
+    def check(self, total: int) -> None:
+        """Check that the method fits a run of `total` steps.
+
+        Raises:
+            UserError: A clock warm-up, or a hold, that does not end within the run.
+        """
+        for what, length in (("warm-up", self.warmup), ("hold", self.hold)):
+            if length is not None and length.steps(total) >= total:
+                raise UserError(
+                    f"A {what} of {length.steps(total)} steps does not end within a run of {total} steps: shorten it."
+                )
+
+    def clock(self, step: int, total: int, decay: str) -> tuple[float, float]:
+        """Factors of a clock schedule at `step` = 0, 1, ...: of what is warmed up, and of the rest.
+
+        Args:
+            step: The step, below `total`.
+            total: Steps in the run.
+            decay: The run's decay, where the method names none.
+        """
+        warmup = self.warmup.steps(total)
+        begins = max(warmup, self.hold.steps(total) if self.hold else 0)
+        base = 1.0
+        if step >= begins:
+            base = decay_by_name(self.decay or decay)((step - begins) / (total - begins))
+        if step >= warmup:
+            return base, base
+        start, progress = SHAPES[self.shape], step / warmup
+        rising = start + (1.0 - start) * progress if self.shape == "linear" else start ** (1.0 - progress)
+        return rising * base, base if self.roles == "hidden" else rising * base
+
+
+def decay_by_name(name: str) -> Any:
+    """The decay of that name: progress in [0, 1] in, factor out."""
+    return _one_minus_sqrt if name == "1-sqrt" and name not in decays.NAMES else decays.by_name(name)
+
+
+def _one_minus_sqrt(progress: float) -> float:
+    return 1.0 - math.sqrt(progress)

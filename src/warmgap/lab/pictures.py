@@ -1,0 +1,198 @@
+"""The interactive pictures of a page, by plotly, and the one picture of the README, by matplotlib.
+
+A method has the same colour in every picture: adaptive rules strong ones (Okabe and Ito's palette, for colour-blind
+readers), clock schedules shades of blue and grey with dashes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from warmgap.lab.results import Trial, is_clock, label_of
+from warmgap.lab.scores import TAUS, Cell, Score
+from warmgap.lab.store import Store
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+STRONG = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#7A4EAB", "#333333")
+BLUES = ("#9ECAE1", "#4292C6", "#08519C", "#6B7B8C", "#A3A3A3", "#5254A3", "#8CA252", "#AD494A")
+DASHES = ("dash", "dot", "dashdot", "longdash")
+CAP = 3.0
+"""A loss further above the lowest than this many times the median's distance is cut, so that it does not flatten the
+rest."""
+
+_POINTS = 400
+
+
+def styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and dashes of each method."""
+    names = list(dict.fromkeys(methods))
+    clocks = [name for name in names if is_clock(name)]
+    rules = sorted((name for name in names if not is_clock(name)), key=lambda name: (name != "auto", names.index(name)))
+    found = {name: (STRONG[at % len(STRONG)], "solid") for at, name in enumerate(rules)}
+    return found | {name: (BLUES[at % len(BLUES)], DASHES[at % len(DASHES)]) for at, name in enumerate(clocks)}
+
+
+def rates_picture(cells: Sequence[Cell]) -> Figure:
+    """Final loss against peak rate of one workload: the mean over seeds, every seed a dot."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    methods = list(dict.fromkeys(method for cell in cells for method in cell.methods))
+    for method, (colour, dash) in styles(methods).items():
+        own = sorted((cell for cell in cells if method in cell.methods), key=lambda cell: cell.lr)
+        rows = [cell.losses[cell.methods.index(method)] for cell in own]
+        rates = [cell.lr for cell in own]
+        line = {"color": colour, "dash": dash, "width": 3 if not is_clock(method) else 2}
+        figure.add_scatter(
+            x=rates, y=[row.mean() for row in rows], mode="lines+markers", line=line, name=label_of(method),
+            legendgroup=method,
+            hovertemplate="%{x:.3g}: %{y:.4f}",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[rate for rate, row in zip(rates, rows, strict=True) for _ in row],
+            y=[loss for row in rows for loss in row], mode="markers",
+            marker={"color": colour, "size": 4, "opacity": 0.6},
+            legendgroup=method, showlegend=False, hoverinfo="skip",
+        )  # fmt: skip
+    figure.update_xaxes(type="log", title="peak learning rate", dtick=1, minor={"ticks": "outside"})
+    figure.update_yaxes(title="final validation loss", range=_range([cell.losses.mean(axis=1) for cell in cells]))
+    return figure
+
+
+def _range(rows: Iterable[Any]) -> list[float] | None:
+    values = sorted(float(value) for row in rows for value in row)
+    if len(values) < 2:
+        return None
+    low, middle = values[0], statistics.median(values)
+    top = min(values[-1], low + CAP * max(middle - low, 1e-9))
+    margin = 0.06 * max(top - low, 1e-6)
+    return [low - margin, top + margin]
+
+
+def curves_picture(trials: Sequence[Trial]) -> Figure:
+    """Factor of the learning rate, and loss, against the step: a run of each method."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, row_heights=[0.4, 0.6], vertical_spacing=0.06,
+        y_title=None,
+    )  # fmt: skip
+    style = styles(trial.method for trial in trials)
+    for trial in trials:
+        if trial.run is None or trial.folder is None:
+            continue
+        with Store(trial.folder, create=False) as store:
+            metrics = store.metrics(trial.run.id)
+            events = store.events(trial.run.id)
+        stride = max(1, len(metrics["step"]) // _POINTS)
+        colour, dash = style[trial.method]
+        line = {"color": colour, "dash": dash, "width": 2}
+        steps = metrics["step"][::stride]
+        common = {"mode": "lines", "line": line, "legendgroup": trial.method, "name": label_of(trial.method)}
+        figure.add_scatter(x=steps, y=metrics["factor"][::stride], **common, row=1, col=1)
+        smooth = _averaged(metrics["loss"], max(1, len(metrics["loss"]) // 100))[::stride]
+        figure.add_scatter(x=steps, y=smooth, **common, showlegend=False, row=2, col=1)
+        if events:
+            figure.add_scatter(
+                x=[event["step"] for event in events], y=[event["after"] for event in events], mode="markers",
+                marker={"color": colour, "symbol": "diamond", "size": 8}, legendgroup=trial.method, showlegend=False,
+                text=[event["text"] for event in events], hovertemplate="%{text}", row=1, col=1,
+            )  # fmt: skip
+    figure.update_yaxes(title_text="rate / peak", row=1, col=1)
+    figure.update_yaxes(title_text="training loss", row=2, col=1)
+    figure.update_xaxes(title_text="step", row=2, col=1)
+    return figure
+
+
+def _averaged(values: Sequence[float | None], length: int) -> list[float | None]:
+    """Running means of the last `length` values."""
+    found: list[float | None] = []
+    window: list[float] = []
+    for value in values:
+        window = [*window, *([] if value is None else [value])][-length:]
+        found.append(sum(window) / len(window) if window and value is not None else None)
+    return found
+
+
+def profile_picture(scores: Sequence[Score]) -> Figure:
+    """Performance profile: the share of workloads on which a method's regret is at most tau seed deviations."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    style = styles(score.method for score in scores)
+    for score in scores:
+        colour, dash = style[score.method]
+        figure.add_scatter(
+            x=list(TAUS), y=list(score.profile), mode="lines", line={"color": colour, "dash": dash, "shape": "hv"},
+            name=label_of(score.method),
+        )  # fmt: skip
+    figure.update_xaxes(title="regret at most, in seed deviations")
+    figure.update_yaxes(title="share of workloads", range=[0, 1.02], tickformat=".0%")
+    return figure
+
+
+def regret_picture(cells: Sequence[Cell], methods: Sequence[str]) -> Figure:
+    """Regret of each method on each workload, in seed deviations, cut at 6."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for method, (colour, _) in styles(methods).items():
+        own = [cell for cell in cells if method in cell.methods]
+        values = [float(cell.regrets()[cell.methods.index(method)]) / cell.deviation for cell in own]
+        figure.add_scatter(
+            x=[min(value, 6.0) for value in values], y=[cell.name for cell in own], mode="markers",
+            marker={"color": colour, "size": 9, "symbol": "circle" if not is_clock(method) else "line-ns-open"},
+            name=label_of(method), customdata=values, hovertemplate="%{y}: %{customdata:+.2f}",
+        )  # fmt: skip
+    figure.update_xaxes(title="regret in seed deviations (6 and more at the edge)", zeroline=True)
+    figure.update_layout(height=160 + 24 * len(cells))
+    figure.update_yaxes(automargin=True)
+    return figure
+
+
+def overview(cells_by_workload: Mapping[str, Sequence[Cell]], path: Path) -> None:
+    """Final loss against peak rate as a PNG, a panel a workload."""
+    from matplotlib.figure import Figure as Canvas
+
+    count = len(cells_by_workload)
+    figure = Canvas(figsize=(5.0 * count, 4.4), layout="constrained", facecolor="white", dpi=160)
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    dashes = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 2))}
+    for axes, (workload, cells) in zip(panels, cells_by_workload.items(), strict=True):
+        for method, (colour, dash) in styles(m for cell in cells for m in cell.methods).items():
+            own = sorted((cell for cell in cells if method in cell.methods), key=lambda cell: cell.lr)
+            rows = [cell.losses[cell.methods.index(method)] for cell in own]
+            rates, means = [cell.lr for cell in own], [row.mean() for row in rows]
+            width = 1.8 if is_clock(method) else 3.0
+            axes.plot(
+                rates,
+                means,
+                color=colour,
+                linestyle=dashes[dash],
+                linewidth=width,
+                label=label_of(method),
+                marker="o",
+                markersize=4,
+            )
+            axes.fill_between(
+                rates, [row.min() for row in rows], [row.max() for row in rows], color=colour, alpha=0.15, linewidth=0
+            )
+        axes.set(
+            xscale="log",
+            xlabel="peak learning rate",
+            title=workload,
+            ylim=_range([cell.losses.mean(axis=1) for cell in cells]),
+        )
+        axes.set_xticks([cell.lr for cell in cells], [f"{cell.lr:.2g}" for cell in cells], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.grid(color="#E4E4E4", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("final validation loss")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.savefig(path, metadata={"Software": None})

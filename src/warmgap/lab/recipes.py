@@ -1,0 +1,241 @@
+"""Recipes: what to train, as TOML files in `recipes/`. A row of a paper's table is one, a suite of the bench another.
+
+title = "..."
+source = "arXiv ..."              # where the settings and the printed figures are from
+methods = ["auto", "linear:10%"]
+seeds = [0]
+rates = [1.0]                     # factors of the peak rate
+[base]                            # settings of `warmgap train`, shared by all workloads
+[[workload]]                      # each with a name and its own settings
+name = "1B"
+split = "test"
+[workload.printed]                # what the paper prints: a method and its final loss
+[workload.start_from]             # settings of the run whose weights this one starts from
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from warmgap.lab.config import TrainConfig, from_plain
+from warmgap.lab.corpus import BYTES, TRAINED
+from warmgap.lab.errors import UserError
+from warmgap.lab.methods import Length, Method
+from warmgap.lab.model import IMAGE_MODELS, size_of
+
+_INSIDE = Path(__file__).parent / "recipes"  # in a wheel
+FOLDER = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[3] / "recipes"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Something to train, on which methods are compared.
+
+    Attributes:
+        name: Its name.
+        config: Its settings; method, seed and rate are the recipe's.
+        split: `development`, where rules may be made to fit, `test`, or empty.
+        start_from: The run whose weights it starts from.
+        printed: Method -> final loss, as the paper prints it.
+        methods: Methods of its own, instead of the recipe's.
+    """
+
+    name: str
+    config: TrainConfig
+    split: str = ""
+    start_from: TrainConfig | None = None
+    printed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    methods: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe file says.
+
+    Attributes:
+        title: A heading.
+        source: Where its settings and figures are from.
+        methods: The methods.
+        seeds: The seeds.
+        rates: Factors of the peak rate.
+        workloads: The workloads.
+        notes: What a reader must know.
+    """
+
+    title: str
+    source: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+    workloads: tuple[Workload, ...]
+    notes: str = ""
+
+    @classmethod
+    def load(cls, name: str) -> Recipe:
+        """Read a recipe by its name (`suites/mini`, `2602.05813/lion-124m-32`), or a `.toml` file.
+
+        Raises:
+            UserError: There is none, or it holds what no recipe has.
+        """
+        path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            there = ", ".join(rows(Path(name).parts[0])) if "/" in name else ", ".join(papers())
+            raise UserError(f"There is no recipe {name!r}: there are {there or 'none'}.") from error
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{path} is no TOML file: {error}.") from error
+        base = data.pop("base", {})
+        workloads = [_workload(base, dict(each)) for each in data.pop("workload", ())]
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(data.keys() - known):
+            raise UserError(f"A recipe has no {unknown[0]!r}, got one in {path}: it has {', '.join(sorted(known))}.")
+        return cls(
+            title=data.get("title", path.stem),
+            source=data.get("source", ""),
+            methods=tuple(data.get("methods", ("auto",))),
+            seeds=tuple(data.get("seeds", (0,))),
+            rates=tuple(data.get("rates", (1.0,))),
+            workloads=tuple(workloads),
+            notes=data.get("notes", ""),
+        )
+
+    def chosen(
+        self,
+        *,
+        split: str | None = None,
+        workloads: Sequence[str] = (),
+        methods: Sequence[str] = (),
+        seeds: Sequence[int] = (),
+        rates: Sequence[float] = (),
+    ) -> Recipe:
+        """The recipe with these of its workloads, and these methods, seeds and rates where they are given.
+
+        Raises:
+            UserError: It has no such workload.
+        """
+        names = [workload.name for workload in self.workloads]
+        for name in workloads:
+            if name not in names:
+                raise UserError(f"Unknown workload {name!r}: choose from {', '.join(names)}.")
+        left = [
+            replace(workload, methods=() if methods else workload.methods)
+            for workload in self.workloads
+            if (not workloads or workload.name in workloads) and split in (None, workload.split)
+        ]
+        if not left:
+            raise UserError(f"No workload is of the split {split!r}: choose development or test.")
+        return replace(
+            self,
+            workloads=tuple(left),
+            methods=tuple(methods) or self.methods,
+            seeds=tuple(seeds) or self.seeds,
+            rates=tuple(rates) or self.rates,
+        )
+
+    def scaled(self, scale: str, *, corpus: str | None = None) -> Recipe:
+        """The recipe at a share of its size.
+
+        Width and layers shrink with the cube root of the scale, the vocabulary with its square (so parameters follow
+        the scale), steps with its square root, batch and sequence with its fourth root (so tokens do too). Rates,
+        betas, weight decay, clip and floor stay; warm-ups keep their share of the run; a target loss keeps its share of
+        the loss of guessing, ln(vocabulary). The vocabulary is trained on the corpus.
+
+        Args:
+            scale: A share such as `1/100`.
+            corpus: Another text.
+
+        Raises:
+            UserError: No share in (0, 1].
+        """
+        try:
+            share = float(Fraction(scale))
+        except (ValueError, ZeroDivisionError):
+            share = 0.0
+        if not 0.0 < share <= 1.0:
+            raise UserError(f"The scale is a share such as 1/100, got {scale!r}.")
+        title = self.title if share == 1.0 else f"{self.title}, at {scale} of its size"
+        made = [_scaled(workload, share, corpus, self.methods) for workload in self.workloads]
+        return replace(self, title=title, workloads=tuple(made))
+
+
+def papers() -> list[str]:
+    """The folders of recipes."""
+    return sorted(path.name for path in FOLDER.iterdir() if path.is_dir()) if FOLDER.is_dir() else []
+
+
+def rows(paper: str) -> list[str]:
+    """The recipes in a folder.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    folder = FOLDER / paper
+    if not folder.is_dir():
+        raise UserError(f"There are no recipes of {paper!r}: there are {', '.join(papers())}.")
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def _workload(base: Mapping[str, Any], data: dict[str, Any]) -> Workload:
+    name, split = data.pop("name"), data.pop("split", "")
+    start, printed = data.pop("start_from", None), data.pop("printed", {})
+    methods = tuple(data.pop("methods", ()))
+    config = from_plain({**base, **data})
+    started = None if start is None else from_plain({**base, **data, **start})
+    return Workload(name, config, split, started, printed, methods)
+
+
+def _scaled(workload: Workload, share: float, corpus: str | None, methods: Sequence[str]) -> Workload:
+    config = replace(workload.config, corpus=corpus or workload.config.corpus)
+    own = workload.methods or methods
+    if share == 1.0:
+        return replace(workload, config=config, methods=tuple(own))
+    size = size_of(config.model)
+    if size is None or config.model in IMAGE_MODELS:
+        raise UserError(f"The model {config.model} has one size: a recipe of it cannot be scaled.")
+    cube = share ** (1 / 3)
+    width = max(32, round(size.width * cube / 32) * 32)
+    vocabulary = max(BYTES, round((config.vocab_size or size.vocab_size) * cube**2))
+    steps = max(2, round(config.steps * share**0.5))
+    batch = max(1, round(config.batch_size * share**0.25))
+    usual = config.vocab_size or size.vocab_size
+    target = None if config.target_loss is None else config.target_loss * math.log(vocabulary) / math.log(usual)
+    config = replace(
+        config,
+        target_loss=target and round(target, 3),
+        model=f"{max(1, round(size.layers * cube))}x{width}",
+        tied=size.tied if config.tied is None else config.tied,
+        vocab_size=vocabulary,
+        tokenizer=TRAINED,
+        steps=steps,
+        batch_size=batch,
+        accumulation=1,
+        sequence_length=max(16, round((config.sequence_length or size.sequence_length) * share**0.25)),
+        eval_every=0 if not config.eval_every else max(1, round(config.eval_every * share**0.5)),
+        precision="fp32",
+    )
+    shares = {method: _in_shares(method, workload.config.steps) for method in (*own, *workload.printed)}
+    return replace(
+        workload,
+        config=config,
+        methods=tuple(shares[method] for method in own),
+        printed={shares[method]: loss for method, loss in workload.printed.items()},
+    )
+
+
+def _in_shares(text: str, steps: int) -> str:
+    """A method with its lengths as shares of a run of `steps`."""
+    method = Method.parse(text)
+    lengths: dict[str, Any] = {
+        name: Length(round(length.value / steps, 6), share=True)
+        for name in ("warmup", "hold")
+        if (length := getattr(method, name)) is not None and not length.share and length.value
+    }
+    return str(replace(method, **lengths))

@@ -1,0 +1,190 @@
+"""Runs as trials: what was tried on which workload at which rate, and what came out. From databases, or from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from warmgap.lab.errors import UserError
+from warmgap.lab.methods import Method
+from warmgap.lab.store import Run, Store, find_stores
+
+RESULTS_VERSION = 2
+
+_OF_METHODS = ("method", "seed", "lr", "target_loss")
+"""Settings in which runs of one workload differ."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run, as scores and reports see it.
+
+    Attributes:
+        workload: Its workload's name.
+        method: Its method's name.
+        seed: Its seed.
+        lr: Its peak rate.
+        rate: The peak rate as a factor of the workload's own; in a plain sweep, of the middle one.
+        status: How it ended.
+        loss: Final validation loss in nats, None unless it is done.
+        first_loss: The loss of its first step; what a run that diverged counts with.
+        split: `development`, `test` or empty.
+        warmup_iters: Steps of warm-up, None where it never ended.
+        seconds: Wall time.
+        steps: Length of the run in steps.
+        printed: What a paper prints for this method on this workload, None where it prints nothing.
+        run: The run in its database, with `folder` where that is; None from a file.
+        folder: The folder of the database.
+    """
+
+    workload: str
+    method: str
+    seed: int
+    lr: float
+    rate: float
+    status: str
+    loss: float | None
+    first_loss: float | None
+    split: str = ""
+    warmup_iters: int | None = None
+    seconds: float | None = None
+    steps: int = 0
+    printed: float | None = None
+    run: Run | None = field(default=None, compare=False)
+    folder: Path | None = field(default=None, compare=False)
+
+    @property
+    def counted(self) -> float | None:
+        """The loss that it counts with: its first one where it diverged or its rule could not go on."""
+        return self.first_loss if self.status in ("diverged", "refused") else self.loss
+
+    @property
+    def clock(self) -> bool:
+        """Whether its method is a schedule by step count."""
+        return is_clock(self.method)
+
+
+def is_clock(method: str) -> bool:
+    """Whether a method of this name is a schedule by step count; False for a name that no method has."""
+    try:
+        return not Method.parse(method).adaptive
+    except UserError:
+        return False
+
+
+def label_of(method: str) -> str:
+    """A method's name for readers."""
+    try:
+        return Method.parse(method).label
+    except UserError:
+        return method
+
+
+def trial(run: Run, folder: Path, label: Mapping[str, Any]) -> Trial:
+    """A run of a database as a trial; `label` says its workload."""
+    config = run.config
+    return Trial(
+        workload=label["name"],
+        method=config["method"],
+        seed=config["seed"],
+        lr=config["lr"],
+        rate=label.get("rate", 1.0),
+        status=run.status,
+        loss=run.final_val_loss if run.status == "done" else None,
+        first_loss=run.first_loss,
+        split=label.get("split", ""),
+        warmup_iters=run.warmup_iters,
+        seconds=run.seconds,
+        steps=config["steps"],
+        printed=label.get("printed"),
+        run=run,
+        folder=folder,
+    )
+
+
+def read_runs(folder: Path) -> list[Trial]:
+    """Every run in the databases in or below a folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    found: list[Trial] = []
+    for place in find_stores(folder):
+        with Store(place, create=False) as store:
+            runs = {run.id: run for run in store.runs()}
+            labelled: dict[tuple[str, str], Run] = {}
+            for sweep in store.sweeps():
+                labelled |= {(workload, run): runs[run] for run, workload in sweep["runs"] if workload}
+            found += [trial(run, place, json.loads(workload)) for (workload, _), run in labelled.items()]
+            others = [run for run in runs.values() if run not in labelled.values()]
+            names = workload_names([run.config for run in others])
+            rates: dict[str, list[float]] = {}
+            for name, run in zip(names, others, strict=True):
+                rates.setdefault(name, []).append(run.config["lr"])
+            for name, run in zip(names, others, strict=True):
+                middle = statistics.median_low(sorted(set(rates[name])))
+                found.append(trial(run, place, {"name": name, "rate": float(f"{run.config['lr'] / middle:.6g}")}))
+    return found
+
+
+def workload_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for the workload of each run: the usual settings, and whatever else tells the workloads apart."""
+    usual = ("optimizer", "model", "corpus", "steps")
+    others = sorted({name for config in configs for name in config} - {*_OF_METHODS, *usual})
+    telling = [name for name in others if len({json.dumps(config.get(name)) for config in configs}) > 1]
+    return [
+        ", ".join(
+            [
+                f"{str(config['optimizer']).capitalize()}, {config['model']} on {Path(str(config['corpus'])).name}",
+                f"{config['steps']} steps",
+                *(f"{name.replace('_', ' ')} {config.get(name)}" for name in telling),
+            ]
+        )
+        for config in configs
+    ]
+
+
+def write_results(trials: Sequence[Trial], path: Path, *, command: str) -> None:
+    """Write the trials to a JSON file, a line a trial."""
+    names = [field.name for field in dataclasses.fields(Trial) if field.name not in ("run", "folder")]
+    lines = ",\n".join(json.dumps({name: getattr(trial, name) for name in names}) for trial in trials)
+    codes = sorted({trial.run.code or "" for trial in trials if trial.run})
+    head = json.dumps({"version": RESULTS_VERSION, "command": command, "code": codes})[1:-1]
+    path.write_text(f'{{{head}, "runs": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def read_results(path: Path) -> list[Trial]:
+    """Read what `write_results` wrote, or the results of warmgap 0.1.
+
+    Raises:
+        UserError: It is not there, or neither.
+    """
+    names = {field.name for field in dataclasses.fields(Trial)}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        settings = {(each["name"], each["setting"]): each for each in data.get("workloads", ())}
+        found = []
+        for row in data["runs"]:
+            if data["version"] == 1:
+                about = settings[row["workload"], row["setting"]]
+                row = {
+                    **{name: value for name, value in row.items() if name in names},
+                    "workload": " ".join(filter(None, (row["workload"], row["setting"]))),
+                    "status": "refused" if row["status"] == "failed" else row["status"],
+                    "loss": row["final_val_loss"],
+                    "rate": 1.0,
+                    "lr": about["lr"],
+                    "split": "" if row["setting"] else about["split"],
+                    "steps": about["steps"],
+                }
+            found.append(Trial(**row))
+        return found
+    except FileNotFoundError as error:
+        raise UserError(f"There is no {path}: give the results.json of a bench.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} holds no results of a bench: give the results.json of one.") from error

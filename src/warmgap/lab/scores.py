@@ -1,0 +1,284 @@
+"""How good a method is over many workloads: regret, performance profile, worst case, flatness.
+
+The clock schedules of a workload are its grid; the *oracle* is the best of them there, the *best clock schedule* the
+single one that is best over the development workloads. Runs of one seed start from the same weights and see the same
+batches, so every difference is taken seed by seed. A regret is in nats, or in seed deviations: what a change of the
+seed alone does to the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from warmgap.lab.results import Trial, is_clock
+
+CONFIDENCE = 0.95
+TAUS = tuple(np.linspace(0.0, 4.0, 81).tolist())
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The losses on one workload at one peak rate.
+
+    Attributes:
+        workload: The workload.
+        rate: The peak rate as a factor of the workload's own.
+        lr: The peak rate.
+        split: `development`, `test` or empty.
+        methods: The methods that have every seed.
+        seeds: The seeds.
+        losses: Shape `(methods, seeds)`, a run that diverged with its first loss.
+        fallen: Which runs diverged or could not go on; same shape.
+    """
+
+    workload: str
+    rate: float
+    lr: float
+    split: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    losses: Floats
+    fallen: NDArray[np.bool_]
+
+    @property
+    def name(self) -> str:
+        """Its name for readers."""
+        return self.workload if self.rate == 1.0 else f"{self.workload}, rate x {self.rate:g}"
+
+    @property
+    def clocks(self) -> list[int]:
+        """Rows of the clock schedules."""
+        return [row for row, method in enumerate(self.methods) if is_clock(method)]
+
+    @property
+    def deviation(self) -> float:
+        """Seed deviation: root mean square over the clock schedules of which no run fell."""
+        rows = [row for row in self.clocks if not self.fallen[row].any()] or self.clocks
+        return max(float(np.sqrt(np.mean(self.losses[rows].var(axis=1, ddof=1)))), 1e-9)
+
+    def regrets(self) -> Floats:
+        """Mean regret of each method against the oracle, in nats; the oracle is chosen on the other seeds."""
+        grid, others = self.losses[self.clocks], ~np.eye(len(self.seeds), dtype=bool)
+        best = [grid[grid[:, keep].mean(axis=1).argmin(), seed] for seed, keep in enumerate(others)]
+        found: Floats = (self.losses - np.array(best)).mean(axis=1)
+        return found
+
+
+def cells(trials: Sequence[Trial]) -> list[Cell]:
+    """The trials by workload and rate; a method counts where it has every seed that most methods have."""
+    groups: dict[tuple[str, float], list[Trial]] = {}
+    for trial in trials:
+        if trial.counted is not None:
+            groups.setdefault((trial.workload, trial.lr), []).append(trial)
+    found = []
+    for (workload, lr), members in groups.items():
+        by_method: dict[str, dict[int, Trial]] = {}
+        for trial in members:
+            by_method.setdefault(trial.method, {})[trial.seed] = trial
+        most = max(len(seeds) for seeds in by_method.values())
+        seeds = sorted(set.intersection(*(set(runs) for runs in by_method.values() if len(runs) == most)))
+        rows = {
+            method: [runs[seed] for seed in seeds] for method, runs in by_method.items() if runs.keys() >= set(seeds)
+        }
+        losses = np.array([[trial.counted for trial in runs] for runs in rows.values()], dtype=float)
+        fallen = np.array([[trial.loss is None for trial in runs] for runs in rows.values()])
+        first = members[0]
+        found.append(Cell(workload, first.rate, lr, first.split, tuple(rows), tuple(seeds), losses, fallen))
+    return found
+
+
+def judged(found: Sequence[Cell]) -> list[Cell]:
+    """Those of the cells that can be judged: a clock schedule, and two seeds or more."""
+    return [cell for cell in found if cell.clocks and len(cell.seeds) > 1]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One method over cells.
+
+    Attributes:
+        method: The method.
+        cells: How many cells it has.
+        nats: Mean regret against the oracle, in nats.
+        mean: The same in seed deviations.
+        low: Lower end of Student's interval of `mean`, over cells.
+        high: Upper end.
+        within: Share of cells with a regret of one deviation at most.
+        worst: The cell with the largest regret in deviations, and that regret.
+        fallen: Runs that diverged or could not go on.
+        against: Mean difference to the best clock schedule in deviations; None for that one itself.
+        p: p-value of that difference: the larger one of the paired t test's and Wilcoxon's.
+        profile: Share of cells with a regret of at most each of `TAUS`, in deviations.
+    """
+
+    method: str
+    cells: int
+    nats: float
+    mean: float
+    low: float
+    high: float
+    within: float
+    worst: tuple[str, float]
+    fallen: int
+    against: float | None
+    p: float | None
+    profile: tuple[float, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Against the best clock schedule: `better` or `worse` beyond chance, else `cannot tell`."""
+        if self.against is None or self.p is None:
+            return ""
+        return "cannot tell" if self.p >= 1 - CONFIDENCE else ("better" if self.against < 0 else "worse")
+
+
+def best_clock(found: Sequence[Cell]) -> str:
+    """The clock schedule with the lowest mean regret in deviations over the development cells (all, if there are none).
+
+    Only schedules that every one of these cells has are candidates.
+
+    Raises:
+        ValueError: There is none.
+    """
+    chosen = [cell for cell in found if cell.split == "development"] or list(found)
+    names = [method for method in chosen[0].methods if is_clock(method) and all(method in c.methods for c in chosen)]
+    if not names:
+        raise ValueError("no clock schedule was tried on every workload")
+    return min(names, key=lambda name: float(np.mean([_regret(cell, name) for cell in chosen])))
+
+
+def score(found: Sequence[Cell], *, reference: str) -> list[Score]:
+    """The score of every method that all these cells have, the lowest mean regret first.
+
+    Args:
+        found: The cells, of one split.
+        reference: The best clock schedule.
+    """
+    from scipy import stats
+
+    result = []
+    for method in (name for name in found[0].methods if all(name in cell.methods for cell in found)):
+        regrets = np.array([_regret(cell, method) for cell in found])
+        nats = float(np.mean([cell.regrets()[cell.methods.index(method)] for cell in found]))
+        low, high = interval(regrets)
+        against = p = None
+        if method != reference and all(reference in cell.methods for cell in found):
+            differences = regrets - np.array([_regret(cell, reference) for cell in found])
+            against, p = float(differences.mean()), 1.0
+            if len(found) > 1 and np.ptp(differences) > 1e-12:
+                p = max(float(stats.ttest_1samp(differences, 0.0).pvalue), float(stats.wilcoxon(differences).pvalue))
+        at = int(regrets.argmax())
+        result.append(
+            Score(
+                method=method,
+                cells=len(found),
+                nats=nats,
+                mean=float(regrets.mean()),
+                low=low,
+                high=high,
+                within=float((regrets <= 1.0).mean()),
+                worst=(found[at].name, float(regrets[at])),
+                fallen=int(sum(cell.fallen[cell.methods.index(method)].sum() for cell in found)),
+                against=against,
+                p=p,
+                profile=tuple(float((regrets <= tau).mean()) for tau in TAUS),
+            )
+        )
+    return sorted(result, key=lambda each: each.mean)
+
+
+def _regret(cell: Cell, method: str) -> float:
+    return float(cell.regrets()[cell.methods.index(method)]) / cell.deviation
+
+
+def flatness(found: Sequence[Cell]) -> dict[str, dict[str, float]]:
+    """How little the peak rate matters: workload -> method -> mean height above the lower envelope, in nats.
+
+    The envelope is the lowest mean loss of any method at each rate; heights are averaged over the logarithm of the
+    rate. Only workloads with three rates or more, and methods that have all of them.
+    """
+    result: dict[str, dict[str, float]] = {}
+    for workload in dict.fromkeys(cell.workload for cell in found):
+        own = sorted((cell for cell in found if cell.workload == workload), key=lambda cell: cell.lr)
+        rates = np.log10([cell.lr for cell in own])
+        if len(own) < 3:
+            continue
+        lowest = np.array([cell.losses.mean(axis=1).min() for cell in own])
+        for method in (name for name in own[0].methods if all(name in cell.methods for cell in own)):
+            means = np.array([cell.losses[cell.methods.index(method)].mean() for cell in own])
+            height = float(np.trapezoid(means - lowest, rates) / np.ptp(rates))
+            result.setdefault(workload, {})[method] = height
+    return result
+
+
+def interval(values: Any) -> tuple[float, float]:
+    """Student's interval of a mean; infinite for fewer than two values."""
+    from scipy import stats
+
+    data = np.asarray(values, dtype=float)
+    if len(data) < 2:
+        return -math.inf, math.inf
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(data) - 1)) * float(data.std(ddof=1)) / math.sqrt(len(data))
+    return float(data.mean()) - half, float(data.mean()) + half
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method against another on one cell, paired by seed.
+
+    Attributes:
+        difference: Mean loss of the first minus that of the second, in nats.
+        low: Lower end of its interval.
+        high: Upper end.
+        verdict: `better` or `worse` (the interval is on one side of zero), `tie` (it holds zero, and the difference is
+            below a seed deviation), `cannot tell` (too few seeds for either).
+    """
+
+    difference: float
+    low: float
+    high: float
+    verdict: str
+
+
+def compare(first: Any, second: Any, deviation: float) -> Comparison:
+    """Compare losses, seed by seed.
+
+    Args:
+        first: Losses of one method, a seed each.
+        second: Of the other.
+        deviation: The seed deviation.
+    """
+    differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    mean = float(differences.mean())
+    low, high = interval(differences)
+    if high < 0.0 or low > 0.0:
+        verdict = "better" if high < 0.0 else "worse"
+    else:
+        verdict = "tie" if len(differences) > 1 and abs(mean) <= deviation else "cannot tell"
+    return Comparison(mean, low, high, verdict)
+
+
+def summary_rows(scores: Sequence[Score]) -> list[Mapping[str, str]]:
+    """The scores as text, a row a method."""
+    return [
+        {
+            "method": each.method,
+            "regret, nats": f"{each.nats:+.4f}",
+            "in deviations": f"{each.mean:+.2f}",
+            "95% interval": f"{each.low:+.2f} to {each.high:+.2f}",
+            "within 1": f"{each.within:.0%}",
+            "worst": f"{each.worst[1]:+.1f} on {each.worst[0]}",
+            "fallen": str(each.fallen),
+            "against best clock": "" if each.against is None else f"{each.against:+.2f} (p = {each.p:.2g})",
+            "verdict": each.verdict,
+        }
+        for each in scores
+    ]

@@ -1,0 +1,437 @@
+"""`runs.db`: every run of a folder, its metrics and events, and the sweeps that asked for them.
+
+SQLite in WAL mode, written by the process that drives the runs, by no worker. A step is a key, so a row that comes
+twice is one row; a run is claimed before it is trained, so no two drivers train it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import secrets
+import socket
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from warmgap.lab.errors import UserError
+
+FILE = "runs.db"
+VERSION = 1
+METRICS = ("step", "loss", "lr", "factor", "phase", "gap", "val_loss")
+"""Step, mean training loss, largest rate of a group, smallest rate / peak rate of a group, phase, gap, validation
+loss."""
+
+EVENTS = ("step", "loss", "before", "after", "reason", "role", "text")
+FINISHED = ("done", "diverged", "refused")
+"""A run of these is not trained again."""
+
+_STALE = 60.0  # seconds without a sign of life after which a claim is void
+_PLAIN = ("config", "versions", "asked")  # columns that hold JSON
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+  id TEXT PRIMARY KEY, folder TEXT NOT NULL UNIQUE, status TEXT NOT NULL, message TEXT NOT NULL DEFAULT '',
+  config TEXT NOT NULL, command TEXT NOT NULL, step INTEGER NOT NULL DEFAULT 0, first_loss REAL, final_val_loss REAL,
+  best_val_loss REAL, warmup_iters INTEGER, target_loss REAL, parameters INTEGER, seconds REAL, tokens_per_second REAL,
+  device TEXT, processes INTEGER, corpus_fingerprint TEXT, versions TEXT, code TEXT, summary TEXT, owner TEXT,
+  heartbeat REAL);
+CREATE TABLE IF NOT EXISTS metrics (
+  run TEXT NOT NULL REFERENCES runs, step INTEGER NOT NULL, loss REAL, lr REAL, factor REAL, phase TEXT, gap REAL,
+  val_loss REAL, PRIMARY KEY (run, step)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
+  run TEXT NOT NULL REFERENCES runs, number INTEGER NOT NULL, step INTEGER, loss REAL, before REAL, after REAL,
+  reason TEXT, role TEXT, text TEXT, PRIMARY KEY (run, number)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sweeps (
+  id INTEGER PRIMARY KEY, command TEXT NOT NULL UNIQUE, asked TEXT NOT NULL, seconds REAL NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS sweep_runs (
+  sweep INTEGER NOT NULL REFERENCES sweeps, run TEXT NOT NULL REFERENCES runs, workload TEXT NOT NULL,
+  position INTEGER NOT NULL, PRIMARY KEY (sweep, run, workload)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended, as its worker hands it to the driver.
+
+    Attributes:
+        status: `done`, `diverged` (the loss was no longer finite), `refused` (the rule could not go on), `interrupted`
+            (it can be resumed) or `failed` (an error that has nothing to do with the method).
+        message: One sentence on a failure, else empty.
+        record: The other columns of `runs` by name.
+        metrics: A row a step, in the columns of `METRICS`.
+        events: A row an event of the schedule, in the columns of `EVENTS`.
+    """
+
+    status: str
+    message: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Sequence[Any]] = ()
+    events: Sequence[Sequence[Any]] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as the database holds it; the attributes are the columns of `runs`."""
+
+    id: str
+    folder: str
+    status: str
+    message: str
+    config: dict[str, Any]
+    command: str
+    step: int
+    first_loss: float | None
+    final_val_loss: float | None
+    best_val_loss: float | None
+    warmup_iters: int | None
+    target_loss: float | None
+    parameters: int | None
+    seconds: float | None
+    tokens_per_second: float | None
+    device: str | None
+    processes: int | None
+    corpus_fingerprint: str | None
+    versions: dict[str, str] | None
+    code: str | None
+    summary: str | None
+    owner: str | None
+    heartbeat: float | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is not to be trained again."""
+        return self.status in FINISHED
+
+
+class Store:
+    """The database of a folder.
+
+    Args:
+        folder: The folder; it and the database are made where they are not there.
+        create: Whether to make them.
+
+    Raises:
+        UserError: No database there, or one that cannot be read or is of another version.
+    """
+
+    def __init__(self, folder: Path, *, create: bool = True) -> None:
+        self.folder, self.path = folder, folder / FILE
+        if not create and not self.path.exists():
+            raise UserError(f"{folder} holds no runs: there is no {FILE} in it.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, VERSION):
+                raise UserError(
+                    f"{self.path} was written by another version of warmgap (form {version}, this one reads form "
+                    f"{VERSION}): use that version, or another folder."
+                )
+            if version == 0:
+                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(f"The database {self.path} cannot be used ({error}): take another folder.") from error
+        host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+        self._owner = f"{host}:{os.getpid()}:{secrets.token_hex(4)}"
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+
+    # --------------------------------------------------------------------------------------------------- what is asked
+
+    def add(self, runs: Iterable[tuple[str, str, Mapping[str, Any], str]]) -> None:
+        """Write down runs that are wanted: id, folder's name, settings, command. Those that are there stay as they are.
+
+        Raises:
+            UserError: The folder of a run belongs to another one.
+        """
+        with self._writing() as db:
+            for identity, folder, config, command in runs:
+                db.execute(
+                    "INSERT INTO runs (id, folder, status, config, command) VALUES (?, ?, 'waiting', ?, ?) "
+                    "ON CONFLICT (id) DO NOTHING",
+                    (identity, self._free(db, identity, folder), json.dumps(config), command),
+                )
+
+    @staticmethod
+    def _free(db: sqlite3.Connection, identity: str, folder: str) -> str:
+        row = db.execute("SELECT id, config FROM runs WHERE folder = ? AND id != ?", (folder, identity)).fetchone()
+        if row is not None:
+            raise UserError(
+                f"The folder {folder} belongs to a run with other settings: give the same settings as there, or "
+                "another --output."
+            )
+        return folder
+
+    def add_sweep(self, command: str, asked: Any, runs: Sequence[tuple[str, str]]) -> int:
+        """Write down a sweep with its runs, (id, workload) each; return its number."""
+        with self._writing() as db:
+            db.execute(
+                "INSERT INTO sweeps (command, asked) VALUES (?, ?) ON CONFLICT (command) "
+                "DO UPDATE SET asked = excluded.asked",
+                (command, json.dumps(asked, default=str)),
+            )
+            number = int(db.execute("SELECT id FROM sweeps WHERE command = ?", (command,)).fetchone()[0])
+            db.execute("DELETE FROM sweep_runs WHERE sweep = ?", (number,))
+            db.executemany(
+                "INSERT OR IGNORE INTO sweep_runs (sweep, run, workload, position) VALUES (?, ?, ?, ?)",
+                [(number, run, workload, position) for position, (run, workload) in enumerate(runs)],
+            )
+        return number
+
+    def add_seconds(self, sweep: int, seconds: float) -> None:
+        """Add wall time to a sweep."""
+        self._db.execute("UPDATE sweeps SET seconds = seconds + ? WHERE id = ?", (seconds, sweep))
+
+    # ------------------------------------------------------------------------------------------------------- one run
+
+    def claim(self, identity: str) -> bool:
+        """Take a run for this process; False where it is finished, or a living process has it."""
+        with self._writing() as db:
+            row = db.execute("SELECT status, owner, heartbeat FROM runs WHERE id = ?", (identity,)).fetchone()
+            if row["status"] in FINISHED or self._alive(row["owner"], row["heartbeat"]):
+                return False
+            db.execute(
+                "UPDATE runs SET status = 'running', message = '', owner = ?, heartbeat = ? WHERE id = ?",
+                (self._owner, time.time(), identity),
+            )
+        return True
+
+    def _alive(self, owner: str | None, heartbeat: float | None) -> bool:
+        if owner is None or owner == self._owner or time.time() - (heartbeat or 0.0) > _STALE:
+            return False
+        host, pid, _ = owner.split(":")
+        if host != self._owner.split(":")[0]:
+            return True
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+
+    def beat(self) -> None:
+        """Say that this process lives, for all runs that it has."""
+        self._db.execute("UPDATE runs SET heartbeat = ? WHERE owner = ?", (time.time(), self._owner))
+
+    def write(self, identity: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Write rows of metrics, in the columns of `METRICS`; a step that is there is replaced."""
+        rows = list(rows)
+        if rows:
+            with self._writing() as db:
+                self._insert(db, identity, rows)
+                db.execute("UPDATE runs SET step = ?, heartbeat = ? WHERE id = ?", (rows[-1][0], time.time(), identity))
+
+    @staticmethod
+    def _insert(db: sqlite3.Connection, identity: str, rows: Iterable[Sequence[Any]]) -> None:
+        db.executemany(
+            "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?)", ((identity, *row) for row in rows)
+        )
+
+    def finish(self, identity: str, result: Result) -> None:
+        """Write down how a run ended, all of it or nothing, and let go of it."""
+        record = {name: json.dumps(value) if name in _PLAIN else value for name, value in result.record.items()}
+        columns = "".join(f", {name} = :{name}" for name in record)
+        with self._writing() as db:
+            if result.metrics:
+                db.execute("DELETE FROM metrics WHERE run = ?", (identity,))
+                self._insert(db, identity, result.metrics)
+                db.execute("DELETE FROM events WHERE run = ?", (identity,))
+                db.executemany(
+                    "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    ((identity, number, *event) for number, event in enumerate(result.events)),
+                )
+            db.execute(
+                f"UPDATE runs SET status = :status, message = :message, owner = NULL, heartbeat = NULL{columns} "  # noqa: S608
+                "WHERE id = :id",
+                {**record, "status": result.status, "message": result.message, "id": identity},
+            )
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def runs(self) -> list[Run]:
+        """All runs, in the order in which they were asked for."""
+        return [self._run(row) for row in self._db.execute("SELECT * FROM runs ORDER BY rowid")]
+
+    def run(self, identity: str) -> Run:
+        """The run of this id.
+
+        Raises:
+            UserError: There is none.
+        """
+        row = self._db.execute("SELECT * FROM runs WHERE id = ?", (identity,)).fetchone()
+        if row is None:
+            raise UserError(f"{self.path} holds no run {identity}.")
+        return self._run(row)
+
+    @staticmethod
+    def _run(row: sqlite3.Row) -> Run:
+        values = {name: row[name] for name in row.keys()}  # noqa: SIM118 - a Row iterates over values
+        return Run(**values | {name: json.loads(values[name]) for name in ("config", "versions") if values[name]})
+
+    def metrics(self, identity: str) -> dict[str, list[Any]]:
+        """The metrics of a run by column, one value a step."""
+        rows = self._db.execute(f"SELECT {', '.join(METRICS)} FROM metrics WHERE run = ? ORDER BY step", (identity,))  # noqa: S608
+        columns = list(zip(*rows, strict=True)) or [()] * len(METRICS)
+        return {name: list(column) for name, column in zip(METRICS, columns, strict=True)}
+
+    def events(self, identity: str) -> list[dict[str, Any]]:
+        """The events of a run."""
+        rows = self._db.execute(f"SELECT {', '.join(EVENTS)} FROM events WHERE run = ? ORDER BY number", (identity,))  # noqa: S608
+        return [dict(zip(EVENTS, row, strict=True)) for row in rows]
+
+    def sweeps(self) -> list[dict[str, Any]]:
+        """The sweeps: command, what was asked, seconds, and the ids and workloads of the runs."""
+        found = []
+        for row in self._db.execute("SELECT * FROM sweeps ORDER BY id"):
+            runs = self._db.execute(
+                "SELECT run, workload FROM sweep_runs WHERE sweep = ? ORDER BY position", (row["id"],)
+            )
+            found.append(
+                {
+                    "command": row["command"],
+                    "asked": json.loads(row["asked"]),
+                    "seconds": row["seconds"],
+                    "runs": [tuple(run) for run in runs],
+                }
+            )
+        return found
+
+    # -------------------------------------------------------------------------------------------- to and from elsewhere
+
+    def export(self, target: str) -> str:
+        """Write runs, metrics and events to a file, or to an experiment tracker.
+
+        Args:
+            target: A file that ends in `.json`, `.csv` (a row a step) or `.parquet` (the same; needs pyarrow); or
+                `tensorboard`, `wandb` or `mlflow` (through accelerate, where installed).
+
+        Returns:
+            Where it went.
+
+        Raises:
+            UserError: Another ending, or a package that is not installed.
+        """
+        runs = self.runs()
+        if target in ("tensorboard", "wandb", "mlflow"):
+            return self._track(target, runs)
+        path = Path(target)
+        if path.suffix == ".json":
+            data = [vars(run) | {"metrics": self.metrics(run.id), "events": self.events(run.id)} for run in runs]
+            path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+            return target
+        names = ("run", "folder", *METRICS)
+        rows = [(run.id, run.folder, *row) for run in runs for row in zip(*self.metrics(run.id).values(), strict=True)]
+        if path.suffix == ".csv":
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([names, *rows])
+        elif path.suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            columns = zip(*rows, strict=True) if rows else [()] * len(names)
+            pyarrow.parquet.write_table(
+                pyarrow.table({name: list(column) for name, column in zip(names, columns, strict=True)}), path
+            )
+        else:
+            raise UserError(f"Export to a .json, .csv or .parquet file, or tensorboard, wandb, mlflow; got {target!r}.")
+        return target
+
+    def _track(self, target: str, runs: Sequence[Run]) -> str:
+        from accelerate import tracking
+
+        trackers = {
+            "tensorboard": tracking.TensorBoardTracker,
+            "wandb": tracking.WandBTracker,
+            "mlflow": tracking.MLflowTracker,
+        }
+        folder = self.folder / target
+        for run in runs:
+            place = {
+                "mlflow": {"experiment_name": self.folder.name, "run_name": run.folder},
+                "wandb": {"run_name": self.folder.name},
+            }
+            try:
+                tracker = trackers[target](**place.get(target, {"run_name": run.folder, "logging_dir": folder}))
+                tracker.start()
+            except (ImportError, NameError) as error:
+                raise UserError(f"Export to {target} needs that package: pip install {target}.") from error
+            tracker.store_init_configuration({k: str(v) if isinstance(v, list) else v for k, v in run.config.items()})
+            for row in zip(*self.metrics(run.id).values(), strict=True):
+                values = {
+                    k: v for k, v in zip(METRICS, row, strict=True) if k not in ("step", "phase") and v is not None
+                }
+                tracker.log(values, step=row[0])
+            tracker.finish()
+        return str(folder) if target == "tensorboard" else target
+
+    def adopt(self, folder: Path) -> int:
+        """Take over runs of warmgap 0.1 from below a folder (`run.json`, `metrics.jsonl`); return how many.
+
+        Raises:
+            UserError: There is none.
+        """
+        found = 0
+        for path in sorted(folder.rglob("run.json")):
+            data = json.loads(path.read_text(encoding="utf-8"))
+            config = dict(data["config"])
+            config["method"] = config.pop("rule")
+            identity = hashlib.sha256(json.dumps([str(path.parent.name), config], sort_keys=True).encode()).hexdigest()[
+                :16
+            ]
+            lines = path.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            metrics = [tuple(json.loads(line).get(name) for name in METRICS) for line in lines]
+            names = (
+                "step", "final_val_loss", "best_val_loss", "warmup_iters", "target_loss", "parameters", "seconds",
+                "tokens_per_second", "device", "processes", "corpus_fingerprint", "versions",
+            )  # fmt: skip
+            record = {name: data[name] for name in names} | {"code": data["commit"]}
+            record["first_loss"] = metrics[0][1] if metrics else None
+            self.add([(identity, str(path.parent.relative_to(folder)), config, data["command"])])
+            self.finish(identity, Result(data["status"], "", record, metrics))
+            found += 1
+        if not found:
+            raise UserError(f"There is no run.json in or below {folder}.")
+        return found
+
+
+def find_stores(folder: Path) -> list[Path]:
+    """The folders in or below `folder` that hold a database.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}: give the folder of a sweep or of a run.")
+    found = [path.parent for path in sorted(folder.rglob(FILE))]
+    if not found:
+        raise UserError(f"No runs in {folder}: give the folder that `warmgap train`, `sweep` or `bench` wrote to.")
+    return found

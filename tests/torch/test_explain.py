@@ -1,0 +1,100 @@
+"""What a scheduler says about itself."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from warmgap.torch import AdaptiveWarmup, Lion, split_parameters
+from warmgap.torch.explain import History
+
+
+def run(losses: list[float], lr: float = 1e-3, **settings: Any) -> AdaptiveWarmup:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 16))
+    optimizer = Lion(split_parameters(model), lr=lr)
+    scheduler = AdaptiveWarmup(optimizer, len(losses), **settings)
+    for t, loss in enumerate(losses):
+        tokens = torch.randint(0, 16, (8, 4), generator=torch.Generator().manual_seed(t))
+        nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+        scheduler.observe(loss)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return scheduler
+
+
+FALLING = [5.0 * 0.99**t for t in range(150)]
+
+
+def test_a_line_says_where_it_stands() -> None:
+    scheduler = run(FALLING[:5], cap=None)
+    assert repr(scheduler) == (
+        "AdaptiveWarmup(step 5 of 5, decay, factor 0.25, lr 0.00025, rule 'spectral', decay 'cosine', 2 events)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "settings", "verdict"),
+    [
+        (FALLING, {"lr": 1e-5}, "Peak 1e-05: no sign that it is too high, and none that it is too low"),
+        (FALLING, {"lr": 0.1}, "Peak 0.1: high for the hidden matrices, whose steps the spectral cap held at 0.1"),
+        (FALLING, {"lr": 0.02}, "Peak 0.02: fine. The spectral cap held the hidden matrices at times, down to 0.8"),
+        (FALLING, {"cap": None}, "Peak 0.001: no sign that it is too high. Whether a higher one would do better"),
+        (FALLING[:20], {}, "Peak 0.001: no verdict before 50 steps at it."),
+        (
+            [*FALLING[:40], *[9.0] * 110],
+            {},
+            "Peak 0.001: too high at least for a while. The guard halved the rate once, down to 0.5 of the peak; "
+            "peaks near 0.0005 look right here.",
+        ),
+    ],
+)
+def test_the_verdict_says_what_was_seen(losses: list[float], settings: dict[str, Any], verdict: str) -> None:
+    summary = run(losses, **settings).summary()
+    assert verdict in summary
+    assert summary.startswith(f"Step {len(losses)} of {len(losses)}, phase decay; next learning rate: hidden ")
+
+
+def test_a_summary_tells_the_events_and_the_gap() -> None:
+    summary = run(FALLING[:40], rule="gap", target_loss=0.0).summary()
+    assert "The rule follows the gap" in summary
+    assert "step 0, loss 5: first loss seen" in summary
+
+
+def test_the_picture_shows_rate_loss_and_events() -> None:
+    scheduler = run(FALLING, lr=0.1)
+    losses, factors = scheduler.plot().axes
+    assert list(losses.lines[0].get_ydata()) == FALLING
+    hidden, others = (line.get_ydata() for line in factors.lines[:2])
+    assert all(a < b for a, b in zip(hidden[:100], others[:100], strict=True))
+    events = {event.step for event in scheduler.events}
+    assert {line.get_xdata()[0] for line in losses.lines[1:]} == events
+    html = scheduler._repr_html_()
+    assert "data:image/png;base64," in html
+    assert "held at" in html
+
+
+def test_without_matplotlib_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = run(FALLING[:5])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError, match=r"plot\(\) needs matplotlib \(pip install matplotlib\)"):
+        scheduler.plot()
+    assert "Step 5 of 5" in scheduler._repr_html_()
+    assert "needs matplotlib" in scheduler._repr_html_()
+
+
+def test_a_history_stays_small() -> None:
+    history = History()
+    for step in range(5000):
+        history.add(step, 1.0 / (1 + step), 0.5, 1.0)
+    assert 256 <= len(history.rows) <= 512
+    assert {row[0] % 16 for row in history.rows} == {0}
+    assert history.rows[-1][0] > 4900
+    assert History.from_dict(history.to_dict()) == history
+    with pytest.raises(ValueError, match="not the history"):
+        History.from_dict({"rows": []} | {"lines": 3})

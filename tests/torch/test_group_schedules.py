@@ -1,0 +1,319 @@
+"""Roles, schedules of their own, and what others do to the rates of groups."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import ChainedScheduler, MultiStepLR, ReduceLROnPlateau
+
+from warmgap import decay
+from warmgap.rules import GapRule, LinearRule
+from warmgap.torch import AdaptiveWarmup, Lion, Muon, split_parameters
+
+
+def language_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 16))
+
+
+def losses(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: AdaptiveWarmup, steps: range) -> None:
+    for t in steps:
+        tokens = torch.randint(0, 16, (8, 4), generator=torch.Generator().manual_seed(t))
+        loss = nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+        loss.backward()
+        scheduler.observe(loss)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+
+
+def weights(scheduler: AdaptiveWarmup, lrs: list[Any]) -> dict[str, float]:
+    return {str(g["role"]): float(lr) for g, lr in zip(scheduler.optimizer.param_groups, lrs, strict=True)}
+
+
+def test_the_cap_holds_the_hidden_matrices_alone() -> None:
+    model = language_model()
+    optimizer = Lion(split_parameters(model), lr=0.1)
+    scheduler = AdaptiveWarmup(optimizer, 60)
+    rates: list[dict[str, float]] = []
+    optimizer.register_step_post_hook(
+        lambda *_: rates.append(weights(scheduler, [g["lr"] for g in optimizer.param_groups]))
+    )
+    losses(model, optimizer, scheduler, range(20))
+    for rate in rates:
+        assert rate["hidden"] < 0.5 * rate["head"]
+        assert rate["embedding"] == rate["head"] == rate["other"] == 0.1
+    for before, after in itertools.pairwise(rates):
+        assert after["hidden"] <= 2.0 * before["hidden"]
+    assert scheduler.roles["hidden"].held
+    assert not scheduler.roles["head"].held
+    assert scheduler.factor == scheduler.roles["hidden"].factor < scheduler.roles["head"].factor == 1.0
+    assert scheduler.events[1].reason == "step too large: held by the spectral cap"
+    assert scheduler.events[1].role == "hidden"
+    assert repr(scheduler.roles).splitlines()[0].split() == ["role", "groups", "peak", "factor", "lr", "decay", "phase"]
+    assert "stable, held" in repr(scheduler.roles)
+
+
+@pytest.mark.parametrize("make", [Lion, AdamW])
+def test_promise_4_a_held_run_resumes_bit_for_bit(make: Any) -> None:
+    def fresh() -> tuple[nn.Module, Any, AdaptiveWarmup]:
+        model = language_model()
+        optimizer = make(split_parameters(model), lr=0.05)
+        return model, optimizer, AdaptiveWarmup(optimizer, 40)
+
+    model, optimizer, scheduler = fresh()
+    losses(model, optimizer, scheduler, range(30))
+    half = fresh()
+    losses(*half, range(11))
+    resumed = fresh()
+    for part, saved in zip(resumed, half, strict=True):
+        part.load_state_dict(saved.state_dict())
+    losses(*resumed, range(11, 30))
+    assert [g["lr"] for g in resumed[1].param_groups] == [g["lr"] for g in optimizer.param_groups]
+    assert all(torch.equal(a, b) for a, b in zip(resumed[0].parameters(), model.parameters(), strict=True))
+    assert resumed[2].events == scheduler.events
+    assert resumed[2].summary() == scheduler.summary()
+
+
+@pytest.mark.parametrize("how", ["model", "named", "roles"])
+def test_roles_come_from_the_model_the_names_or_by_hand(how: str) -> None:
+    model = language_model()
+    roles = ["embedding", "hidden", "other", "other", "other", "hidden", "other", "head", "other"]
+    if how == "model":
+        scheduler = AdaptiveWarmup(AdamW(model.parameters(), lr=1e-3), 60, model=model)
+    elif how == "named":
+        parts = nn.ModuleDict(
+            {"wte": model[0], "up": model[1], "norm": model[2], "down": model[3], "lm_head": model[4]}
+        )
+        scheduler = AdaptiveWarmup(AdamW(parts.named_parameters(), lr=1e-3), 60)
+    else:
+        groups = [{"params": [p]} for p in model.parameters()]
+        scheduler = AdaptiveWarmup(AdamW(groups, lr=1e-3), 60, roles=roles)
+    assert scheduler.roles["hidden"].phase == "stable"
+    found = {id(p): g["role"] for g in scheduler.optimizer.param_groups for p in g["params"]}
+    wanted = dict(zip(map(id, model.parameters()), roles, strict=True))
+    assert {key for key, role in found.items() if role == "hidden"} == {k for k, r in wanted.items() if r == "hidden"}
+
+
+def test_promise_5_without_roles_one_warning_says_what_is_lost() -> None:
+    model = language_model()
+    with pytest.warns(UserWarning, match=r"the groups of AdamW have no roles.*give AdaptiveWarmup model=model"):
+        scheduler = AdaptiveWarmup(AdamW(model.parameters(), lr=0.1), 60)
+    losses(model, scheduler.optimizer, scheduler, range(3))
+    assert scheduler.factor == scheduler.optimizer.param_groups[0]["lr"] / 0.1 < 1.0
+    AdaptiveWarmup(AdamW(model.parameters(), lr=0.1), 60, cap=None)  # there it makes no difference
+
+
+def test_a_published_rule_warms_up_the_hidden_matrices_alone() -> None:
+    optimizer = Muon(split_parameters(language_model()), lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 100, rule=GapRule(kappa=10.0, target_loss=0.0))
+    scheduler.observe(5.0)
+    optimizer.step()
+    scheduler.step()
+    rates = weights(scheduler, scheduler.get_last_lr())
+    assert rates["hidden"] < 0.1
+    assert rates["head"] == rates["embedding"] == 1.0
+
+
+def constant_losses(scheduler: AdaptiveWarmup, steps: int, loss: float = 2.0) -> list[list[float]]:
+    rates = []
+    for _ in range(steps):
+        scheduler.observe(loss)
+        scheduler.optimizer.step()
+        rates.append([float(group["lr"]) for group in scheduler.optimizer.param_groups])
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("where", ["argument", "group"])
+def test_groups_have_schedules_of_their_own(where: str) -> None:
+    own: dict[int | str, Any] = {
+        0: {"decay_start": 0.8, "decay": "linear"},
+        "slow": {"warmup": 0.1},
+        2: {"warmup": 4, "decay_start": 0.5, "decay": decay.linear()},
+        3: None,
+        -2: "constant",
+    }
+    groups: list[dict[str, Any]] = [{"params": [nn.Parameter(torch.ones(2))]} for _ in range(6)]
+    groups[1]["name"] = "slow"
+    if where == "group":
+        for key, asked in own.items():
+            groups[1 if key == "slow" else int(key)]["schedule"] = asked
+    scheduler = AdaptiveWarmup(SGD(groups, lr=1.0), 40, groups=own if where == "argument" else None)
+    halfway = scheduler.state_dict()
+    rates = constant_losses(scheduler, 40)
+    columns = list(zip(*rates, strict=True))
+    assert columns[0] == pytest.approx([1.0] * 33 + [1.0 - t / 8 for t in range(1, 8)])
+    assert columns[1][:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.5 + 0.5 * math.cos(math.pi / 36)])
+    assert columns[2] == pytest.approx([0.2, 0.4, 0.6, 0.8, *[1.0] * 17, *[1.0 - t / 20 for t in range(1, 20)]])
+    assert columns[3] == columns[4] == (1.0,) * 40
+    assert columns[5] == pytest.approx([1.0] * 17 + [0.5 + 0.5 * math.cos(math.pi * t / 24) for t in range(1, 24)])
+    assert scheduler.roles["slow (own)"].phase == "decay"
+    assert scheduler.roles["group 3"].phase == "unscheduled"
+    scheduler.load_state_dict(halfway)
+    assert constant_losses(scheduler, 40) == rates
+    with pytest.raises(ValueError, match=r"schedules of their own for the groups .*: give the same groups="):
+        AdaptiveWarmup(SGD([{"params": g["params"]} for g in groups], lr=1.0), 40).load_state_dict(halfway)
+
+
+def test_lr_scale_counts() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "lr_scale": 0.5**depth} for depth in range(3)]
+    scheduler = AdaptiveWarmup(AdamW(groups, lr=1e-3), 20)
+    assert scheduler.base_lrs == [1e-3, 5e-4, 2.5e-4]
+    assert constant_losses(scheduler, 2)[1] == scheduler.get_last_lr() == [1e-3, 5e-4, 2.5e-4]
+
+
+def linear(**settings: Any) -> AdaptiveWarmup:
+    optimizer = Lion([nn.Parameter(torch.ones(4))], lr=1.0)
+    return AdaptiveWarmup(optimizer, 100, decay="constant", rule=LinearRule(0), **settings)
+
+
+def test_what_other_schedulers_multiply_is_carried_on() -> None:
+    chained, plateaued = linear(), linear()
+    chain = ChainedScheduler([chained, MultiStepLR(chained.optimizer, [3, 5], 0.1)])
+    plateau = ReduceLROnPlateau(plateaued.optimizer, factor=0.5, patience=0)
+    rates = []
+    for t in range(8):
+        rates.append([s.optimizer.param_groups[0]["lr"] for s in (chained, plateaued)])
+        for scheduler in (chained, plateaued):
+            scheduler.observe(2.0)
+            scheduler.optimizer.step()
+        chain.step()
+        plateaued.step()
+        if t in (1, 3):
+            plateau.step(1.0)
+    by_chain, by_plateau = zip(*rates, strict=True)
+    assert by_chain == pytest.approx([1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01, 0.01])
+    assert by_plateau == pytest.approx([1.0] * 4 + [0.5] * 4)
+    assert [event.step for event in plateaued.events if "from outside" in event.reason] == [4]
+    again = linear()
+    again.load_state_dict(plateaued.state_dict())
+    assert again.get_last_lr() == [0.5]
+
+
+def test_a_rate_changed_at_every_step_is_one_event() -> None:
+    scheduler = linear()
+    for _ in range(10):
+        constant_losses(scheduler, 1)
+        scheduler.optimizer.param_groups[0]["lr"] *= 0.9
+    constant_losses(scheduler, 1)
+    assert scheduler.get_last_lr() == pytest.approx([0.9**10])
+    assert len([event for event in scheduler.events if "from outside" in event.reason]) == 1
+
+
+def test_promise_9_every_change_is_an_event_and_a_log_record(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "warmgap"):
+        scheduler = AdaptiveWarmup(Lion([nn.Parameter(torch.ones(4))], lr=1.0), 40)
+        constant_losses(scheduler, 5)
+        scheduler.extend(60)
+        scheduler.scale_peak(2.0)
+        constant_losses(scheduler, 3, math.nan)
+        constant_losses(scheduler, 40)
+        scheduler.decay_now(5)
+        constant_losses(scheduler, 5)
+    reasons = [event.reason for event in scheduler.events]
+    assert reasons[:4] == ["first loss seen", "extended", "peak scaled by 2", "no finite loss: rate halved"]
+    assert "decay began" in reasons
+    assert reasons[-1] == "decay moved up"
+    assert [record.getMessage() for record in caplog.records] == [str(event) for event in scheduler.events]
+
+
+@pytest.mark.parametrize("decays", ["cosine", "linear", "wsd", "inverse-sqrt", "constant"])
+def test_a_state_goes_on_in_a_run_of_another_length(decays: str) -> None:
+    def fresh(total: int) -> AdaptiveWarmup:
+        return AdaptiveWarmup(Lion([nn.Parameter(torch.ones(4))], lr=1.0), total, decay=decays)
+
+    scheduler, longer, extended = fresh(100), fresh(200), fresh(100)
+    constant_losses(scheduler, 70)
+    longer.load_state_dict(scheduler.state_dict())
+    extended.load_state_dict(scheduler.state_dict())
+    extended.extend(200)
+    assert longer.get_last_lr() == scheduler.get_last_lr()
+    rates = constant_losses(longer, 130)
+    assert rates == constant_losses(extended, 130)
+    assert all(after[0] <= before[0] for before, after in itertools.pairwise(rates))
+    assert longer.total_iters == 200
+    with pytest.raises(ValueError, match="total_iters must lie above the 200 steps made, got 150"):
+        longer.extend(150)
+
+
+def test_a_run_that_is_cut_short_decays_to_its_end() -> None:
+    scheduler = AdaptiveWarmup(Lion([nn.Parameter(torch.ones(4))], lr=1.0), 1000)
+    constant_losses(scheduler, 30)
+    scheduler.decay_now(10)
+    assert [rate[0] for rate in constant_losses(scheduler, 10)] == pytest.approx(
+        [0.5 + 0.5 * math.cos(math.pi * t / 10) for t in range(10)]
+    )
+    assert scheduler.total_iters == 40
+    with pytest.warns(UserWarning, match="40 steps are over"):
+        constant_losses(scheduler, 2)
+
+
+def test_another_peak_is_said_and_the_checkpoints_kept() -> None:
+    def fresh(lr: float) -> AdaptiveWarmup:
+        return AdaptiveWarmup(Lion([nn.Parameter(torch.ones(4))], lr=lr), 100)
+
+    scheduler, lower = fresh(1e-2), fresh(1e-3)
+    constant_losses(scheduler, 10)
+    lower.optimizer.load_state_dict(scheduler.optimizer.state_dict())
+    with pytest.warns(UserWarning, match=r"peak learning rates 0.01, which are kept, .* made with 0.001: call sched"):
+        lower.load_state_dict(scheduler.state_dict())
+    assert lower.get_last_lr() == [1e-2]
+    lower.scale_peak(0.1)
+    assert lower.get_last_lr() == lower.base_lrs == pytest.approx([1e-3])
+    with pytest.raises(ValueError, match="factor must be above 0, got 0"):
+        lower.scale_peak(0.0)
+
+
+@pytest.mark.parametrize("first", ["scheduler", "load"])
+def test_a_fresh_schedule_on_a_loaded_optimizer_starts_at_its_own_peak(first: str) -> None:
+    def fresh(lr: float) -> tuple[nn.Linear, Lion]:
+        model = nn.Linear(4, 1)
+        return model, Lion(model.parameters(), lr=lr)
+
+    def moved(model: nn.Linear, scheduler: AdaptiveWarmup, steps: int) -> list[float]:
+        rates = []
+        for _ in range(steps):
+            model(torch.ones(2, 4)).square().mean().backward()
+            scheduler.observe(2.0)
+            scheduler.optimizer.step()
+            rates.append(scheduler.optimizer.param_groups[0]["lr"])
+            scheduler.step()
+        return rates
+
+    model, optimizer = fresh(1e-2)
+    moved(model, AdaptiveWarmup(optimizer, 20, cap=None), 18)
+    saved = optimizer.state_dict()
+    model, optimizer = fresh(5e-3)
+    if first == "scheduler":
+        scheduler = AdaptiveWarmup(optimizer, 20, cap=None)
+        optimizer.load_state_dict(saved)
+    else:
+        optimizer.load_state_dict(saved)
+        with pytest.warns(
+            UserWarning, match=r"has the peak learning rate 0.01, and it was made with lr=0.005: Adaptive"
+        ):
+            scheduler = AdaptiveWarmup(optimizer, 20, cap=None)
+    assert scheduler.get_last_lr() == [5e-3]
+    assert moved(model, scheduler, 8) == [5e-3] * 8
+
+
+def test_a_state_of_version_1_goes_on() -> None:
+    saved = json.loads((Path(__file__).parents[1] / "version_1.json").read_text())["linear"]
+    schedule = saved["states"][1]
+    step, total = schedule["step"], schedule["config"]["total_iters"]
+    optimizer = Lion([nn.Parameter(torch.ones(4))], lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, total, rule=LinearRule(17))
+    old = {"version": 1, "schedule": schedule, "late_loss": 3.0, "base_lrs": [1.0]}
+    scheduler.load_state_dict({**old, "last_epoch": step, "_step_count": step + 1})
+    rates = [rate[0] for rate in constant_losses(scheduler, 20)]
+    assert rates == pytest.approx(saved["factors"][step : step + 20])

@@ -1,0 +1,177 @@
+"""Steps that were skipped, that never come, or that come too often: what a scheduler makes of them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from warmgap.torch import AdaptiveWarmup, Lion
+from warmgap.torch.steps import StepCount
+
+
+def one_weight(lr: float = 1e-2) -> tuple[nn.Linear, AdamW]:
+    model = nn.Linear(4, 1)
+    return model, AdamW(model.parameters(), lr=lr, fused=True)
+
+
+def test_a_step_that_a_fused_kernel_skips_does_not_count() -> None:
+    model, optimizer = one_weight()
+    scheduler = AdaptiveWarmup(optimizer, 50, rule="gap", norm="max")
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1000)
+    counted, before = [], model.weight.detach().clone()
+    for t in range(6):
+        loss = model(torch.ones(8, 4)).square().mean()
+        scaler.scale(loss).backward()
+        if t in (0, 3):
+            assert model.weight.grad is not None
+            model.weight.grad.fill_(math.inf)
+        scheduler.observe(1e9 if t in (0, 3) else loss)
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        optimizer.zero_grad()
+        counted.append(scheduler.last_epoch)
+        if t == 0:
+            assert torch.equal(model.weight, before)
+            assert not scheduler.events
+    assert counted == [0, 1, 2, 2, 3, 4]
+    assert scheduler.gap is not None
+    assert scheduler.gap < 100.0
+
+
+class Verdict(Tensor):
+    """A scaler's verdict that lies on a device: nobody may read it as the step ends."""
+
+    device = torch.device("cuda")
+
+    def item(self) -> float:
+        raise AssertionError("this would wait for the device")
+
+
+def test_a_verdict_on_a_device_is_passed_on_unread() -> None:
+    count = StepCount()
+    verdict = torch.tensor(1.0).as_subclass(Verdict)
+    count.add(verdict)
+    assert count.made == 1  # nobody knows yet
+    assert isinstance(count.called(SGD([torch.ones(1, requires_grad=True)], lr=0.1), waits=False), Tensor)
+    assert (count.made, count.skipped) == (0, 0.0)
+
+
+class SAM(Optimizer):
+    """Two calls a step; the groups are the inner optimizer's, which alone steps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), {"lr": 0.1})
+        self.base_optimizer = SGD(self.param_groups, lr=0.1)
+        self.param_groups = self.base_optimizer.param_groups
+
+
+def train(
+    optimizer: Optimizer, move: Callable[[], object], scheduler: AdaptiveWarmup, model: nn.Module, n: int
+) -> None:
+    for _ in range(n):
+        loss = model(torch.ones(8, 4)).square().mean()
+        loss.backward()
+        scheduler.observe(loss)
+        move()
+        scheduler.step()
+        optimizer.zero_grad()
+
+
+def test_promise_8_a_wrapper_that_never_steps_is_named_within_ten_calls() -> None:
+    model = nn.Linear(4, 1)
+    sam = SAM(model)
+    scheduler = AdaptiveWarmup(sam, 60)
+    with pytest.warns(UserWarning, match=r"SAM.step\(\) never ran.* AdaptiveWarmup\(optimizer.base_optimizer, ...\)"):
+        train(sam, sam.base_optimizer.step, scheduler, model, 10)
+    train(sam, sam.base_optimizer.step, scheduler, model, 10)  # once is enough
+    assert scheduler.last_epoch == 0
+    inner = AdaptiveWarmup(sam.base_optimizer, 60)
+    train(sam, sam.base_optimizer.step, inner, model, 10)
+    assert inner.last_epoch == 10
+
+
+def test_a_host_can_count_the_steps_itself() -> None:
+    model = nn.Linear(4, 1)
+    sam = SAM(model)
+    scheduler = AdaptiveWarmup(sam, 60)
+
+    def move() -> None:
+        scheduler.before_step()
+        sam.base_optimizer.step()
+        scheduler.after_step()
+
+    train(sam, move, scheduler, model, 12)
+    assert scheduler.last_epoch == 12
+
+
+def test_promise_8_one_call_an_epoch_is_named_at_once() -> None:
+    model = nn.Linear(4, 1)
+    optimizer = Lion(model.parameters(), lr=1e-3)
+    scheduler = AdaptiveWarmup(optimizer, 400)
+    for _ in range(20):
+        optimizer.step()
+    with pytest.warns(UserWarning, match=r"made 20 steps between two calls of AdaptiveWarmup.step\(\)"):
+        scheduler.step(1.0)
+    for _ in range(20):
+        optimizer.step()
+    scheduler.step(1.0)
+
+
+def test_two_steps_a_call_are_named_when_they_come_again() -> None:
+    optimizer = Lion(nn.Linear(4, 1).parameters(), lr=1e-3)
+    scheduler = AdaptiveWarmup(optimizer, 400)
+    for steps in (2, 1, 2):  # a host may make one of its own
+        for _ in range(steps):
+            optimizer.step()
+        scheduler.step(1.0)
+    optimizer.step()
+    optimizer.step()
+    with pytest.warns(UserWarning, match="made 2 steps between two calls"):
+        scheduler.step(1.0)
+
+
+@pytest.mark.parametrize("loss", [3, torch.tensor(3)])
+def test_promise_8_an_epoch_in_place_of_the_loss_is_named(loss: int | Tensor) -> None:
+    optimizer = Lion(nn.Linear(4, 1).parameters(), lr=1e-3)
+    scheduler = AdaptiveWarmup(optimizer, 400)
+    optimizer.step()
+    with pytest.warns(UserWarning, match="got the whole number 3: it takes the mean training loss"):
+        scheduler.step(loss)
+    optimizer.step()
+    scheduler.step(4)
+
+
+def test_promise_8_a_sum_in_place_of_a_mean_is_named() -> None:
+    def step(loss: float) -> None:
+        model = nn.Sequential(nn.Embedding(300, 4), nn.Linear(4, 4), nn.Linear(4, 300))
+        scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1e-3), 400, model=model)
+        scheduler.optimizer.step()
+        scheduler.step(loss)
+
+    with pytest.warns(UserWarning, match=r"the first loss is 730, and a mean cross-entropy over 300 classes starts"):
+        step(730.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(5.7)
+
+
+def test_a_hidden_step_at_rate_0_is_left_alone() -> None:
+    """As of torch's distributed checkpoints, which have the optimizer make its state by a step at rate 0."""
+    model = nn.Linear(4, 1)
+    optimizer = Lion(model.parameters(), lr=1e-3)
+    scheduler = AdaptiveWarmup(optimizer, 400)
+    rates = []
+    optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    lr, optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"], 0.0
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = lr
+    scheduler.observe(2.0)
+    optimizer.step()
+    assert rates == [0.0, 1e-3]
