@@ -119,7 +119,9 @@ def notebook_page(path: Path) -> str:
         for output in cell["outputs"]:
             data = output.get("data", {})
             if "image/png" in data:
-                parts.append(f'<img alt="The picture that this cell draws" src="data:image/png;base64,{data["image/png"]}">')
+                parts.append(
+                    f'<img alt="The picture that this cell draws" src="data:image/png;base64,{data["image/png"]}">'
+                )
             elif words := "".join(output.get("text", data.get("text/plain", ""))):
                 parts.append(f"```text\n{words.rstrip()}\n```")
     heading = next(part for part in parts if part.startswith("# "))
