@@ -29,7 +29,12 @@ SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 def groups() -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
-    shapes = {"matrix": [(6, 4), (6, 4)], "conv": [(3, 2, 2)], "embedding": [(7, 3)], "bias": [(5,)]}
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "matrix": [(6, 4), (6, 4)],
+        "conv": [(3, 2, 2)],
+        "embedding": [(7, 3)],
+        "bias": [(5,)],
+    }
     return [
         {"params": [nn.Parameter(torch.randn(shape, generator=generator)) for shape in of_kind], "kind": kind}
         for kind, of_kind in shapes.items()
