@@ -175,8 +175,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers = itertools.count()
     plain_take = LossMean.take
 
-    def take(self: LossMean, *skipped: float | Tensor) -> PendingLoss:
-        return PendingLoss(plain_take(self, *skipped)._totals, FakeEvent(next(numbers), found))
+    def take(self: LossMean, skipped: float | Tensor = 0.0, alone: bool = False) -> PendingLoss:
+        return PendingLoss(plain_take(self, skipped, alone)._totals, FakeEvent(next(numbers), found))
 
     monkeypatch.setattr(LossMean, "take", take)
     return found
