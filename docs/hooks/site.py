@@ -19,7 +19,14 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 REPOSITORY = "https://github.com/warmgap/warmgap"
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
-PAGE_NEEDS = {"browser", "browser.svg", "browser.timer", "json", "math", "traceback"}  # what the page's own script imports
+PAGE_NEEDS = {
+    "browser",
+    "browser.svg",
+    "browser.timer",
+    "json",
+    "math",
+    "traceback",
+}  # what the page's own script imports
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -119,7 +126,9 @@ def notebook_page(path: Path) -> str:
         for output in cell["outputs"]:
             data = output.get("data", {})
             if "image/png" in data:
-                parts.append(f'<img alt="The picture that this cell draws" src="data:image/png;base64,{data["image/png"]}">')
+                parts.append(
+                    f'<img alt="The picture that this cell draws" src="data:image/png;base64,{data["image/png"]}">'
+                )
             elif words := "".join(output.get("text", data.get("text/plain", ""))):
                 parts.append(f"```text\n{words.rstrip()}\n```")
     heading = next(part for part in parts if part.startswith("# "))

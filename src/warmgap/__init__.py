@@ -37,7 +37,12 @@ def __getattr__(name: str) -> Any:
 
         warnings.warn("warmgap.Signal is now warmgap.LossFilter", DeprecationWarning, stacklevel=2)
         return LossFilter
-    places = {"AdaptiveWarmup": "torch", "SpectralCap": "torch", "scale_by_warmup": "optax", "WarmgapTrainer": "transformers"}
+    places = {
+        "AdaptiveWarmup": "torch",
+        "SpectralCap": "torch",
+        "scale_by_warmup": "optax",
+        "WarmgapTrainer": "transformers",
+    }
     if name in places:
         raise AttributeError(f"{name} is in warmgap.{places[name]}: from warmgap.{places[name]} import {name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

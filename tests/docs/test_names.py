@@ -1,4 +1,4 @@
-"""Every public name has an example that runs; the notebooks run; a user's own code type-checks; wrong imports say what to do."""
+"""Every public name has an example that runs, the notebooks run, a user's code type-checks, wrong imports are answered."""
 
 from __future__ import annotations
 

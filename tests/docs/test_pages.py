@@ -1,4 +1,4 @@
-"""Every page of the site in a real browser, narrow and wide, light and dark: nothing overflows, nothing is asked for outside.
+"""Every page in a real browser, narrow and wide, light and dark: nothing overflows, nothing is fetched from outside.
 
 `make pages` runs it. It is skipped where `CHROMIUM` does not say that there is one; where it does, a missing one fails.
 `WARMGAP_PICTURES` names a folder for pictures of what was seen.
@@ -26,15 +26,16 @@ WIDTHS = (420, 1400)
 
 # What sticks out of the window to the right and is not inside of something that scrolls by itself.
 OVERFLOW = """(() => {
-  const width = document.documentElement.clientWidth, out = [];
-  if (document.scrollingElement.scrollWidth > width) out.push(`the page is ${document.scrollingElement.scrollWidth} wide`);
+  const width = document.documentElement.clientWidth, out = [], all = document.scrollingElement.scrollWidth;
+  if (all > width) out.push(`the page is ${all} wide`);
   for (const element of document.querySelectorAll('.md-content *')) {
     const box = element.getBoundingClientRect();
     if (box.width === 0 || box.right <= width + 1) continue;
     let parent = element.parentElement, scrolls = false;
     for (; parent && !scrolls; parent = parent.parentElement)
       scrolls = ['auto', 'scroll'].includes(getComputedStyle(parent).overflowX) && parent !== document.body;
-    if (!scrolls) out.push(`${element.tagName} ${(element.textContent || '').slice(0, 40)} ends at ${Math.round(box.right)}`);
+    const text = (element.textContent || '').slice(0, 40);
+    if (!scrolls) out.push(`${element.tagName} ${text} ends at ${Math.round(box.right)}`);
   }
   return out.slice(0, 5);
 })()"""
@@ -124,6 +125,10 @@ def test_the_replay_in_the_browser_is_that_of_the_package(site: Path) -> None:
 
 def test_the_search_finds_gradient_accumulation(site: Path) -> None:
     index = json.loads((site / "search" / "search_index.json").read_text())
-    hits = [entry["location"] for entry in index["docs"] if "gradient accumulation" in (entry["title"] + entry["text"]).lower()]
+    hits = [
+        entry["location"]
+        for entry in index["docs"]
+        if "gradient accumulation" in (entry["title"] + entry["text"]).lower()
+    ]
     assert any(location.startswith("loss/") for location in hits)
     assert any(location.startswith("faq/#gradient-accumulation") for location in hits)
