@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.optim import AdamW
 from torch.utils.data import DataLoader, TensorDataset
 
 from warmgap.lightning import WarmupCallback, configure_warmup
+from warmgap.rules import GapRule
 from warmgap.torch import AdaptiveWarmup, Lion
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
@@ -75,7 +82,7 @@ def by_hand(losses: list[float], total: int, scheduler: AdaptiveWarmup) -> list[
     rates = []
     for loss in losses:
         rates.append(1e-3 * state.factor)
-        state, _ = scheduler.schedule.step(state, loss)
+        state = scheduler.schedule.step(state, loss)
     return rates
 
 
@@ -85,7 +92,7 @@ def test_it_gives_the_schedules_rates_and_logs_them(tmp_path: Path) -> None:
     assert len(module.rates) == 24
     assert module.rates == by_hand([loss.item() for loss in module.losses], 24, module.scheduler)
     assert len(set(module.rates)) > 20
-    assert run.callback_metrics["lr"].item() == pytest.approx(module.scheduler.get_last_lr()[0])
+    assert run.callback_metrics["warmgap/lr"].item() == pytest.approx(module.scheduler.get_last_lr()[0])
     assert run.callback_metrics["gap"].item() == pytest.approx(module.scheduler.gap)
 
 
@@ -155,3 +162,177 @@ def test_a_trainer_without_a_schedule_is_told(tmp_path: Path) -> None:
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="no AdaptiveWarmup among the trainer's schedulers: return configure_warmup"):
         trainer(tmp_path).fit(module, loader(8))
+
+
+class Callbacks(Regression):
+    """The default rule, with the rate that is asked for, and a rate and a gap of its own in the log."""
+
+    def __init__(self, lr: float = 1e-2, backbone: bool = False) -> None:
+        super().__init__()
+        self.lr = lr
+        if backbone:
+            self.backbone = self.model[:2]
+        self.logs: list[float] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.log("lr", 7.0)
+        self.log("gap", 8.0)
+        loss = super().training_step(batch, batch_idx)
+        return loss - 3.0
+
+    def configure_optimizers(self) -> Any:
+        given = [p for p in self.parameters() if p.requires_grad]
+        return configure_warmup(AdamW(given, self.lr), int(self.trainer.estimated_stepping_batches))
+
+
+def test_names_that_the_module_logs_stay_its_own(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.fit(Callbacks(), loader(8))
+    assert run.callback_metrics["lr"].item() == 7.0
+    assert run.callback_metrics["gap"].item() == 8.0
+    assert run.callback_metrics["warmgap/lr"].item() < 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
+def test_a_run_with_weight_averaging_is_resumed_where_the_schedule_is_taken_out(tmp_path: Path) -> None:
+    def run(checkpoint: str | None = None) -> tuple[Trainer, Callbacks]:
+        module, average = Callbacks(), StochasticWeightAveraging(5e-3, swa_epoch_start=2, annealing_epochs=1)
+        saves = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        fit = trainer(tmp_path, average, saves, max_epochs=4)
+        fit.fit(module, loader(16), ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+        return fit, module
+
+    _, whole = run()
+    for epoch in (0, 2):  # before the schedule is taken out, and after
+        fit, resumed = run(str(tmp_path / f"epoch={epoch}.ckpt"))
+        assert resumed.rates == whole.rates[6 * (epoch + 1) :]
+        assert type(fit.lr_scheduler_configs[0].scheduler).__name__ == "SWALR"
+
+
+class TakesSchedulersOut(Callback):
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, lambda trainer, module: trainer.lr_scheduler_configs.clear())
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "on_train_epoch_end"])
+def test_any_callback_may_take_the_schedule_out(hook: str, tmp_path: Path) -> None:
+    run = trainer(tmp_path, TakesSchedulersOut(hook), enable_checkpointing=False)
+    run.fit(module := Callbacks(), loader(16))
+    assert len(module.rates) == 12
+    assert run.lr_scheduler_configs == []
+
+
+@pytest.mark.filterwarnings("ignore:.weights_only. was not set")
+def test_a_found_rate_is_the_peak_from_then_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning.pytorch.tuner.lr_finder._LRFinder.suggestion", lambda _: 3e-3)
+
+    class TwoGroups(Callbacks):
+        def configure_optimizers(self) -> Any:
+            groups: Any = [{"params": self.model[0].parameters()}, {"params": self.model[2].parameters(), "lr": 1e-3}]
+            return configure_warmup(
+                AdamW(groups, self.lr), int(self.trainer.estimated_stepping_batches), rule=GapRule(kappa=9.0)
+            )
+
+    for kind in (Callbacks, TwoGroups):
+        run = trainer(tmp_path, LearningRateFinder(1e-5, 1e-1, 12), enable_checkpointing=False)
+        run.fit(module := kind(), loader(16))
+        assert module.lr == 3e-3
+        peaks = [3e-3] if kind is Callbacks else [3e-3, 3e-4]  # the groups keep their ratio
+        assert module.scheduler.base_lrs == pytest.approx(peaks)
+        assert module.rates[12] == pytest.approx(3e-3 if kind is Callbacks else 3e-5)  # those before are the finder's
+        assert max(module.rates[12:]) <= 3e-3 * (1 + 1e-12)
+        assert module.scheduler.last_epoch == 12
+        (event,) = [event for event in module.scheduler.events if "peak scaled" in event.reason]
+        assert event.step == 0
+
+
+@pytest.mark.parametrize("stop", [None, 1])
+def test_a_backbone_that_joins_late_follows_the_schedule(stop: int | None, tmp_path: Path) -> None:
+    def run(checkpoint: str | None = None) -> Callbacks:
+        module = Callbacks(backbone=True)
+        saves = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        fit = trainer(tmp_path, BackboneFinetuning(1, lambda _: 1.0), saves, max_epochs=3)
+        fit.fit(module, loader(16), ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+        return module
+
+    module = run()
+    if stop is not None:
+        module = run(str(tmp_path / f"epoch={stop}.ckpt"))
+    scheduler = module.scheduler
+    assert [event.step for event in scheduler.events if "joined" in event.reason] == [6]
+    assert len(scheduler.base_lrs) == 2
+    head, backbone = (group["lr"] for group in scheduler.optimizer.param_groups)
+    assert 0.0 < backbone < head < 1e-2
+    assert scheduler.last_epoch == 18
+
+
+def test_a_schedule_returned_without_an_interval_is_stepped_each_step_and_that_is_said(tmp_path: Path) -> None:
+    module = Callbacks()
+
+    def configure() -> Any:
+        optimizer = AdamW(module.parameters(), 1e-2)
+        return [optimizer], [AdaptiveWarmup(optimizer, 24)]
+
+    module.configure_optimizers = configure  # type: ignore[method-assign]
+    with pytest.warns(
+        UserWarning, match="returned with the interval 'epoch' and the frequency 1: it is stepped so now"
+    ):
+        trainer(tmp_path).fit(module, loader(8))
+    assert module.scheduler.last_epoch == 24
+    assert module.scheduler.phase == "decay"
+
+
+class Manual(LightningModule):
+    """Two optimizers, as in a GAN: each has its own loss, or both have one."""
+
+    automatic_optimization = False
+
+    def __init__(self, shared: bool, steps: bool = True) -> None:
+        super().__init__()
+        self.shared, self.steps = shared, steps
+        self.nets = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        losses = [level + net(batch[0]).square().mean() for level, net in zip((1.0, 5.0), self.nets, strict=True)]
+        if self.shared:
+            self.manual_backward(sum(losses))
+        for optimizer, loss in zip(self.optimizers(), losses, strict=True):
+            if not self.shared:
+                self.manual_backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.steps:
+            schedulers: Any = self.lr_schedulers()
+            for scheduler in schedulers:
+                scheduler.step()
+
+    def configure_optimizers(self) -> Any:
+        return tuple(configure_warmup(Lion(net.parameters(), lr=1e-4), 24, **GAP) for net in self.nets)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_under_manual_optimization_each_schedule_sees_its_own_loss(shared: bool, tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.fit(Manual(shared), loader(8))
+    schedulers: list[Any] = [config.scheduler for config in run.lr_scheduler_configs]
+    first, second = schedulers
+    assert first.last_epoch == second.last_epoch == 24
+    if shared:
+        assert first.gap == second.gap > 5.0
+    else:
+        assert 1.0 < first.gap < 4.0 < 5.0 < second.gap
+
+
+def test_under_manual_optimization_a_scheduler_that_is_never_stepped_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Lion made 10 steps and its AdaptiveWarmup none: under manual optimization"):
+        trainer(tmp_path).fit(Manual(shared=False, steps=False), loader(8))
+
+
+def test_roles_come_from_the_module(tmp_path: Path) -> None:
+    class Roles(Callbacks):
+        def configure_optimizers(self) -> Any:
+            return configure_warmup(AdamW(self.parameters(), 1e-2), 24, model=self)
+
+    run = trainer(tmp_path)
+    run.fit(module := Roles(), loader(8))
+    assert [group["role"] for group in module.scheduler.optimizer.param_groups] == ["hidden", "head", "other"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
@@ -43,7 +44,9 @@ def llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def trainer(folder: Path, model: nn.Module | None = None, **settings: Any) -> WarmgapTrainer:
+def trainer(
+    folder: Path, model: nn.Module | None = None, of: type[WarmgapTrainer] = WarmgapTrainer, **settings: Any
+) -> WarmgapTrainer:
     own = {
         name: settings.pop(name) for name in ("warmup", "optimizers", "optimizer_cls_and_kwargs") if name in settings
     }
@@ -60,7 +63,7 @@ def trainer(folder: Path, model: nn.Module | None = None, **settings: Any) -> Wa
         **settings,
     }
     args = TrainingArguments(output_dir=str(folder), **arguments)
-    return WarmgapTrainer(model=model or llama(), args=args, train_dataset=Windows(), **own)
+    return of(model=model or llama(), args=args, train_dataset=Windows(), **own)
 
 
 def logged(of: WarmgapTrainer, name: str) -> list[Any]:
@@ -75,15 +78,13 @@ def test_a_llama_trains_with_our_optimizer(tmp_path: Path) -> None:
     run.train()
     losses, rates, phases = logged(run, "loss"), logged(run, "lr"), logged(run, "phase")
     assert losses[-1] < losses[0] - 0.5
-    assert rates[0] == 2e-2  # in the spectral norm the first step may start at the peak, on its own loss
     assert rates == logged(run, "learning_rate")
-    assert max(rates) == 2e-2
-    assert phases[0] == "warmup"
+    assert 1e-2 < max(rates) <= 2e-2  # under the spectral cap
+    assert phases[0] == "stable"  # the size of the first step is known before it
     assert phases[-1] == "decay"
-    assert all(gap > 0.0 for gap in logged(run, "gap"))
     assert isinstance(run.lr_scheduler, AdaptiveWarmup)
-    kinds = {group["norm"] for group in run.lr_scheduler.optimizer.param_groups}
-    assert kinds == {"spectral", None}  # matrices, and the rest
+    roles = [group["role"] for group in run.lr_scheduler.optimizer.param_groups]
+    assert {"hidden", "embedding", "head", "other"} == set(roles)
 
 
 def test_accumulation_gives_the_rates_of_the_large_batch(tmp_path: Path) -> None:
@@ -171,3 +172,62 @@ def test_a_scheduler_of_ones_own_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, optimizers=(optimizer, constant))
     with pytest.raises(ValueError, match="a step of AdamW is not known here"):
         trainer(tmp_path, warmup={"rule": "gap"}).train()
+
+
+class Overflows(WarmgapTrainer):
+    """Its first two gradients overflow, as is usual with float16."""
+
+    calls = 0
+
+    def training_step(self, *args: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args)
+        self.calls += 1
+        if self.calls <= 2:
+            next(self.model.parameters()).grad.fill_(math.inf)
+        return loss
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_steps_that_overflow_do_not_count(optim: str, tmp_path: Path) -> None:
+    run = trainer(tmp_path, of=Overflows, optim=optim, logging_steps=100)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    run.train()
+    assert run.lr_scheduler.last_epoch == 8
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+
+
+def test_a_run_resumed_from_the_model_alone_decays_to_its_end(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5, "save_only_model": True}
+    whole = trainer(tmp_path, **settings)
+    whole.train()
+    resumed = trainer(tmp_path, **settings)
+    with pytest.warns(UserWarning, match="holds no schedule .save_only_model=True.: it goes on at step 5 of 10"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert resumed.lr_scheduler.last_epoch == 10
+    assert resumed.lr_scheduler.phase == "decay"
+    assert logged(resumed, "lr")[7:] == pytest.approx(logged(whole, "lr")[7:])  # the first are held by the cap
+    assert logged(resumed, "lr")[-1] < 0.2 * 3e-3
+
+
+def test_settings_of_trainers_own_schedulers_are_said_to_have_no_effect(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=2, lr_scheduler_type="cosine", warmup_steps=3)
+    with pytest.warns(UserWarning, match="lr_scheduler_type=cosine, warmup_steps=3 had no effect") as said:
+        run.train()
+    assert len(said) == 1
+
+
+def test_roles_come_from_the_model(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=2)
+    run.train()
+    groups = run.lr_scheduler.optimizer.param_groups
+    assert {group["role"] for group in groups} == {"hidden", "embedding", "head", "other"}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's use of it
+def test_adapters_of_peft_train(tmp_path: Path) -> None:
+    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    run = trainer(tmp_path, model, max_steps=4)
+    run.train()
+    groups = run.lr_scheduler.optimizer.param_groups
+    assert [group["role"] for group in groups if group["params"]] == ["hidden"]
+    assert run.lr_scheduler.last_epoch == 4

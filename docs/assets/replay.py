@@ -35,7 +35,9 @@ class Dropped:
 def losses_of(name, text):
     file = Dropped(name, text)
     if name.endswith(".jsonl"):
-        return _from_rows(file, [json.loads(line) for line in file.read_text().splitlines() if line.strip()], None, None)
+        return _from_rows(
+            file, [json.loads(line) for line in file.read_text().splitlines() if line.strip()], None, None
+        )
     if name.endswith(".json"):
         return _from_trainer(file, None)
     return _from_csv(file, None)
@@ -134,7 +136,9 @@ def draw(run):
     picture <= line([(x(step), 8 + (HEIGHT - 8) * (high - loss) / span) for step, loss in shown], "#888")
     rows = []
     for name, factors, events in run.done:
-        points = [(x(step), HEIGHT + GAP + (HEIGHT - 8) * (1 - factors[step])) for step in range(0, len(factors), every)]
+        points = [
+            (x(step), HEIGHT + GAP + (HEIGHT - 8) * (1 - factors[step])) for step in range(0, len(factors), every)
+        ]
         picture <= line(points, COLOURS[name])
         rows += [f"{name}: {event}" for event in events]
     document["replay-events"].text = "\n".join(rows)

@@ -89,12 +89,6 @@ class LossFilter:
         noise_weight = ops.where(state.filled > 0, keep * state.noise_weight + new, 0.0)
         deviation = _CHANGE_TO_DEVIATION * abs(accepted - state.accepted)
         noise = state.noise + new / ops.maximum(noise_weight, new) * (deviation - state.noise)
-        return FilterState(
-            window=window,
-            filled=count,
-            accepted=accepted,
-            clean=state.clean + new / weight * (accepted - state.clean),
-            weight=weight,
-            noise=ops.where(state.filled > 0, noise, 0.0),
-            noise_weight=noise_weight,
-        )
+        clean = state.clean + new / weight * (accepted - state.clean)
+        noise = ops.where(state.filled > 0, noise, 0.0)
+        return FilterState(window, count, accepted, clean, weight, noise, noise_weight)

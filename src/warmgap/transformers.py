@@ -7,14 +7,20 @@ under gradient accumulation and over all ranks.
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from warmgap.torch import AdaptiveWarmup, split_parameters
+from warmgap.torch.scheduler import _caught_up
+from warmgap.torch.split import assign_roles
 
 __all__ = ["WarmgapTrainer", "WarmupTrainerMixin", "split_factory"]
 
@@ -25,8 +31,11 @@ class WarmupTrainerMixin(_Base):  # type: ignore[misc] # transformers has no typ
     """Gives a `Trainer` an `AdaptiveWarmup` over all of its steps: put it before the Trainer among the base classes.
 
     The peak learning rate is that of the optimizer (`TrainingArguments.learning_rate` for Trainer's own);
-    `lr_scheduler_type` and the warm-up arguments are not looked at. Training logs gain `lr` (of the step just made),
-    `phase` (`"warmup"` or `"decay"`) and, once there was a loss, `gap`. Trainer's checkpoints hold the schedule.
+    `lr_scheduler_type` and the warm-up arguments have no effect, and a warning says so where they are given. Hidden
+    matrices, embeddings and head are told apart by the model, and the optimizer's groups split by these roles. Training
+    logs gain `lr` (of the step just made), `phase` (`"warmup"`, `"stable"` or `"decay"`) and, for rules that follow it,
+    `gap`. Trainer's checkpoints hold the schedule; after one without it (`save_only_model=True`) the schedule goes on
+    from the step count alone, and a warning says so.
 
     The loss is what `training_step` returns, summed over the micro-batches of the optimizer step and weighted over the
     ranks by their tokens. Where the model does not take `num_items_in_batch`, Trainer trains on the mean of the
@@ -60,11 +69,35 @@ class WarmupTrainerMixin(_Base):  # type: ignore[misc] # transformers has no typ
             inner: Any = self.optimizer if optimizer is None else optimizer
             while hasattr(inner, "optimizer"):  # Accelerate's wrapper does not run the hooks that count steps
                 inner = inner.optimizer
+            self._give_roles(inner)
             self.lr_scheduler = AdaptiveWarmup(inner, num_training_steps, **self._warmup_settings)
             self._created_lr_scheduler = True
             self._step_loss = None
+            _warn_of_ignored(self.args)
         scheduler: AdaptiveWarmup = self.lr_scheduler
         return scheduler
+
+    def _give_roles(self, optimizer: Optimizer) -> None:
+        if "model" in self._warmup_settings or "roles" in self._warmup_settings:
+            return
+        try:
+            assign_roles(optimizer, self.model)
+        except ValueError:  # its groups can't be split; the scheduler says what that means
+            return
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        state = None if checkpoint is None else Path(checkpoint) / TRAINER_STATE_NAME
+        if state is None or self.lr_scheduler.last_epoch > 0 or not state.is_file():
+            return
+        steps = TrainerState.load_from_json(str(state)).global_step
+        warnings.warn(
+            f"{checkpoint} holds no schedule (save_only_model=True): it goes on at step {steps} of "
+            f"{self.lr_scheduler.total_iters} without the losses of the steps before, and the optimizer starts afresh",
+            UserWarning,
+            stacklevel=2,
+        )
+        _go_on_at(self.lr_scheduler, steps)
 
     def training_step(
         self,
@@ -111,3 +144,31 @@ def split_factory(optimizer: Callable[..., Optimizer]) -> Callable[[], Callable[
         return optimizer(split_parameters(model), **kwargs)
 
     return lambda: build
+
+
+def _warn_of_ignored(args: Any) -> None:
+    """Say once which settings of Trainer's own schedulers were given, and have no effect."""
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    names = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
+    values = {name: getattr(args, name, None) for name in names}
+    given = [
+        f"{name}={getattr(value, 'value', value)}" for name, value in values.items() if value != defaults.get(name)
+    ]
+    if given:
+        warnings.warn(
+            f"{', '.join(given)} had no effect: warm-up is the schedule's own here, and its other settings go in "
+            "warmup=, as in warmup={'decay': 'cosine'} or warmup={'rule': 'linear'}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _go_on_at(scheduler: AdaptiveWarmup, steps: int) -> None:
+    """Move a fresh schedule on to where it is after so many steps without a loss."""
+    state = scheduler.state_dict()
+    state["schedule"] = scheduler.schedule.to_dict(_caught_up(scheduler.schedule, steps))
+    for index in state["own"]:
+        own = scheduler._own_schedule(int(index))
+        state["own"][index] = own.to_dict(_caught_up(own, steps))
+    state["last_epoch"], state["_step_count"] = steps, steps + 1
+    scheduler.load_state_dict(state)

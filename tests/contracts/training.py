@@ -132,7 +132,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], list[Optimizer]]] = {
     "bitsandbytes.optim.Lion": of_two_groups(bitsandbytes.optim.Lion),
     "bitsandbytes.optim.Lion8bit": of_two_groups(lambda groups: bitsandbytes.optim.Lion8bit(groups, min_8bit_size=1)),
 }
-GAP = GapRule(kappa=300.0, target_loss=0.0)
+GAP = GapRule(kappa=300.0, target_loss=0.0, roles="all")  # one factor for all groups
 SEVERAL = ("torch.optim.Muon and AdamW",)
 
 

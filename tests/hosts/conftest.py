@@ -29,7 +29,7 @@ def start_ranks(ranks: int, script: str, *arguments: str) -> list[subprocess.Pop
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
     }
     return [
         subprocess.Popen(

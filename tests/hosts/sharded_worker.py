@@ -22,8 +22,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum, _base
-from warmgap.torch.orthogonalize import newton_schulz
+from warmgap.torch import norms
+from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
+from warmgap.torch.orthogonalize import iterate
 
 STEPS = 3
 
@@ -145,11 +146,11 @@ def costs(mesh: DeviceMesh, ways: tuple[Placement, ...], only: str) -> dict[str,
     cut.run(optimizer, 1)
     matrices: list[int] = []
 
-    def counted(x: Tensor, steps: int) -> Tensor:
+    def counted(x: Tensor, *options: Any) -> Tensor:
         matrices.append(x.shape[:-2].numel())
-        return newton_schulz(x, steps)
+        return iterate(x, *options)
 
-    with mock.patch.object(_base, "newton_schulz", counted), Watch(mesh.size()) as watch:
+    with mock.patch.object(norms, "iterate", counted), Watch(mesh.size()) as watch:
         optimizer.step()
     return {
         "entries": sum(p.numel() for p in cut.params),

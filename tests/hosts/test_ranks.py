@@ -34,6 +34,18 @@ def test_promise_3_a_nan_on_one_rank_keeps_all_ranks_together_with_every_optimiz
         assert together == pytest.approx(one, rel=1e-4)  # the gradients' sums differ in rounding
 
 
+def test_ranks_with_different_numbers_of_batches_end_together_under_join(run_ranks: Ranks, tmp_path: Path) -> None:
+    first, second = run_ranks(2, tmp_path, "join_worker.py", str(tmp_path))
+    for answer in (first, second):
+        assert "write `with Join([model, scheduler]):`" in answer.pop("refusal")
+    for name, longer in first.items():
+        shorter = second[name]
+        assert shorter["rates"] == longer["rates"][: len(shorter["rates"])]
+        assert shorter["made"] == longer["made"] == len(longer["rates"])
+        if "linear" not in name:  # which exchanges nothing, so that each rank notes its own loss
+            assert shorter["state"] == longer["state"]
+
+
 @pytest.mark.parametrize(("how", "ranks"), [("kill", 3), ("stop", 2)])
 def test_the_others_end_where_a_rank_is_lost_and_one_process_goes_on(how: str, ranks: int, tmp_path: Path) -> None:
     *others, lost = start_ranks(ranks, "lost_worker.py", how, str(tmp_path))

@@ -153,3 +153,21 @@ def test_theory_prints_its_table(capsys: pytest.CaptureFixture[str], monkeypatch
     assert "4 checks, 0 failed." in out
     monkeypatch.setattr(theory, "check_all", lambda: iter([replace(rows[0], bound=-1.0, relation="<=", excess=1.0)]))
     assert run(capsys, "theory")[0] == 1
+
+
+def test_losses_are_replayed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: TrainConfig
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("losses.csv").write_text("step,loss\n" + "".join(f"{step},{5.0 * 0.98**step}\n" for step in range(100)))
+    code, out, _ = run(capsys, "replay", "losses.csv", "--rules", "auto", "loss-ratio,level=3@all")
+    assert code == 0
+    assert "auto: warm-up of 0 steps" in out
+    assert "loss-ratio(level=3.0, roles='all'): warm-up of " in out
+    assert Path("replay.html").read_text().count('draw("') == 1
+    assert run(capsys, "train", *images.words(), "--output", "run")[0] == 0
+    assert run(capsys, "replay", "run")[0] == 0
+    for words, sentence in ((("nowhere",), "owhere"), (("losses.csv", "--rules", "none"), "schedule by step count")):
+        code, _, err = run(capsys, "replay", *words)
+        assert code == 2
+        assert sentence in err

@@ -77,3 +77,18 @@ def test_the_lift_doubles_the_rate_that_was_run_at_and_ends_at_1() -> None:
     filled = LossFilter().step(LossFilter().init(), 5.0)
     assert watch(state, filled, True, 0.3, 1000).lift == 0.6
     assert watch(state, filled, True, 0.8, 1000).lift == 1.0
+
+
+@pytest.mark.parametrize(("errors", "stuck"), [(1.98, True), (2.02, False)])
+def test_a_fall_is_one_beyond_two_standard_errors(errors: float, stuck: bool) -> None:
+    losses = LossFilter().init()._replace(noise=0.3, accepted=5.0, filled=11)
+    fall = errors * 0.3 * math.sqrt(1 / 10 + 1 / 5)
+    state = DeadlockState(length=10, steps=9, losses=9, mean=5.0, before=5, mean_before=5.0 + fall)
+    assert (watch(state, losses, True, 0.1, 1000).lifts == 1) == stuck
+
+
+@pytest.mark.parametrize(("share", "stuck"), [(0.99e-5, True), (1.01e-5, False)])
+def test_without_noise_it_is_one_beyond_a_hundred_thousandth(share: float, stuck: bool) -> None:
+    losses = LossFilter().init()._replace(accepted=-5.0, filled=11)
+    state = DeadlockState(length=10, steps=9, losses=9, mean=-5.0, before=5, mean_before=-5.0 + 5.0 * share)
+    assert (watch(state, losses, True, 0.1, 1000).lifts == 1) == stuck

@@ -114,3 +114,9 @@ def test_a_longer_run_has_a_lower_estimate() -> None:
     assert near is not None
     assert far is not None
     assert far < near
+
+
+def test_a_first_loss_at_the_target_has_no_gap() -> None:
+    rule = GapRule(kappa=9.0, target_loss=3.0)
+    with pytest.raises(ValueError, match="target_loss must lie below the losses"):
+        rule.step(rule.init(100), 3.0)

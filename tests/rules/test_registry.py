@@ -91,7 +91,12 @@ def test_settings_are_plain_values() -> None:
 
 def test_pace_is_gone_and_says_so() -> None:
     gone: Any = rules
-    with pytest.raises(AttributeError, match=r"PaceRule is gone: the default is warmgap.rules.SpectralRule"):
-        gone.PaceRule  # noqa: B018
+    with pytest.raises(ImportError, match=r"PaceRule is gone: the default is warmgap.rules.SpectralRule"):
+        from warmgap.rules import PaceRule  # noqa: F401
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         gone.Nothing  # noqa: B018
+
+
+def test_settings_that_all_rules_share_are_given_by_name() -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        PowerRule(0.01)  # type: ignore[call-arg]

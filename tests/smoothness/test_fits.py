@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.smoothness.trajectories import layered, records_of, walk
 
+from warmgap import Schedule
 from warmgap.smoothness import Fit, Record, fit_gap_linear, fit_layers, fit_smoothness, layer_dependence
 
 METHODS = ("nnls", "lstsq", "envelope")
@@ -410,3 +411,20 @@ def test_whether_the_layers_constants_follow_the_step_length(follows: float) -> 
         layer_dependence({1.0: runs[1.0]})
     with pytest.raises(ValueError, match="no layer has an L1 above 0 at two rates"):
         layer_dependence({1.0: only[1.0], 2.0: only[1.0]})
+
+
+def test_a_schedule_runs_a_fitted_rule_at_the_rules_own_factors() -> None:
+    rule = fit_smoothness(records_of(quadratic), resamples=20).rule(target_loss=1.0)
+    schedule = Schedule(2000, rule)
+    state, own = schedule.init(), rule.init(2000)
+    steps = 0
+    while not own.done and steps < 800:
+        gap = 8.0 * 0.99**steps
+        state, own = schedule.step(state, 1.0 + gap), rule.step(own, 1.0 + gap)
+        # From a factor of 1/100 a doubling a step is all that a schedule allows; after eight it is the rule's.
+        if steps > 8:
+            assert state.factor == pytest.approx(own.factor, rel=1e-12)
+        steps += 1
+    assert own.factor == state.factor == 1.0
+    # Warm-up ends where the averaged gap has come down to sqrt(K0/K2).
+    assert gap <= (4.0 / 24.0) ** 0.5 <= gap / 0.99**25

@@ -40,3 +40,4 @@ def test_a_momentum_out_of_range(beta: float) -> None:
 def test_a_higher_floor_than_is_proved_is_not_there() -> None:
     check = nonconvergence.check(5000)
     assert 1.0 < check.ratio < 1.004
+    assert not nonconvergence.check(5000, notch=1.01).holds

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warmgap import geometry
-from warmgap.torch.norms import Frobenius, Max, Norm, Spectral, SupOverBlocks
+from warmgap.torch.norms import Frobenius, Greedy, Max, Norm, Rows, Spectral, SupOverBlocks, layer_norm
 
 FAMILIES = [Spectral, Max, Frobenius]
+EVERY: list[Any] = [*FAMILIES, Rows, Greedy]
 
 shapes = st.one_of(
     st.tuples(),
@@ -20,7 +22,7 @@ shapes = st.one_of(
     st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
 )
 norms = st.builds(
-    lambda family, scale: family(scale=scale), st.sampled_from(FAMILIES), st.floats(1e-3, 1e3, allow_subnormal=False)
+    lambda family, scale: family(scale=scale), st.sampled_from(EVERY), st.floats(1e-3, 1e3, allow_subnormal=False)
 )
 seeds = st.integers(0, 2**31 - 1)
 exponents = st.integers(-150, 150)
@@ -160,3 +162,39 @@ def test_bad_use_is_refused() -> None:
         SupOverBlocks([Max(), Max()]).norm([torch.zeros(2)])
     with pytest.raises(dataclasses.FrozenInstanceError):
         Max().scale = 2.0  # type: ignore[misc]
+
+
+def test_rows_and_greedy_by_hand() -> None:
+    g = torch.tensor([[3.0, -4.0], [0.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    assert (Rows().norm(g).item(), Rows().dual(g).item()) == (5.0, 7.0)
+    expected = torch.tensor([[-0.6, 0.8], [0.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
+    torch.testing.assert_close(Rows().lmo(g), expected)
+    assert (Greedy().norm(g).item(), Greedy().dual(g).item()) == (9.0, 4.0)
+    expected = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(Greedy().lmo(g), expected)
+    assert (Rows(2.0).kappa((3, 2)), Greedy(2.0).kappa((3, 2)), Greedy().kappa((0, 2))) == (0.75, 0.25, 0.0)
+
+
+@pytest.mark.parametrize("norm", [family(scale=2.0) for family in EVERY], ids=lambda norm: norm.name)
+def test_several_blocks_at_once_are_the_lmo_of_each(norm: Any) -> None:
+    gs = [tensor((4, 3), 0), tensor((4, 3), 2), torch.zeros(4, 3, dtype=torch.float64)]
+    for steepest, g in zip(norm.steepest(gs), gs, strict=True):
+        torch.testing.assert_close(steepest, -2.0 * norm.lmo(g))
+
+
+@pytest.mark.parametrize(
+    ("rule", "shape", "scale"),
+    [
+        ("spectral", (6, 4), (4 / 6) ** 0.5),
+        ("spectral", (3, 2, 5, 5), 25 * (2 / 3) ** 0.5),
+        ("spectral", (6,), 6**-0.5),
+        ("sign", (5, 4), 4.0),
+        ("row", (5, 4), 2.0),
+        ("rms", (9,), 1 / 3),
+    ],
+)
+def test_the_norms_of_layers(rule: Any, shape: tuple[int, ...], scale: float) -> None:
+    norm = layer_norm(rule, shape)
+    assert norm.scale == pytest.approx(scale)
+    plain = {"spectral": Spectral, "sign": Max, "row": Rows, "rms": Frobenius}[rule]
+    assert norm.kappa(shape) == pytest.approx(plain().kappa(shape) / scale**2)

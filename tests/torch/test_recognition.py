@@ -10,7 +10,7 @@ import pytorch_optimizer
 import torch
 from torch import nn
 
-from warmgap.torch import Lion, Muon, NormalizedSGD, Scion, Signum, split_parameters
+from warmgap.torch import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum, split_parameters
 from warmgap.torch.recognition import optimizer_kappa, optimizer_norm
 
 
@@ -27,7 +27,8 @@ ENTRIES = 8 * 16 + 16 * 4  # matrices only: vectors are left out where there are
         (lambda m: Lion(m.parameters(), lr=1e-3), ENTRIES),
         (lambda m: Signum(m.parameters(), lr=1e-3), ENTRIES),
         (lambda m: NormalizedSGD(m.parameters(), lr=1e-3), 2),
-        (lambda m: Muon(split_parameters(m, head=m[2]), lr=1e-3), 8),
+        # 8 of the hidden matrix and 4 of the head, which AdamW steps.
+        (lambda m: Muon(split_parameters(m, head=m[2]), lr=1e-3), 8 + 4),
         (lambda m: Muon(split_parameters(m, head=m[2]), lr=1e-3, second="sign"), 8 + 16 * 4),
         (lambda m: torch.optim.Muon([m[0].weight, m[2].weight], lr=1e-3), 12),
         (lambda m: lion_pytorch.Lion(m.parameters(), lr=1e-3), ENTRIES),
@@ -42,7 +43,7 @@ ENTRIES = 8 * 16 + 16 * 4  # matrices only: vectors are left out where there are
                     {"params": [m[0].bias, *m[1].parameters(), *m[2].parameters()], "use_muon": False},
                 ],
             ),
-            8,
+            8 + 4,
         ),
         (
             lambda m: pytorch_optimizer.Muon(
@@ -52,7 +53,7 @@ ENTRIES = 8 * 16 + 16 * 4  # matrices only: vectors are left out where there are
                 ],
                 lr=1e-3,
             ),
-            8,
+            8 + 4,
         ),
     ],
 )
@@ -93,9 +94,26 @@ def test_the_norm_may_be_said() -> None:
         optimizer_norm(optimizer, "nuclear")
 
 
-def test_scion_mixes_norms() -> None:
+@pytest.mark.parametrize("cls", [Scion, Gluon])
+def test_the_kappa_of_scaled_norms_is_divided_by_the_scale_squared(cls: Any) -> None:
     net = model()
-    assert optimizer_kappa(Scion(split_parameters(net, head=net[2]), lr=1e-3)) >= 8
+    # 8 sqrt(16 / 8)^2 of the hidden matrix; the head's max norm is scaled by its 16 inputs.
+    expected = 8 * 16 / 8 + 16 * 4 / 16**2
+    assert optimizer_kappa(cls(split_parameters(net, head=net[2]), lr=1e-3)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("vocabulary", "tied", "expected"), [(32_000, True, 65_280), (50_304, False, 66_048)])
+def test_the_published_number_counts_the_embedding(vocabulary: int, tied: bool, expected: int) -> None:
+    shapes = [(768, 768)] * 4 + [(2048, 768)] * 2 + [(768, 2048)]
+    hidden = [nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes * 12]
+    tables = [nn.Parameter(torch.empty(vocabulary, 768, device="meta")) for _ in range(1 if tied else 2)]
+    norms = [nn.Parameter(torch.empty(768, device="meta")) for _ in range(25)]
+    groups: list[dict[str, Any]] = [
+        {"params": hidden, "kind": "matrix"},
+        {"params": tables, "kind": "embedding"},
+        {"params": norms, "kind": "norm"},
+    ]
+    assert optimizer_kappa(Muon(groups, lr=1e-3)) == expected
 
 
 def test_a_subclass_is_what_its_base_is() -> None:
@@ -112,9 +130,9 @@ def test_vectors_count_where_there_is_nothing_else() -> None:
 def test_a_parameter_of_several_matrices_counts_as_these() -> None:
     net = nn.Sequential(nn.Linear(8, 24, bias=False), nn.Linear(24, 3, bias=False))
     split = split_parameters(net, fused={"0": 3})
-    assert optimizer_kappa(Muon(split, lr=1e-3)) == 3 * 8
+    assert optimizer_kappa(Muon(split, lr=1e-3)) == 3 * 8 + 3
     thin = nn.Sequential(nn.Linear(16, 12, bias=False), nn.Linear(12, 3, bias=False))
-    assert optimizer_kappa(Muon(split_parameters(thin, fused={"0": (10, 1, 1)}), lr=1e-3)) == 10 + 1 + 1
+    assert optimizer_kappa(Muon(split_parameters(thin, fused={"0": (10, 1, 1)}), lr=1e-3)) == 10 + 1 + 1 + 3
     stack: dict[str, Any] = {"params": [nn.Parameter(torch.zeros(4, 16, 16))], "kind": "matrix"}
     assert optimizer_kappa(Muon([stack], lr=1e-3)) == 4 * 16
     # Outputs 2, inputs 3 * 2 * 2.

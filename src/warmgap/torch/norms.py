@@ -4,31 +4,56 @@
     Spectral                 nuclear              -U V^T                     min(rows, columns)
     Max                      l1                   -sign(g)                   number of entries
     Frobenius                Frobenius            -g / ||g||_F               1
+    Rows                     sum of row lengths   rows of length 1           number of rows
+    Greedy (l1)              largest entry        -sign(g_j) e_j             1
     SupOverBlocks            sum of the duals     block by block             sum of the kappas
     scale * any              dual / scale         lmo / scale                kappa / scale^2
 
 lmo(g) minimises <g, q> over ||q|| <= 1, so <g, lmo(g)> = -dual(g), and lmo(0) = 0. kappa is the sup of dual norm /
-norm.
+norm. `Greedy` is greedy coordinate descent: j is where g is largest.
+
+The optimizers step by these objects: `steepest` is the LMO without its sign and scale, of several blocks at once. What
+Scion and Gluon take a layer's norm to be is `layer_norm`.
 
 Sharded tensors (DTensor) are refused with a TypeError: a norm is of the whole, `x.full_tensor()`.
 
-Source: arXiv 2602.05813, section 1, appendices C and D.1.
+Source: arXiv 2602.05813, section 1, appendices C and D.1; arXiv 2502.07529, tables of norms (`Rows`, `layer_norm`).
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar, final
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Protocol, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from warmgap import geometry
-from warmgap._checks import check_positive
-from warmgap.torch.orthogonalize import Method, as_matrix, orthogonalize
+from warmgap._checks import check_count, check_positive
+from warmgap.torch.orthogonalize import (
+    TINY,
+    Coefficients,
+    Method,
+    as_matrix,
+    check_compute_dtype,
+    check_polynomial,
+    iterate,
+    polar,
+)
 
-__all__ = ["Frobenius", "Max", "Norm", "Spectral", "SupOverBlocks"]
+__all__ = ["Frobenius", "Greedy", "Max", "Norm", "Rows", "Spectral", "SupOverBlocks", "layer_norm"]
 
 _Block = TypeVar("_Block")
+
+Reduce = Callable[[list[Tensor]], list[Tensor]]
+"""From the lengths of pieces, which ranks hold, to those of the wholes."""
+
+LayerRule = Literal["spectral", "sign", "row", "rms"]
+
+# Matrices of one shape are orthogonalized together on an accelerator, up to this many entries: beyond, a batch only
+# costs memory. On the CPU only while calls cost more than products.
+BATCH_ENTRIES = 2**27
+_BATCH_SIDE_CPU = 256
 
 
 class Norm(Protocol):
@@ -57,37 +82,81 @@ class Spectral:
     Attributes:
         scale: A factor on the norm, above 0.
         method: How `lmo` is computed: `"svd"`, exact, or `"newton-schulz"`, fast, whose singular values are near one
-            only (the band is in `warmgap.torch.orthogonalize`). `norm` and `dual` are always exact.
+            only (the band is in `warmgap.torch.orthogonalize`).
+        measure: How `norm` and `dual` are computed: `"svd"`, exact, or `"gram"`, several times as fast, see
+            `warmgap.torch.singular`.
+        steps: Newton-Schulz iterations.
+        polynomial: That of Newton-Schulz, see `warmgap.torch.orthogonalize.newton_schulz`.
+        compute_dtype: What Newton-Schulz computes in; None: the fastest of the device.
 
     Raises:
-        ValueError: If scale is not above 0 or method is unknown.
+        ValueError: If scale is not above 0, or a choice is unknown.
     """
 
     scale: float = 1.0
     method: Method = "svd"
+    measure: Literal["svd", "gram"] = "svd"
+    steps: int = 5
+    polynomial: str | tuple[Coefficients, ...] = "jordan"
+    compute_dtype: torch.dtype | None = None
     name: ClassVar[geometry.NormName] = "spectral"
 
     def __post_init__(self) -> None:
         check_positive("scale", self.scale)
+        check_count("steps", self.steps, minimum=1)
+        check_compute_dtype(self.compute_dtype)
+        object.__setattr__(self, "polynomial", check_polynomial(self.polynomial, self.steps))  # type: ignore[arg-type]
         if self.method not in ("svd", "newton-schulz"):
             raise ValueError(f"method must be 'svd' or 'newton-schulz', got {self.method!r}")
+        if self.measure not in ("svd", "gram"):
+            raise ValueError(f"measure must be 'svd' or 'gram', got {self.measure!r}")
 
     def norm(self, x: Tensor) -> Tensor:
         """The largest singular value of x times scale."""
-        return self.scale * _largest(_singular_values(x))
+        return self.scale * _largest(self._singular_values(x))
 
     def dual(self, g: Tensor) -> Tensor:
         """The sum of g's singular values divided by scale (nuclear norm)."""
-        return _singular_values(g).sum() / self.scale
+        return self._singular_values(g).sum() / self.scale
 
     def lmo(self, g: Tensor) -> Tensor:
         """-U V^T / scale for g = U S V^T, singular values that are zero left out."""
         _check_whole(g)
-        return orthogonalize(as_matrix(g), method=self.method).reshape(g.shape) / -self.scale
+        return (self.steepest([as_matrix(g)])[0].reshape(g.shape) / -self.scale).to(g.dtype)
 
     def kappa(self, shape: Sequence[int]) -> float:
         """min(rows, columns) / scale^2."""
         return geometry.kappa(self.name, [shape]) / self.scale**2
+
+    def steepest(self, gs: Sequence[Tensor]) -> list[Tensor]:
+        """U V^T of matrices of one shape, or of stacks of them, as fresh tensors of any precision."""
+        first = gs[0]
+        if first.device.type == "cpu":
+            # A batch of one too, so that a matrix alone is stepped as among others, bit for bit.
+            together = min(first.shape[-2:]) < _BATCH_SIDE_CPU and self.method != "svd"
+            size = len(gs) if together else 1
+        else:
+            together, size = True, max(1, BATCH_ENTRIES // max(1, first.numel()))
+        found: list[Tensor] = []
+        for start in range(0, len(gs), size):
+            batch = torch.stack(list(gs[start : start + size])) if together else gs[start]
+            if self.method == "svd":
+                factors = polar(batch)
+            else:
+                factors = iterate(batch, self.steps, self.polynomial, self.compute_dtype)
+            found += factors.unbind() if together else [factors]
+        return found
+
+    def _singular_values(self, x: Tensor) -> Tensor:
+        values: Tensor
+        if self.measure == "gram":
+            # Not above: it imports SciPy.
+            from warmgap.torch.singular import gram_singular_values
+
+            values = gram_singular_values(x)
+        else:
+            values = torch.linalg.svdvals(_widen(as_matrix(x)))
+        return values
 
 
 @final
@@ -124,6 +193,10 @@ class Max:
     def kappa(self, shape: Sequence[int]) -> float:
         """The number of entries / scale^2."""
         return geometry.kappa(self.name, [shape]) / self.scale**2
+
+    def steepest(self, gs: Sequence[Tensor]) -> list[Tensor]:
+        """The signs of tensors, fresh."""
+        return list(torch._foreach_sign(list(gs)))
 
 
 @final
@@ -164,6 +237,114 @@ class Frobenius:
     def kappa(self, shape: Sequence[int]) -> float:
         """1 / scale^2."""
         return geometry.kappa(self.name, [shape]) / self.scale**2
+
+    @staticmethod
+    def lengths(gs: Sequence[Tensor], reduce: Reduce | None = None) -> list[Tensor]:
+        """||g||_F of each tensor, 0-d, to divide by: 1e-15 where it is less; `reduce` where they are pieces."""
+        wide = torch.promote_types(gs[0].dtype, torch.float32)
+        found = list(torch._foreach_norm(list(gs), 2, dtype=wide))
+        found = reduce(found) if reduce else found
+        torch._foreach_clamp_min_(found, TINY)
+        return found
+
+    def steepest(self, gs: Sequence[Tensor], reduce: Reduce | None = None) -> list[Tensor]:
+        """Tensors divided by their lengths, fresh, zero where they are."""
+        return [g / length for g, length in zip(gs, self.lengths(gs, reduce), strict=True)]
+
+
+@final
+@dataclass(frozen=True)
+class Rows:
+    """The largest length of a row, times `scale`; its LMO makes all rows of one length (Scion's `"row"`).
+
+    A convolution (out, in, k, k) is taken as the matrix (out, in*k*k), a vector as one column.
+
+    Attributes:
+        scale: A factor on the norm, above 0.
+
+    Raises:
+        ValueError: If scale is not above 0.
+    """
+
+    scale: float = 1.0
+    name: ClassVar[str] = "row"
+
+    def __post_init__(self) -> None:
+        check_positive("scale", self.scale)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The largest length of a row of x times scale."""
+        return self.scale * _largest(_row_lengths(x))
+
+    def dual(self, g: Tensor) -> Tensor:
+        """The sum of the lengths of g's rows divided by scale."""
+        return _row_lengths(g).sum() / self.scale
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """-g with every row divided by its length, / scale; zero rows stay zero."""
+        _check_whole(g)
+        matrix = _widen(as_matrix(g))
+        largest = matrix.abs().amax(dim=1, keepdim=True) if matrix.numel() else matrix
+        unit = matrix / torch.where(largest > 0, largest, 1.0)
+        lengths = torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_min(1.0)
+        found: Tensor = unit / (-self.scale * lengths)
+        return found.reshape(g.shape).to(g.dtype)
+
+    def kappa(self, shape: Sequence[int]) -> float:
+        """The number of rows / scale^2."""
+        return (geometry.matrix_shape(shape)[0] if math.prod(shape) else 0) / self.scale**2
+
+    def steepest(self, gs: Sequence[Tensor], reduce: Reduce | None = None) -> list[Tensor]:
+        """Matrices, or stacks of them, with every row divided by its length, fresh; zero rows stay zero."""
+        wide = torch.promote_types(gs[0].dtype, torch.float32)
+        found = [torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=wide) for g in gs]
+        found = reduce(found) if reduce else found
+        return [(g / length.clamp_min(TINY)).to(g.dtype) for g, length in zip(gs, found, strict=True)]
+
+
+@final
+@dataclass(frozen=True)
+class Greedy:
+    """The sum of the absolute entries (l1), times `scale`; its LMO is the step of greedy coordinate descent.
+
+    Attributes:
+        scale: A factor on the norm, above 0.
+
+    Raises:
+        ValueError: If scale is not above 0.
+    """
+
+    scale: float = 1.0
+    name: ClassVar[str] = "l1"
+
+    def __post_init__(self) -> None:
+        check_positive("scale", self.scale)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The sum of x's absolute entries times scale."""
+        return self.scale * _widen(x).abs().sum()
+
+    def dual(self, g: Tensor) -> Tensor:
+        """The largest absolute entry of g divided by scale."""
+        return _largest(_widen(g)) / self.scale
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """-sign(g_j) e_j / scale at the first of g's largest entries, zero for a zero g."""
+        _check_whole(g)
+        out = torch.zeros_like(g, memory_format=torch.contiguous_format)
+        if g.numel():
+            entries = g.reshape(-1)
+            where = entries.abs().argmax(dim=0, keepdim=True)
+            out.view(-1).scatter_(0, where, entries[where].sign() / -self.scale)
+        return out
+
+    def kappa(self, shape: Sequence[int]) -> float:
+        """1 / scale^2; 0 where there are no entries."""
+        return float(math.prod(shape) > 0) / self.scale**2
+
+    def steepest(self, gs: Sequence[Tensor]) -> list[Tensor]:
+        """The sign of each tensor's largest entry, in its place, fresh."""
+        return [self.lmo(g) * -self.scale for g in gs]
 
 
 @final
@@ -235,6 +416,33 @@ def _by_largest(x: Tensor) -> tuple[Tensor, Tensor]:
     return wide / torch.where(largest > 0, largest, 1.0), largest
 
 
-def _singular_values(x: Tensor) -> Tensor:
-    values: Tensor = torch.linalg.svdvals(_widen(as_matrix(x)))
-    return values
+def _row_lengths(x: Tensor) -> Tensor:
+    matrix = _widen(as_matrix(x))
+    largest = _largest(matrix)
+    lengths: Tensor = torch.linalg.vector_norm(matrix / torch.where(largest > 0, largest, 1.0), dim=1)
+    return lengths * largest
+
+
+def layer_norm(
+    rule: LayerRule, shape: Sequence[int], *, spectral: Spectral | None = None
+) -> Spectral | Max | Rows | Frobenius:
+    """Return the norm that Scion and Gluon take a layer in: what it does to the root mean square of its input.
+
+    Args:
+        rule: `"spectral"`, `"sign"`, `"row"` or `"rms"`.
+        shape: The layer's shape, (outputs, inputs, *kernel), or that of a vector.
+        spectral: How `"spectral"` is to be computed; its scale is replaced.
+
+    Returns:
+        A norm whose scale is sqrt(inputs / outputs) * kernel entries for `"spectral"`, columns for `"sign"`,
+        sqrt(columns) for `"row"`, 1 / sqrt(entries) for `"rms"`.
+
+    Source: Pethick et al., arXiv 2502.07529, tables of norms.
+    """
+    columns = math.prod(shape[1:])
+    if rule == "spectral":
+        outputs, inputs, *kernel = shape if len(shape) > 1 else (*shape, 1, 1)[:2]
+        return replace(spectral or Spectral(), scale=math.prod(kernel) / math.sqrt(outputs / inputs))
+    if rule == "sign":
+        return Max(float(columns))
+    return Rows(math.sqrt(columns)) if rule == "row" else Frobenius(1.0 / math.sqrt(math.prod(shape)))

@@ -157,14 +157,18 @@ def compute_dtype(device: torch.device, side: int) -> torch.dtype:
     on a CPU without such units bfloat16 takes 7 to 70 times as long. The answer is that of this machine, and the same
     at every call; `ONEDNN_MAX_CPU_ISA`, by which a user keeps such units from being used, counts.
     """
-    if device.type == "meta":
-        return torch.bfloat16 if side >= _HALF_SIDE else torch.float32
-    if device.type == "cpu":
-        return torch.bfloat16 if side >= _HALF_SIDE and _cpu_multiplies_half() else torch.float32
-    return torch.bfloat16 if _multiplies_half(device) else torch.float32
+    return _fastest(device, side >= _HALF_SIDE)
 
 
 @functools.cache
+def _fastest(device: torch.device, large: bool) -> torch.dtype:
+    if device.type == "cpu":
+        in_half = large and _cpu_multiplies_half()
+    else:
+        in_half = device.type == "meta" or _multiplies_half(device)
+    return torch.bfloat16 if in_half else torch.float32
+
+
 def _cpu_multiplies_half() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
@@ -175,13 +179,12 @@ def _cpu_multiplies_half() -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-@functools.cache
 def _multiplies_half(device: torch.device) -> bool:
     if device.type == "cuda":
         if torch.version.hip is not None:
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         return torch.cuda.get_device_capability(device)[0] >= 8
-    return device.type == "xpu" and torch.xpu.is_bf16_supported(including_emulation=False)
+    return device.type == "xpu" and bool(torch.xpu.is_bf16_supported(including_emulation=False))
 
 
 class _Steps(NamedTuple):
@@ -316,25 +319,41 @@ def newton_schulz(
     check_count("steps", steps, minimum=1)
     _check_matrices(x)
     check_compute_dtype(dtype)
-    plan = _steps(check_polynomial(polynomial, steps), steps)
+    return iterate(x, steps, check_polynomial(polynomial, steps), dtype)
+
+
+def iterate(
+    x: Tensor, steps: int, polynomial: str | tuple[Coefficients, ...], dtype: torch.dtype | None = None
+) -> Tensor:
+    """`newton_schulz` of arguments that have been checked."""
+    plan = _steps(polynomial, steps)
     rows, columns = x.shape[-2:]
     side = min(rows, columns)
     if dtype is None:
-        dtype = compute_dtype(x.device, side)
+        dtype = _fastest(x.device, side >= _HALF_SIDE)
     if x.numel() == 0:
         return x.detach().to(dtype, copy=True)
-    y = x.detach()
-    y = y.flatten(0, -3) if y.ndim > 2 else y
     in_half = dtype.itemsize == 2
-    y = _unit(y, dtype, plan.half_factor if in_half else plan.factor)
+    y = x.detach()
+    y = _unit(y.flatten(0, -3) if y.ndim > 3 else y, dtype, plan.half_factor if in_half else plan.factor)
     by_strips = y.ndim == 2 and y.device.type == "cpu" and side >= _STRIPS_SIDE.get(dtype, _STRIPS_SIDE_HALF)
     # In a compiled step the parts would be written to copies.
     by_strips = by_strips and not torch.compiler.is_compiling()
     longest = steps if not in_half else 3 if plan.gram_in_half else 1
-    start = 0
-    for count in _segments(steps, longest, max(rows, columns) / side, _STRIPS_COST if by_strips else 1.0):
-        y = _iterate(y, plan.coefficients[start : start + count], by_strips)
-        start += count
+    segments = _segments(steps, longest, max(rows, columns) / side, _STRIPS_COST if by_strips else 1.0)
+    if len(segments) < steps or by_strips:
+        start = 0
+        for count in segments:
+            y = _gram_steps(y, plan.coefficients[start : start + count], by_strips)
+            start += count
+        return y.reshape(x.shape)
+    # The standard form as it stands: on small matrices calls cost as much as products.
+    tall = rows > columns
+    multiply_add = torch.addmm if y.ndim == 2 else torch.baddbmm
+    for a, b, c in plan.coefficients:
+        gram = y.mT @ y if tall else y @ y.mT
+        z = multiply_add(gram, gram, gram, beta=b, alpha=c) if c else gram * b
+        y = multiply_add(y, y, z, beta=a) if tall else multiply_add(y, z, y, beta=a)
     return y.reshape(x.shape)
 
 
@@ -344,7 +363,8 @@ def _unit(y: Tensor, dtype: torch.dtype, factor: float) -> Tensor:
     wide = torch.float64 if y.device.type != "mps" else torch.float32
     norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=wide).clamp_min_(TINY)
     y = y.to(torch.promote_types(y.dtype, torch.float32))
-    return (y / (norm * factor).to(y.dtype)).to(dtype)
+    unit: Tensor = (y / (norm * factor).to(y.dtype)).to(dtype)
+    return unit
 
 
 @functools.cache
@@ -369,51 +389,34 @@ def _segments(steps: int, longest: int, aspect: float, symmetric: float) -> tupl
     return tuple(gram) if sum(map(cost, gram)) < steps * cost(1) else (1,) * steps
 
 
-def _iterate(x: Tensor, coefficients: Sequence[Coefficients], by_strips: bool) -> Tensor:
+def _gram_steps(x: Tensor, coefficients: Sequence[Coefficients], by_strips: bool) -> Tensor:
     """Some steps in Gram form; a single one is the standard form."""
     tall = x.shape[-2] > x.shape[-1]
     wide = x.mT if tall else x
-    multiply = _by_strips if by_strips else _multiply
-    gram = multiply(wide, wide.mT)
+    multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
+    symmetric = _by_strips if by_strips else multiply_add
+    gram = _by_strips(None, wide, wide.mT) if by_strips else wide @ wide.mT
+    last = len(coefficients) - 1
     q = gram  # set in the first step
     for index, (a, b, c) in enumerate(coefficients):
-        z = multiply(gram, gram, gram, b, c) if c else gram * b
-        if index == len(coefficients) - 1:
-            if index == 0:
-                # a X apart: it then meets the sum unrounded.
-                return _apply(z, x, a, tall)
-            return _apply(multiply(q, z, q, a), x, 0.0, tall)
-        q = _plus_diagonal(z, a) if index == 0 else multiply(q, z, q, a)
-        product = multiply(gram, z, gram, a)
-        gram = multiply(z, product, product, a)
-    return x
+        z = symmetric(gram, gram, gram, beta=b, alpha=c) if c else gram * b
+        if index == last == 0:
+            # a X apart: it then meets the sum unrounded.
+            return multiply_add(x, x, z, beta=a) if tall else multiply_add(x, z, x, beta=a)
+        if index == 0:
+            q = z.clone()
+            q.diagonal(dim1=-2, dim2=-1).add_(a)
+        else:
+            q = symmetric(q, q, z, beta=a)
+        if index == last:
+            break
+        product = symmetric(gram, gram, z, beta=a)
+        gram = symmetric(product, z, product, beta=a)
+    return x @ q if tall else q @ x
 
 
-def _plus_diagonal(z: Tensor, a: float) -> Tensor:
-    q = z.clone()
-    q.diagonal(dim1=-2, dim2=-1).add_(a)
-    return q
-
-
-def _apply(q: Tensor, x: Tensor, beta: float, tall: bool) -> Tensor:
-    """Return (Q + beta I) X for a symmetric Q on the smaller side of X."""
-    left, right = (x, q) if tall else (q, x)
-    if beta == 0.0:
-        return left @ right
-    return (torch.addmm if x.ndim == 2 else torch.baddbmm)(x, left, right, beta=beta)
-
-
-def _multiply(left: Tensor, right: Tensor, plus: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
-    """Return alpha left right + beta plus."""
-    if plus is None:
-        return left @ right
-    return (torch.addmm if left.ndim == 2 else torch.baddbmm)(plus, left, right, beta=beta, alpha=alpha)
-
-
-def _by_strips(
-    left: Tensor, right: Tensor, plus: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0
-) -> Tensor:
-    """The same where the result is symmetric: its lower half, strip by strip, and that mirrored.
+def _by_strips(plus: Tensor | None, left: Tensor, right: Tensor, *, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
+    """`torch.addmm` where the result is symmetric: its lower half, strip by strip, and that mirrored.
 
     Torch has no symmetric product. For n rows in strips of w it does (n + w) / 2n of the work of a whole one.
     """

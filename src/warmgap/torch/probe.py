@@ -24,11 +24,9 @@ from torch.optim import Optimizer
 
 from warmgap._checks import check_count, check_finite
 from warmgap.smoothness import Block, Record, append_record, read_records
-from warmgap.torch.norms import Frobenius, Max, SupOverBlocks
-from warmgap.torch.optimizers._base import matrices_of
-from warmgap.torch.orthogonalize import as_matrix
+from warmgap.torch.layout import matrices_of
+from warmgap.torch.norms import Frobenius, LayerRule, Max, Spectral, SupOverBlocks, layer_norm
 from warmgap.torch.recognition import norm_blocks
-from warmgap.torch.singular import gram_singular_values
 
 Estimator = Literal["same-batch", "consecutive", "directional", "eigenvalue"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
@@ -63,7 +61,7 @@ class SmoothnessProbe:
     after.
 
     The norm of a model is the largest of its blocks' norms, its dual norm the sum of theirs. Blocks are the matrices
-    and convolutions that the optimizer steps (vectors where there is nothing else), as `warmgap.kappa` counts them:
+    and convolutions that the optimizer steps in a norm (vectors where there is nothing else):
 
         norm            of a block
         "auto"          what the optimizer's groups or its class say; `"euclidean"` for an optimizer that is not known
@@ -462,35 +460,9 @@ class _MeasuredBlock:
         yield from matrices_of(x, self.group)
 
 
-@dataclass(frozen=True)
-class _FastSpectral:
-    """`Spectral` by way of the Gram matrix."""
+_SPECTRAL = Spectral(measure="gram")
 
-    scale: float = 1.0
-
-    def norm(self, x: Tensor) -> Tensor:
-        return self.scale * gram_singular_values(x).amax()
-
-    def dual(self, g: Tensor) -> Tensor:
-        return gram_singular_values(g).sum() / self.scale
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The largest length of a row, times `scale`; its LMO is Scion's row-wise step."""
-
-    scale: float
-
-    def norm(self, x: Tensor) -> Tensor:
-        lengths: Tensor = torch.linalg.vector_norm(as_matrix(x), dim=1)
-        return self.scale * lengths.amax()
-
-    def dual(self, g: Tensor) -> Tensor:
-        lengths: Tensor = torch.linalg.vector_norm(as_matrix(g), dim=1)
-        return lengths.sum() / self.scale
-
-
-_BY_NAME: dict[str, BlockNorm] = {"spectral": _FastSpectral(), "max": Max(), "frobenius": Frobenius()}
+_BY_NAME: dict[str, BlockNorm] = {"spectral": _SPECTRAL, "max": Max(), "frobenius": Frobenius()}
 
 
 def _read_norms(
@@ -520,10 +492,10 @@ def _read_norms(
         raise ValueError(refusal)
     joint = norm == "euclidean"
     if norm == "gluon":
-        found = [(_layer_rule(group, p), p, group) for p, group in everything]
+        by_rule = [(_layer_rule(group, p), p, group) for p, group in everything]
         blocks = [
             _MeasuredBlock(names[p], f"gluon {rule}", p, group, _scaled(rule), split=rule != "rms")
-            for rule, p, group in found
+            for rule, p, group in by_rule
         ]
         return False, _usable(blocks)
     if not joint:
@@ -550,27 +522,16 @@ def _constant(norm: BlockNorm) -> Callable[[Tensor], BlockNorm]:
     return lambda _: norm
 
 
-def _layer_rule(group: dict[str, Any], parameter: Tensor) -> str:
+def _layer_rule(group: dict[str, Any], parameter: Tensor) -> LayerRule:
     rule = group.get("rule")
-    if rule in ("spectral", "sign", "row", "rms"):
-        return str(rule)
-    return "spectral" if parameter.ndim >= 2 else "rms"
+    rules: tuple[LayerRule, ...] = get_args(LayerRule)
+    fallback: LayerRule = "spectral" if parameter.ndim >= 2 else "rms"
+    return next((known for known in rules if known == rule), fallback)
 
 
-def _scaled(rule: str) -> Callable[[Tensor], BlockNorm]:
-    """Gluon's norm of a block: the inverse of the scale of its LMO, see the table of `Scion`."""
-
-    def of(x: Tensor) -> BlockNorm:
-        rows, columns = as_matrix(x).shape
-        if rule == "spectral":
-            # The channels are rows and columns of a convolution, whose kernel's entries divide its LMO.
-            inputs = x.shape[1] if x.ndim > 1 else 1
-            return _FastSpectral(math.sqrt(inputs / rows) * (columns / inputs))
-        if rule == "sign":
-            return Max(columns)
-        return _Rows(math.sqrt(columns)) if rule == "row" else Frobenius(1.0 / math.sqrt(x.numel()))
-
-    return of
+def _scaled(rule: LayerRule) -> Callable[[Tensor], BlockNorm]:
+    """Gluon's norm of a block."""
+    return lambda x: layer_norm(rule, x.shape, spectral=_SPECTRAL)
 
 
 def _names(optimizer: Optimizer, model: nn.Module | None) -> dict[Tensor, str]:

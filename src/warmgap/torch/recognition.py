@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from warmgap.geometry import check_norm, kappa
-from warmgap.torch.optimizers._base import matrices_of
+from warmgap.torch.layout import matrix_shapes
+from warmgap.torch.optimizers._base import NormConstrainedOptimizer
 
 CLASSES: dict[str, str] = {
     "Muon": "spectral",
@@ -33,9 +34,14 @@ def optimizer_kappa(optimizer: Optimizer, norm: str = "auto") -> float:
     """Return kappa of the blocks that a norm-constrained optimizer moves.
 
     Matrices and convolutions count, as in the published code; vectors only where there is nothing else. A group says
-    its norm by the key `"norm"` (this library's optimizers write it; None: not norm-constrained, left out) or by
+    its norm by the key `"norm"` (this library's optimizers write it; None: not norm-constrained) or by
     `use_muon=False`; otherwise the optimizer's class does, which steps every parameter whole. In the spectral norm, a
     parameter that consists of several matrices, fused projections or a stack of experts, counts as these.
+
+    Beside matrices in the spectral norm those that the same optimizer steps otherwise, embeddings and heads, count in
+    it too, a tied embedding once, as published: Muon's own number for a LLaMA of 12 layers, 768 wide, is 65280 =
+    12 (4 * 768 + 3 * 768) + 768. The norms of Scion and Gluon are scaled by shapes, a times the plain ones, and their
+    kappa is divided by a^2; radii do not count, and neither does Muon's `scale`, as published.
 
     Args:
         optimizer: Any optimizer.
@@ -48,10 +54,12 @@ def optimizer_kappa(optimizer: Optimizer, norm: str = "auto") -> float:
         ValueError: If the norm is unknown, or `"auto"` and the optimizer is not recognised, or no parameter is
             norm-constrained.
     """
-    total = math.fsum(
-        kappa(name, _shapes(parameter, group) if name == "spectral" else [parameter.shape])
-        for name, parameter, group in norm_blocks(optimizer, norm)
-    )
+    blocks = norm_blocks(optimizer, norm)
+    if norm == "auto" and any(name == "spectral" for name, _, _ in blocks):
+        for group in optimizer.param_groups:
+            if group.get("norm", "") is None or group.get("use_muon") is False:
+                blocks += [("spectral", p, group) for p in group["params"] if p.ndim >= 2 and p.numel()]
+    total = math.fsum(_kappa(optimizer, name, p.shape, group, norm) for name, p, group in blocks)
     if total == 0.0:
         raise ValueError(
             f"none of the {len(optimizer.param_groups)} parameter groups of {type(optimizer).__name__} has a parameter "
@@ -61,9 +69,12 @@ def optimizer_kappa(optimizer: Optimizer, norm: str = "auto") -> float:
     return total
 
 
-def _shapes(parameter: Tensor, group: dict[str, Any]) -> list[torch.Size]:
-    # Of a stand-in without entries: a sharded parameter need not be one that views can be taken of.
-    return [matrix.shape for matrix in matrices_of(torch.empty(parameter.shape, device="meta"), group)]
+def _kappa(optimizer: Optimizer, name: str, shape: torch.Size, group: dict[str, Any], norm: str) -> float:
+    shapes = matrix_shapes(shape, group) if name == "spectral" else [shape]
+    if norm == "auto" and "radius" in group and isinstance(optimizer, NormConstrainedOptimizer):  # Scion, Gluon
+        norms = [(optimizer.norm_of(group, block), block) for block in shapes]
+        return math.fsum(own.kappa(block) for own, block in norms if own is not None)
+    return kappa(name, shapes)
 
 
 def optimizer_norm(optimizer: Optimizer, norm: str = "auto") -> str | None:

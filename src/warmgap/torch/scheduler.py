@@ -23,6 +23,7 @@ from warmgap.rules import Rule, SpectralRule, by_name
 from warmgap.schedule import Event, Schedule, ScheduleState
 from warmgap.torch.explain import History, picture, picture_html, sentences
 from warmgap.torch.group_schedules import RoleRow, RoleTable, find_roles, peak_of, plan_groups
+from warmgap.torch.joining import check_joined, shadow_of
 from warmgap.torch.loss_mean import Exchanged, LossMean, PendingLoss
 from warmgap.torch.recognition import optimizer_kappa
 from warmgap.torch.spectral_cap import SpectralCap
@@ -307,6 +308,8 @@ class AdaptiveWarmup(LRScheduler):
         """
         if not self._has_its_turn() or self._rates_are_anothers():
             return
+        if self._state.step == 0 and self._loss.ranks > 1:
+            check_joined(self)
         if self.cap is None and (self._state.step > 0 or self._calibrated):
             return
         if len(self.optimizer.param_groups) != len(self.base_lrs):
@@ -388,6 +391,22 @@ class AdaptiveWarmup(LRScheduler):
             self._start(loss if math.isfinite(loss) else None)
             self._set_lrs()
         return self._last_lr
+
+    # Ranks with different numbers of batches: what `torch.distributed.algorithms.Join` asks of its parts
+
+    def join_hook(self, **_: Any) -> Any:
+        """Return what `Join([model, scheduler])` calls for a rank that has no more batches: it goes along."""
+        return shadow_of(self)
+
+    @property
+    def join_device(self) -> torch.device:
+        """The device on which `Join` counts the ranks, where the scheduler comes first."""
+        return torch.device("cpu")
+
+    @property
+    def join_process_group(self) -> Any:
+        """The ranks that the loss is averaged over."""
+        return self._loss.group
 
     # Longer, shorter, higher
 
@@ -668,7 +687,8 @@ class AdaptiveWarmup(LRScheduler):
         return any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"])
 
     def _exchanged(self, skipped: float | Tensor) -> Exchanged:
-        taken = self._loss.take(skipped)
+        needs_loss = self.schedule.rule.needs_loss or any(self._own_schedule(i).rule.needs_loss for i in self._own)
+        taken = self._loss.take(skipped, alone=not needs_loss)
         ready: PendingLoss | Exchanged | None = taken
         if taken.late:
             ready, self._late = self._late, taken
@@ -851,6 +871,8 @@ def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
     def loaded(_: Optimizer) -> None:
         if (alive := owner()) is None or not alive._has_its_turn():
             return
+        if len(optimizer.param_groups) > len(alive.base_lrs):
+            alive._join()  # a host gave it back the groups that were added in the saved run
         if alive._state.step == 0:  # a fresh schedule on a loaded optimizer keeps its own peak
             alive._write()
             for group, base in zip(optimizer.param_groups, alive.base_lrs, strict=True):

@@ -1,7 +1,9 @@
-"""The commands of the experiments run, and the numbers that are shown are those that were written."""
+"""The commands and the examples run, and the numbers that are shown are those that were written."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -64,3 +66,15 @@ def test_the_page_shows_what_was_measured() -> None:
         assert run["accuracy"][-1] > 0.9
     assert "9.6 to 0.025" in page
     assert result("logistic")["runs"]["||EF21||, 1/sqrt(K + 1)"]["squares"][0][1] == pytest.approx(9.6, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(f"compression.{name}" for name in ("compressors", "feedback", "normalized", "simulated")),
+        "optimizers.ef_muon",
+    ],
+)
+def test_the_examples_of_the_docstrings(module: str) -> None:
+    found = doctest.testmod(importlib.import_module(f"warmgap.torch.{module}"))
+    assert (found.failed, found.attempted > 0) == (0, True)

@@ -1,19 +1,95 @@
-"""The pieces that optimizers share, where a whole optimizer would hide them."""
+"""What the one class promises beyond the optimizers' table: compiled steps, few calls, batches, rates on a device."""
 
+import sys
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from warmgap.torch.optimizers._base import (
-    buckets,
-    chunks,
-    descend_,
-    orthogonal_directions,
-    rate,
-    shrink_,
-    unit_directions,
-)
+from warmgap.torch.layout import block_shapes, matrices_of, matrix_blocks, matrix_shapes
+from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
+from warmgap.torch.optimizers._base import CHUNK_ENTRIES, _buckets, _chunks, descend_, shrink_
+
+ALL: dict[str, Any] = {
+    "muon": Muon,
+    "scion": Scion,
+    "gluon": Gluon,
+    "lion": Lion,
+    "signum": Signum,
+    "normalized-sgd": NormalizedSGD,
+}
+SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
+    **{name: (cls, {}) for name, cls in ALL.items()},
+    "muon-lion": (Muon, {"second": "lion"}),
+    "gluon-adaptive": (Gluon, {"L0": 1.0, "L1": 2.0}),
+}
+
+
+def groups() -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"matrix": [(6, 4), (6, 4)], "conv": [(3, 2, 2)], "embedding": [(7, 3)], "bias": [(5,)]}
+    return [
+        {"params": [nn.Parameter(torch.randn(shape, generator=generator)) for shape in of_kind], "kind": kind}
+        for kind, of_kind in shapes.items()
+    ]
+
+
+def fill(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = p.detach().sin() + 0.1
+
+
+@pytest.mark.parametrize("name", ["muon", "muon-lion", "gluon-adaptive", "normalized-sgd"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_step_is_one_graph_that_follows_rate_and_decay(name: str) -> None:
+    cls, settings = SETTINGS[name]
+    optimizers = []
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph
+
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        optimizer = cls(groups(), lr=torch.tensor(0.05), weight_decay=torch.tensor(0.1), **settings)
+        optimizers.append(optimizer)
+        step = torch.compile(optimizer.step, backend=backend, fullgraph=True) if compiled else optimizer.step
+        for _ in range(4):
+            fill(optimizer)
+            step()
+            for group in optimizer.param_groups:
+                group["lr"].mul_(0.5)
+                group["weight_decay"].mul_(2.0)
+    torch._dynamo.reset()
+    assert len(graphs) == 1
+    for one, other in zip(*(optimizer.param_groups for optimizer in optimizers), strict=True):
+        torch.testing.assert_close(one["params"], other["params"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_step_of_six_parameters_takes_at_most_sixty_calls(name: str) -> None:
+    cls, settings = SETTINGS[name]
+    params = [nn.Parameter(torch.randn(64, 64)) for _ in range(6)]
+    optimizer = cls(params, **settings)
+    fill(optimizer)
+    optimizer.step()
+    calls = 0
+
+    def count(_: FrameType, event: str, __: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        optimizer.step()
+    finally:
+        sys.setprofile(before)
+    assert calls <= 60
 
 
 def test_a_rate_on_the_device_does_what_a_float_does() -> None:
@@ -29,37 +105,22 @@ def test_a_rate_on_the_device_does_what_a_float_does() -> None:
         torch.testing.assert_close(by_float[0], (x * 0.875 - 0.25).to(dtype))
 
 
-def test_a_rate_is_read_on_the_cpu_only() -> None:
-    assert rate({"lr": torch.tensor([0.5])}) == 0.5
-    assert isinstance(rate({"lr": torch.tensor([0.5])}), float)
-    on_device = rate({"lr": torch.ones(1, device="meta")})
-    assert isinstance(on_device, torch.Tensor)
-    assert on_device.ndim == 0
-
-
-def test_buckets_gather_by_device_dtype_and_shape_off_the_cpu() -> None:
-    def make(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
-        p = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
-        p.grad = torch.zeros_like(p)
-        return p
-
-    a, b = make((2, 3), torch.float32, "meta"), make((2, 3), torch.float32, "meta")
-    c, d = make((3, 3), torch.float32, "meta"), make((2, 3), torch.bfloat16, "meta")
-    e, f = make((2, 3), torch.float32, "cpu"), make((2, 3), torch.float32, "cpu")
-    params = [a, e, c, d, b, f]
-
-    def identities(by_shape: bool) -> list[list[int]]:
-        return [[id(p) for p in bucket] for bucket in buckets(params, by_shape=by_shape)]
-
-    assert identities(True) == [[id(p) for p in bucket] for bucket in ([a, b], [e], [c], [d], [f])]
-    assert identities(False) == [[id(p) for p in bucket] for bucket in ([a, c, b], [e], [d], [f])]
-    a.grad = None
-    assert identities(False) == [[id(p) for p in bucket] for bucket in ([e], [c, b], [d], [f])]
+def test_buckets_gather_by_device_dtype_and_shape_and_hold_what_fits() -> None:
+    a, b = torch.zeros(2, 3), torch.zeros(2, 3, device="meta")
+    c, d = torch.zeros(3, 3), torch.zeros(2, 3, dtype=torch.bfloat16)
+    params = [a, b, c, d, torch.zeros(2, 3)]
+    assert _buckets(params, by_shape=True, limited=True) == [[0, 4], [1], [2], [3]]
+    assert _buckets(params, by_shape=False, limited=True) == [[0, 2, 4], [1], [3]]
+    large = [torch.zeros(CHUNK_ENTRIES // 2, device="meta").expand(CHUNK_ENTRIES // 2) for _ in range(3)]
+    on_cpu = [torch.zeros(CHUNK_ENTRIES // 2) for _ in range(3)]
+    assert _buckets(on_cpu, by_shape=True, limited=True) == [[0, 1], [2]]
+    assert _buckets(on_cpu, by_shape=True, limited=False) == [[0, 1, 2]]
+    assert _buckets(large, by_shape=True, limited=True) == [[0, 1, 2]]
 
 
 def test_chunks_cover_a_large_cpu_tensor_and_pass_on_anything_else() -> None:
     large, state = torch.zeros(700, 1000), torch.zeros(700, 1000)
-    pieces = list(chunks([large], [state]))
+    pieces = list(_chunks([large], [state]))
     assert len(pieces) == 3
     for (x,), (y,) in pieces:
         x += 1
@@ -67,38 +128,28 @@ def test_chunks_cover_a_large_cpu_tensor_and_pass_on_anything_else() -> None:
     assert large.eq(1).all()
     assert state.eq(2).all()
     for untouched in ([torch.zeros(3)], [large.T], [large, large], [large.to("meta")]):
-        ((members,),) = chunks(untouched)
+        ((members,),) = _chunks(untouched)
         assert members is untouched
 
 
-def test_large_matrices_are_orthogonalised_in_several_batches() -> None:
-    params = [torch.zeros(2**13, 2**13, device="meta", requires_grad=True) for _ in range(5)]
-    for p in params:
-        p.grad = torch.zeros_like(p)
-    assert [len(bucket) for bucket in buckets(params, by_shape=True)] == [2, 2, 1]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_unit_directions_have_length_one_and_zero_stays_zero(dtype: torch.dtype) -> None:
-    long, zero = unit_directions([torch.full((10, 30), 40.0, dtype=dtype), torch.zeros(3, dtype=dtype)])
-    assert long.dtype == zero.dtype == dtype
-    assert long.double().norm().item() == pytest.approx(1.0, rel=1e-2)
-    assert not zero.any()
-
-
 @pytest.mark.parametrize(
-    "group", [{}, {"kind": "matrix", "blocks": (2, 4)}, {"kind": "matrix", "blocks": (2, 4), "transposed": True}]
+    ("group", "shape"),
+    [
+        ({}, (5, 4)),
+        ({"kind": "matrix", "blocks": (2, 3)}, (5, 4)),
+        ({"kind": "matrix", "blocks": (2, 3), "transposed": True}, (4, 5)),
+        ({"kind": "matrix", "transposed": True}, (2, 4, 5)),
+        ({"kind": "matrix", "blocks": (2, 3)}, (2, 5, 4)),
+        ({"kind": "conv"}, (5, 4, 3)),
+        ({"kind": "conv", "transposed": True}, (4, 5, 3, 2)),
+        ({"kind": "bias"}, (5,)),
+    ],
 )
-def test_matrices_orthogonalised_in_one_batch_are_as_one_by_one(group: dict[str, Any]) -> None:
-    shape = (5, 6) if group.get("transposed") else (6, 5)
-    estimates = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    params = [torch.zeros(shape) for _ in estimates]
-    settings = {"exact": False, "ns_steps": 5, **group}
-    batched = list(orthogonal_directions(params, estimates, settings, {}))
-    assert len(batched) == len(group.get("blocks", (6,)))
-    for index in range(3):
-        alone = list(orthogonal_directions([params[index]], [estimates[index]], settings, {}))
-        for (targets, sources, directions, _), (target, source, direction, _) in zip(batched, alone, strict=True):
-            assert targets[index].data_ptr() == target[0].data_ptr()
-            torch.testing.assert_close(sources[index], source[0])
-            torch.testing.assert_close(directions[index], direction[0], atol=2e-2, rtol=0)
+def test_shapes_of_blocks_and_matrices_are_those_of_their_views(group: dict[str, Any], shape: tuple[int, ...]) -> None:
+    x: Tensor = torch.zeros(shape)
+    assert [tuple(block) for block in block_shapes(shape, group)] == [
+        tuple(view.shape) for view in matrix_blocks(x, group)
+    ]
+    assert [tuple(side) for side in matrix_shapes(shape, group)] == [
+        tuple(view.shape) for view in matrices_of(x, group)
+    ]

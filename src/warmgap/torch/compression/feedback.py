@@ -100,7 +100,7 @@ class ErrorFeedback:
         ...     model(torch.ones(4, 8)).square().mean().backward()
         ...     optimizer.step()
         >>> feedback.last.message
-        36
+        40
 
     Source: arXiv 2410.16871, Algorithms 1 and 2; in other norms arXiv 2510.00643.
     """

@@ -1,17 +1,22 @@
-"""What the optimizers truly share: checked groups, the outer loop of a step, and rates that may be device tensors."""
+"""One optimizer: average, linear minimisation oracle (LMO) of the group's norm, decoupled weight decay, descent."""
+
+from __future__ import annotations
 
 import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, overload
+from functools import partial
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from warmgap._checks import check_count, check_finite, check_positive
-from warmgap.geometry import matrix_shape
+from warmgap.torch.layout import block_shapes, check_layout, is_stack, matrix_blocks, matrix_sides, output_dim
+from warmgap.torch.norms import BATCH_ENTRIES, Frobenius, Max, Rows, Spectral, layer_norm
 from warmgap.torch.optimizers._sharding import (
     Layout,
     Loads,
@@ -22,29 +27,19 @@ from warmgap.torch.optimizers._sharding import (
     owners,
     sharded_alike,
     whole_norms,
+    whole_sums,
 )
-from warmgap.torch.orthogonalize import TINY, as_matrix, newton_schulz, polar
+from warmgap.torch.orthogonalize import Polynomial, as_matrix, check_compute_dtype, check_polynomial
 from warmgap.torch.split import KINDS
 
 Group = dict[str, Any]
 
-# The rule of a parameter group: the norm that its step is constrained in, as the scheduler's kappa knows it; None where
-# it knows none.
-RULE_NORMS: dict[str, str | None] = {
-    "spectral": "spectral",
-    "sign": "max",
-    "lion": "max",
-    "rms": "frobenius",
-    "row": None,
-    "adamw": None,
-}
-
-# Matrices of one shape are orthogonalised together on an accelerator, up to this many entries: beyond, a batch only
-# costs memory.
-_BATCH_ENTRIES = 2**27
+LayerNorm = Spectral | Max | Rows | Frobenius
 
 # What a core's own cache holds of a parameter, its state, its gradient and a temporary.
-_CHUNK_ENTRIES = 2**18
+CHUNK_ENTRIES = 2**18
+
+_ADAMW_FUSED = ("cpu", "cuda", "xpu")
 
 
 class NormConstrainedOptimizer(Optimizer, ABC):
@@ -52,11 +47,18 @@ class NormConstrainedOptimizer(Optimizer, ABC):
 
     Every group carries `norm`: `"spectral"`, `"max"`, `"frobenius"`, or None where the group's rule is not constrained
     in one of these. Weight decay is decoupled: x <- (1 - lr * weight_decay) x before the step. `step` reads gradients
-    and never changes them, and on an accelerator it does not wait for the host.
+    and never changes them, and on an accelerator it does not wait for the host. A rate and a weight decay that are
+    tensors are read where they are: a step that was captured or compiled follows them. `torch.compile(optimizer.step,
+    fullgraph=True)` makes one graph; give it a tensor rate, since every float is a graph of its own.
 
     Parameters may be sharded (DTensor): a step is that of the whole, and every rank of their mesh must make it. Each
-    matrix is orthogonalised on one rank.
+    matrix is orthogonalized on one rank.
+
+    A subclass says which rule a group takes (`_complete_group`) and the norm of a block under it (`_norm`).
     """
+
+    # What a group's steps go by where groups have no rule of their own.
+    _rule: ClassVar[str] = ""
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
@@ -79,7 +81,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             _check_kind(group)
             check_rate(group["lr"])
             self._complete_group(group, given)
-            check_at_least_zero("weight_decay", group["weight_decay"])
+            check_rate(group["weight_decay"], "weight_decay")
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -106,79 +108,488 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         # What the ranks have to do in this step, for matrices to be shared out evenly.
-        self._loads: Loads = {}
+        loads: Loads = {}
         for group in self.param_groups:
-            by_shape, alone = group["norm"] == "spectral", group.get("rule") != "adamw"
-            for params in buckets(group["params"], by_shape=by_shape, alone_on_cpu=alone):
-                self._update(group, params, [gradient_of(p) for p in params])
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            states: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+            sharded = self._init_group(group, params, grads, *states)
+            if params:
+                lr, weight_decay = group["lr"], group["weight_decay"]
+                lr = _scalar(lr) if isinstance(lr, Tensor) else lr
+                weight_decay = _scalar(weight_decay) if isinstance(weight_decay, Tensor) else weight_decay
+                self._advance(group, params, params, grads, states, lr, weight_decay, loads, sharded)
         return loss
+
+    @torch.no_grad()
+    def directions(self, group: Group, params: Sequence[Tensor]) -> list[Tensor]:
+        """Return what the next `step` would add at rate 1, changing nothing.
+
+        A step is x <- (1 - lr * weight_decay) x - lr * direction.
+
+        Args:
+            group: One of the optimizer's `param_groups`.
+            params: Some of its parameters. Where they are sharded, every rank must call it alike.
+
+        Returns:
+            For each parameter the direction from its present gradient and state, of its shape and dtype, fresh; of a
+            sharded parameter this rank's piece. Zeros where it has no gradient.
+
+        Example:
+            >>> p = torch.nn.Parameter(torch.zeros(2))
+            >>> optimizer = Signum([p], lr=0.1)
+            >>> p.grad = torch.tensor([3.0, -1.0])
+            >>> optimizer.directions(optimizer.param_groups[0], [p])
+            [tensor([ 1., -1.])]
+        """
+        found = [torch.zeros_like(local(p)) for p in params]
+        moving = [index for index, p in enumerate(params) if p.grad is not None and p.numel()]
+        if not moving:
+            return found
+        chosen = [params[index] for index in moving]
+        grads = [_gradient(p) for p in chosen]
+        states: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        for p, grad in zip(chosen, grads, strict=True):
+            state = self.state.get(p, {})
+            for name, kept in zip(self._state_names(group), states, strict=False):
+                kept.append(local(state[name]).clone() if name in state else self._fresh(group, name, local(p), grad))
+        sharded = any(map(is_sharded, chosen))
+        self._advance(group, chosen, [found[index] for index in moving], grads, states, 1.0, 0.0, {}, sharded)
+        for index in moving:
+            found[index].neg_()
+        return found
+
+    def direction_norm(self, group: Group, param: Tensor) -> float | None:
+        """Return the spectral norm of each matrix of a parameter's direction at rate 1, if it follows from the shape.
+
+        It does in spectral groups: the largest singular value of U V^T is 1, exactly with `exact`, and within the band
+        of the polynomial, 0.7 to 1.2 for `"jordan"`, otherwise.
+
+        Args:
+            group: One of the optimizer's `param_groups`.
+            param: One of its parameters.
+
+        Returns:
+            The norm; None where it must be measured: under any other rule, with radii that follow from gradients, and
+            where the matrices of a parameter have several.
+        """
+        if group["norm"] != "spectral" or group.get("L0") is not None:
+            return None
+        found = {length for _, _, length in self._plan(group, param.shape)}
+        return found.pop() if len(found) == 1 else None
+
+    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm | None:
+        """Return the norm that a group's steps are the LMO of, for a block of this shape; None for AdamW's groups.
+
+        The radius of Scion and Gluon and Muon's `scale` are no part of it.
+        """
+        return None if group.get("rule") == "adamw" else self._norm(group, shape)
 
     @abstractmethod
     def _complete_group(self, group: Group, given: frozenset[str]) -> None:
         """Check a new group, already filled with the defaults, and set what follows; `given` is what the user set."""
 
     @abstractmethod
-    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
-        """Step these parameters of a group, which have one device and dtype and, in a spectral group, one shape.
+    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+        """The norm of a block of this shape (of a stack of matrices, each one's), under a rule that is not AdamW's."""
 
-        Sharded parameters instead have one mesh and as many dimensions, and are cut alike. Their gradients come as this
-        rank's pieces.
+    def _step_length(self, group: Group, norm: LayerNorm) -> float:
+        """By what the directions of unit scale are multiplied in a step of rate 1."""
+        length: float = group.get("radius", 1.0) / norm.scale
+        return length
+
+    # ------------------------------------------------------------------------------------------------------------ state
+
+    def _state_names(self, group: Group) -> tuple[str, ...]:
+        rule = group.get("rule", self._rule)
+        if rule == "adamw":
+            return ("exp_avg", "exp_avg_sq", "step")
+        if rule == "lion":
+            return ("exp_avg",)
+        return ("momentum_buffer",) if group["momentum"] or rule not in ("signum", "sum") else ()
+
+    def _fresh(self, group: Group, name: str, p: Tensor, grad: Tensor) -> Tensor:  # noqa: ARG002
+        """State before the first step."""
+        if name == "step":
+            return torch.zeros((), dtype=torch.float32, device=p.device if p.device.type in _ADAMW_FUSED else None)
+        return torch.zeros_like(p)
+
+    def _init_group(
+        self,
+        group: Group,
+        params: list[Tensor],
+        grads: list[Tensor],
+        firsts: list[Tensor],
+        seconds: list[Tensor],
+        counters: list[Tensor],
+    ) -> bool:
+        """Fill the lists with the parameters that have a gradient, these, and their state; say if any is sharded.
+
+        `torch.compile` knows this name and calls it as it is, so that making state is no part of the graph.
         """
+        sharded = False
+        names = self._state_names(group)
+        for p in group["params"]:
+            if p.grad is None or p.numel() == 0:
+                continue
+            cut = hasattr(p, "device_mesh")
+            sharded |= cut
+            grad = _gradient(p) if cut or p.grad.layout != torch.strided else p.grad
+            params.append(p)
+            grads.append(grad)
+            if not names:
+                continue
+            state = self.state[p]
+            for name, kept in zip(names, (firsts, seconds, counters), strict=False):
+                if name not in state and cut and name != "step":
+                    state[name] = torch.zeros_like(p)
+                    local(state[name]).copy_(self._fresh(group, name, local(p), grad))
+                elif name not in state:
+                    state[name] = self._fresh(group, name, p, grad)
+                elif name == "step" and state[name].device != p.device and p.device.type in _ADAMW_FUSED:
+                    # Loaded from elsewhere: the fused kernel counts on the parameter's device.
+                    state[name] = state[name].to(p.device)
+                kept.append(local(state[name]) if cut else state[name])
+        return sharded
 
-    def _state(self, params: list[Tensor], name: str, first: list[Tensor] | None = None) -> list[Tensor]:
-        """The named state of these parameters; where there is none yet it starts as a copy of `first`, or as zero.
+    # ------------------------------------------------------------------------------------------------------------- step
 
-        Of sharded parameters it is sharded as they are, and this rank's pieces are returned.
+    def _advance(
+        self,
+        group: Group,
+        params: list[Tensor],
+        targets: list[Tensor],
+        grads: list[Tensor],
+        states: tuple[list[Tensor], ...],
+        lr: float | Tensor,
+        weight_decay: float | Tensor,
+        loads: Loads,
+        sharded: bool,
+    ) -> None:
+        """Step the targets, which are the parameters or stand for them, and move the states.
+
+        Of sharded parameters, gradients and states are this rank's pieces.
         """
-        states = [self.state[p] for p in params]
-        for index, state in enumerate(states):
-            if name not in state:
-                state[name] = torch.zeros_like(params[index])
-                if first is not None:
-                    local(state[name]).copy_(first[index])
-        return [local(state[name]) for state in states]
+        rule = group.get("rule", self._rule)
+        layered = rule not in ("adamw", "lion", "signum", "sum")
+        for members in _buckets(params, by_shape=layered, limited=rule != "adamw"):
+            some, xs = [*map(params.__getitem__, members)], [*map(targets.__getitem__, members)]
+            gs, kept = [*map(grads.__getitem__, members)], []
+            for state in states:
+                if state:
+                    kept.append([*map(state.__getitem__, members)])  # noqa: PERF401 (no call)
+            layout = layout_of(some[0]) if sharded else None
+            if sharded:
+                xs = [*map(local, xs)]
+            if rule == "adamw":
+                _adamw(group, xs, gs, kept, lr, weight_decay)
+            elif layout is not None:
+                self._advance_sharded(group, some, xs, gs, kept, lr, weight_decay, loads, layout)
+            elif rule in ("spectral", "row") or group.get("L0") is not None:
+                estimates = self._estimate(group, rule, gs, kept)
+                steps = self._whole_blocks(group, xs, estimates, None, some[0].shape)
+                _descend(group, xs, steps, lr, weight_decay, layered and some[0].ndim == 3 and is_stack(3, group), None)
+            else:
+                self._entrywise(group, rule, some[0].shape, xs, gs, kept, lr, weight_decay, None)
+
+    def _advance_sharded(
+        self,
+        group: Group,
+        params: list[Tensor],
+        xs: list[Tensor],
+        gs: list[Tensor],
+        kept: list[list[Tensor]],
+        lr: float | Tensor,
+        weight_decay: float | Tensor,
+        loads: Loads,
+        layout: Layout,
+    ) -> None:
+        """`_advance` of parameters that are cut alike, of any shapes, as what ranks exchange is exchanged at once."""
+        rule = group.get("rule", self._rule)
+        if rule not in ("spectral", "row") and group.get("L0") is None:
+            for members in _by_shape(params):
+                these, of_these = ([part[i] for i in members] for part in (xs, gs))
+                states = [[state[i] for i in members] for state in kept]
+                shape = params[members[0]].shape
+                self._entrywise(group, rule, shape, these, of_these, states, lr, weight_decay, layout)
+            return
+        estimates = self._estimate(group, rule, gs, kept)
+        spectral = rule == "spectral"
+        if spectral and not _holds_whole_matrices(params, group, layout):
+            steps = self._owned_blocks(group, params, xs, estimates, loads, layout)
+        else:
+            steps = []
+            for members in _by_shape(xs if spectral else params):
+                these, of_these = ([part[i] for i in members] for part in (xs, estimates))
+                shape = (xs if spectral else params)[members[0]].shape
+                steps += self._whole_blocks(group, these, of_these, None if spectral else layout, shape)
+        _descend(group, xs, steps, lr, weight_decay, spectral and is_stack(params[0].ndim, group), layout)
+
+    def _estimate(self, group: Group, rule: str, gs: list[Tensor], kept: list[list[Tensor]]) -> list[Tensor]:
+        """Move the averages and return what the LMO is taken at; it may be the averages or gradients themselves."""
+        if rule == "lion":
+            (beta1, beta2), (ms,) = group["betas"], kept
+            # Not lerp: a sign turns a last-digit difference into a step of 2 lr, so the products are rounded as in the
+            # paper's formula.
+            estimates = list(torch._foreach_mul(ms, beta1))
+            torch._foreach_add_(estimates, gs, alpha=1 - beta1)
+            torch._foreach_mul_(ms, beta2)
+            torch._foreach_add_(ms, gs, alpha=1 - beta2)
+            return estimates
+        if not kept:
+            return gs
+        (ms,), momentum = kept, group["momentum"]
+        if rule == "sum":
+            torch._foreach_mul_(ms, momentum)
+            torch._foreach_add_(ms, gs)
+            return ms
+        torch._foreach_lerp_(ms, gs, 1 - momentum)
+        return list(torch._foreach_lerp(gs, ms, momentum)) if group.get("nesterov") else ms
+
+    def _entrywise(
+        self,
+        group: Group,
+        rule: str,
+        shape: Sequence[int],
+        xs: list[Tensor],
+        gs: list[Tensor],
+        kept: list[list[Tensor]],
+        lr: float | Tensor,
+        weight_decay: float | Tensor,
+        layout: Layout | None,
+    ) -> None:
+        """Signs, and tensors over their lengths, of whole parameters."""
+        _, norm, length = self._plan(group, shape)[0]
+        rate = lr * length
+        if isinstance(norm, Max):
+            for ps, cut_gs, *cut_states in _chunks(xs, gs, *kept):
+                directions = norm.steepest(self._estimate(group, rule, cut_gs, cut_states))
+                shrink_(ps, lr, weight_decay)
+                descend_(ps, directions, rate)
+            return
+        estimates = self._estimate(group, rule, gs, kept)
+        reduce = partial(whole_norms, layout=layout) if layout else None
+        lengths = Frobenius.lengths(estimates, reduce)
+        # A parameter that comes in several chunks comes alone, and its one length serves them all.
+        for ps, ms in _chunks(xs, estimates):
+            shrink_(ps, lr, weight_decay)
+            descend_(ps, [m / length for m, length in zip(ms, lengths, strict=True)], rate)
+
+    # ----------------------------------------------------------------------------------------------------------- blocks
+
+    def _plan(self, group: Group, shape: Sequence[int]) -> list[tuple[Sequence[int], LayerNorm, float]]:
+        """The blocks of a parameter of this shape: each one's shape, norm and step length."""
+        key = None
+        if not torch.compiler.is_compiling():
+            # All that norms depend on; looked up at every step, as a group's values may be changed.
+            key = (type(self), shape, str([*map(group.get, _PLANNED)]))
+            if key in _PLANS:
+                return _PLANS[key]
+        vector = group.get("rule", self._rule) not in ("spectral", "sign", "row")
+        shapes = [shape] if vector else block_shapes(shape, group)
+        norms = [self._norm(group, block) for block in shapes]
+        plan = [(block, norm, self._step_length(group, norm)) for block, norm in zip(shapes, norms, strict=True)]
+        if key is not None:
+            _PLANS[key] = plan
+        return plan
+
+    def _whole_blocks(
+        self, group: Group, xs: list[Tensor], estimates: list[Tensor], layout: Layout | None, shape: Sequence[int]
+    ) -> list[_Block]:
+        """The blocks of tensors of this shape; with a layout they are pieces of such."""
+        plan = self._plan(group, shape)
+        if group["rule"] == "rms":
+            ((_, norm, length),) = plan
+            return [(xs, estimates, _steepest(norm, estimates, group, layout, set()), norm, length)]
+        along = (
+            {-1}
+            if layout is None
+            else set(range(len(shape))) - {output_dim(xs[0], group)} - ({0} if is_stack(len(shape), group) else set())
+        )
+        if len(plan) == 1 and not group.get("transposed"):
+            ((_, norm, length),) = plan
+            return [(xs, estimates, _steepest(norm, estimates, group, layout, along), norm, length)]
+        parts = [
+            zip(*(_local_blocks(x, shape, group, layout) for x in tensors), strict=True) for tensors in (xs, estimates)
+        ]
+        found: list[_Block] = []
+        for (_, norm, length), *of_block in zip(plan, *parts, strict=True):
+            targets, sources = map(list, of_block)
+            found.append((targets, sources, _steepest(norm, sources, group, layout, along), norm, length))
+        return found
+
+    def _owned_blocks(
+        self,
+        group: Group,
+        params: list[Tensor],
+        xs: list[Tensor],
+        estimates: list[Tensor],
+        loads: Loads,
+        layout: Layout,
+    ) -> list[_Block]:
+        """The blocks of matrices in pieces: each parameter is put together and orthogonalized on one rank."""
+
+        def compute(wholes: list[Tensor]) -> list[Tensor]:
+            results = [torch.empty_like(x) for x in wholes]
+            for members in _by_shape(wholes):
+                some, of_some = ([part[i] for i in members] for part in (results, wholes))
+                for targets, _, directions, _, _ in self._whole_blocks(group, some, of_some, None, some[0].shape):
+                    torch._foreach_copy_(targets, directions)
+            return results
+
+        owned = owners([_cost(p, group) for p in params], layout.mesh, loads)
+        # On accelerators Newton-Schulz begins by rounding to bfloat16: nothing is lost where that is done before.
+        whole = group["exact"] or xs[0].device.type == "cpu"
+        sent = estimates if whole else [estimate.to(torch.bfloat16) for estimate in estimates]
+        directions = on_owners(sent, [p.shape for p in params], owned, layout, compute)
+        directions = [direction.to(x.dtype) for direction, x in zip(directions, xs, strict=True)]
+        found: list[_Block] = []
+        for members in _by_shape(params):
+            shape = params[members[0]].shape
+            parts = [
+                zip(*(_local_blocks(tensors[i], shape, group, layout) for i in members), strict=True)
+                for tensors in (xs, estimates, directions)
+            ]
+            for (_, norm, length), *of_block in zip(self._plan(group, shape), *parts, strict=True):
+                targets, sources, of_norm = map(list, of_block)
+                found.append((targets, sources, of_norm, norm, length))
+        return found
 
 
-def buckets(params: Iterable[Tensor], *, by_shape: bool, alone_on_cpu: bool = True) -> Iterator[list[Tensor]]:
-    """Yield the parameters that are to be stepped, gathered into lists that one multi-tensor call can take.
+_Block = tuple[list[Tensor], list[Tensor], list[Tensor], LayerNorm, float]
+"""Views of targets and estimates, directions of unit scale, fresh, the norm they are steepest in, and step length."""
 
-    A rule of several passes wants every parameter alone on the CPU: one that has just been read is still in the cache,
-    and there is no launch to save. Sharded ones come all together, as what ranks exchange is exchanged at once.
+# What a group's norms depend on beside shapes.
+_PLANNED = (
+    "kind", "rule", "blocks", "transposed", "scale", "radius", "L0", "exact", "ns_steps", "polynomial", "compute_dtype"
+)  # fmt: skip
+
+_PLANS: dict[Hashable, list[tuple[Sequence[int], LayerNorm, float]]] = {}
+
+
+def _descend(
+    group: Group,
+    xs: list[Tensor],
+    steps: list[_Block],
+    lr: float | Tensor,
+    weight_decay: float | Tensor,
+    stacked: bool,
+    layout: Layout | None,
+) -> None:
+    # Only now, so that both passes over a parameter find it in the cache.
+    shrink_(xs, lr, weight_decay)
+    if group.get("L0") is None:
+        for targets, _, directions, _, length in steps:
+            descend_(targets, directions, lr * length)
+        return
+    # The part of <m, -lmo(m)> = ||m||_* that is here, of each matrix where the block is a stack of them.
+    partial_duals: list[Tensor] = []
+    minus_lmos: list[list[Tensor]] = []
+    for _, sources, directions, norm, _ in steps:
+        wide = torch.promote_types(sources[0].dtype, torch.float32)
+        dims = (-2, -1) if stacked else None
+        scaled = [d.to(source.dtype).div_(norm.scale) for d, source in zip(directions, sources, strict=True)]
+        for source, direction in zip(sources, scaled, strict=True):
+            partial_duals.append((source * direction).sum(dim=dims, keepdim=stacked, dtype=wide))
+        minus_lmos.append(scaled)
+    duals = whole_sums(partial_duals, layout, (1, 2) if stacked else None)[::-1]
+    for (targets, _, _, _, _), scaled in zip(steps, minus_lmos, strict=True):
+        for direction in scaled:
+            dual = duals.pop()
+            # Without L0 it is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
+            direction.mul_(1 / group["L1"] if group["L0"] == 0 else dual / (group["L0"] + group["L1"] * dual))
+        descend_(targets, scaled, lr)
+
+
+def _steepest(
+    norm: LayerNorm, sources: list[Tensor], group: Group, layout: Layout | None, along: set[int]
+) -> list[Tensor]:
+    """A norm's steepest directions at blocks of one shape, in that shape.
+
+    With a layout the blocks are pieces; lengths are summed over the tensors' dimensions `along`, all if none is named.
     """
-    bins: dict[Hashable, list[Tensor]] = {}
+    if isinstance(norm, Max):
+        return norm.steepest(sources)
+    reduce = partial(whole_norms, layout=layout, dims=along or None) if layout else None
+    if isinstance(norm, Frobenius):
+        return norm.steepest(sources, reduce)
+    first = sources[0]
+    flat = first.ndim > 2 and not is_stack(first.ndim, group)
+    matrices = [as_matrix(source) for source in sources] if flat else sources
+    found = norm.steepest(matrices) if isinstance(norm, Spectral) else norm.steepest(matrices, reduce)
+    if first.device.type != "cpu" and found[0].dtype != first.dtype:
+        # On the CPU the sum with the parameter converts at less cost.
+        found = [direction.to(first.dtype) for direction in found]
+    return [direction.reshape(first.shape) for direction in found] if flat else found
+
+
+def _adamw(
+    group: Group,
+    xs: list[Tensor],
+    gs: list[Tensor],
+    kept: list[list[Tensor]],
+    lr: float | Tensor,
+    weight_decay: float | Tensor,
+) -> None:
+    if isinstance(weight_decay, Tensor):  # which torch's kernels do not take
+        shrink_(xs, lr, weight_decay)
+        weight_decay = 0.0
+    exp_avgs, exp_avg_sqs, counters = kept
+    beta1, beta2 = group["betas"]
+    options = {
+        "lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": group["eps"],
+        "amsgrad": False, "maximize": False,
+    }  # fmt: skip
+    if xs[0].device.type not in _ADAMW_FUSED:
+        adamw(xs, gs, exp_avgs, exp_avg_sqs, [], counters, foreach=False, fused=False, **options)
+        return
+    torch._foreach_add_(counters, 1.0)
+    torch._fused_adamw_(xs, gs, exp_avgs, exp_avg_sqs, [], counters, **options)
+
+
+def _buckets(params: list[Tensor], *, by_shape: bool, limited: bool) -> list[list[int]]:
+    """The places of parameters that one multi-tensor call can take: one device and dtype, and one shape if asked.
+
+    Limited ones come on the CPU only as many as stay in the cache from pass to pass, elsewhere as one batch may hold.
+    Sharded ones, of one mesh and cut alike, come all together.
+    """
+    bins: dict[Hashable, list[int]] = {}
+    entries: dict[Hashable, int] = {}
+    found: list[list[int]] = []
     for index, p in enumerate(params):
-        if p.grad is None or p.numel() == 0:
-            continue
-        device = p.device
-        alone = alone_on_cpu and device.type == "cpu"
-        key: Hashable = index if alone else (device, p.dtype, p.shape if by_shape else None)
-        if is_sharded(p):
-            key = (device, p.dtype, p.device_mesh, p.placements, p.ndim)
-        bins.setdefault(key, []).append(p)
-    for members in bins.values():
-        by_size = by_shape and not is_sharded(members[0])
-        size = max(1, _BATCH_ENTRIES // members[0].numel()) if by_size else len(members)
-        for start in range(0, len(members), size):
-            yield members[start : start + size]
+        device, size = p.device, p.numel()
+        cut = hasattr(p, "device_mesh")
+        key: Hashable
+        if cut:
+            key = (device, p.dtype, p.device_mesh, p.placements, p.ndim)  # type: ignore[attr-defined]
+        else:
+            key = (device, p.dtype, p.shape if by_shape else None)
+        most = CHUNK_ENTRIES if device.type == "cpu" else BATCH_ENTRIES
+        if key in bins and (cut or not limited or entries[key] + size <= most):
+            bins[key].append(index)
+            entries[key] += size
+        else:
+            bins[key], entries[key] = [index], size
+            found.append(bins[key])
+    return found
 
 
-def chunks(*tensors: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
-    """Yield a large CPU parameter and what belongs to it piece by piece, and anything else as it came.
+def _chunks(*tensors: list[Tensor]) -> Iterable[tuple[list[Tensor], ...]]:
+    """A large CPU parameter and what belongs to it piece by piece, and anything else as it came.
 
     For rules that work entry by entry in several passes: a piece stays in the cache from pass to pass, and temporaries
     stay small enough for the allocator to use them again, without which large parameters take three times as long.
     """
     first = tensors[0][0]
-    cut = first.device.type == "cpu" and first.numel() > _CHUNK_ENTRIES
-    if not (cut and all(len(members) == 1 and members[0].is_contiguous() for members in tensors)):
-        yield tensors
-        return
-    pieces = (torch.split(members[0].detach().view(-1), _CHUNK_ENTRIES) for members in tensors)
-    for piece_of_each in zip(*pieces, strict=True):
-        yield tuple([piece] for piece in piece_of_each)
+    if len(tensors[0]) > 1 or first.device.type != "cpu" or first.numel() <= CHUNK_ENTRIES:
+        return (tensors,)
+    if torch.compiler.is_compiling() or not all(members[0].is_contiguous() for members in tensors):
+        return (tensors,)
+    pieces = (torch.split(members[0].detach().view(-1), CHUNK_ENTRIES) for members in tensors)
+    return (tuple([piece] for piece in piece_of_each) for piece_of_each in zip(*pieces, strict=True))
 
 
-def gradient_of(p: Tensor) -> Tensor:
+def _gradient(p: Tensor) -> Tensor:
     """The gradient of p, which has one; of a sharded parameter, this rank's piece."""
     grad = p.grad
     assert grad is not None  # noqa: S101 (for the type checker)
@@ -187,17 +598,16 @@ def gradient_of(p: Tensor) -> Tensor:
     return local(sharded_alike(grad, p))
 
 
-def rate(group: Group) -> float | Tensor:
-    """A group's learning rate: a float, or a 0-d tensor where it lives on a device that reading it would wait for."""
-    lr = group["lr"]
-    if not isinstance(lr, Tensor):
-        return float(lr)
-    return float(lr) if lr.device.type == "cpu" else lr.reshape(())
+def _scalar(value: Tensor) -> float | Tensor:
+    """A rate as a float, or as a 0-d tensor where it lives on a device that reading it would wait for."""
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        return float(value)
+    return value.reshape(())
 
 
-def shrink_(params: list[Tensor], lr: float | Tensor, weight_decay: float) -> None:
+def shrink_(params: list[Tensor], lr: float | Tensor, weight_decay: float | Tensor) -> None:
     """Decoupled weight decay: x <- (1 - lr * weight_decay) x."""
-    if weight_decay:
+    if isinstance(weight_decay, Tensor) or weight_decay:
         torch._foreach_mul_(params, 1 - lr * weight_decay)
 
 
@@ -213,76 +623,14 @@ def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor)
             p.add_(direction, alpha=-lr)
 
 
-def average_(averages: list[Tensor], grads: list[Tensor], momentum: float) -> None:
-    """Move averages: average <- momentum * average + (1 - momentum) * gradient."""
-    torch._foreach_lerp_(averages, grads, 1 - momentum)
-
-
-def frobenius_norms(tensors: list[Tensor], layout: Layout | None = None) -> list[Tensor]:
-    """Norm ||x||_F of each tensor, and TINY where it is less than that, as 0-d tensors to divide by.
-
-    With a layout the tensors are pieces, and the norms those of the wholes.
-    """
-    lengths = list(torch._foreach_norm(tensors, 2, dtype=torch.promote_types(tensors[0].dtype, torch.float32)))
-    lengths = whole_norms(lengths, layout)
-    torch._foreach_clamp_min_(lengths, TINY)
-    return lengths
-
-
-def unit_directions(tensors: list[Tensor], layout: Layout | None = None) -> list[Tensor]:
-    """Return x / ||x||_F of each tensor, zero where x is, as fresh tensors; of pieces where there is a layout."""
-    return [x / length for x, length in zip(tensors, frobenius_norms(tensors, layout), strict=True)]
-
-
-def orthogonal_directions(
-    params: list[Tensor], estimates: list[Tensor], group: Group, loads: Loads
-) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor], Sequence[int]]]:
-    """Orthogonalise the estimates of parameters of a spectral group, block by block.
-
-    Args:
-        params: Parameters of equal shape; or sharded ones, cut alike.
-        estimates: One for each, this rank's pieces of sharded ones.
-        group: Their group.
-        loads: What the ranks have to do already; added to.
-
-    Yields:
-        For each block: its part of all parameters of one shape, as views to be stepped; of all their estimates; U V^T
-        of the latter, as fresh tensors; and the shape of the whole block, of which the others may be pieces (of a stack
-        of experts, the shape after the first dimension).
-    """
-    layout = layout_of(params[0])
-    if layout is None or _holds_whole_matrices(params, group, layout):
-        targets = [local(p) for p in params]
-        for members in _by_shape(targets):
-            yield from _orthogonal_blocks(
-                [targets[index] for index in members], [estimates[index] for index in members], group
-            )
-        return
-    owned = owners([_cost(p, group) for p in params], layout.mesh, loads)
-    # On accelerators Newton-Schulz begins by rounding to bfloat16: nothing is lost where that is done before sending.
-    whole = group["exact"] or params[0].device.type == "cpu"
-    sent = estimates if whole else [estimate.to(torch.bfloat16) for estimate in estimates]
-    directions = on_owners(sent, [p.shape for p in params], owned, layout, lambda x: _whole_directions(x, group))
-    if params[0].device.type != "cpu":
-        directions = [direction.to(p.dtype) for p, direction in zip(params, directions, strict=True)]
-    for members in _by_shape(params):
-        pieces = (
-            [local_blocks(tensors[index], params[index], group) for index in members]
-            for tensors in ([local(p) for p in params], estimates, directions)
-        )
-        shapes = block_shapes(params[members[0]], group)
-        for shape, *parts in zip(shapes, *(zip(*blocks, strict=True) for blocks in pieces), strict=True):
-            targets, sources, found = parts
-            yield list(targets), list(sources), list(found), shape
-
-
-def _orthogonal_blocks(
-    targets: list[Tensor], estimates: list[Tensor], group: Group
-) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor], Sequence[int]]]:
-    """`orthogonal_directions` of tensors of one shape whose matrices are all here."""
-    by_block = (zip(*(matrix_blocks(x, group) for x in tensors), strict=True) for tensors in (targets, estimates))
-    for target, source in zip(*by_block, strict=True):
-        yield list(target), list(source), _orthogonalized(source, group), target[0].shape
+def _local_blocks(x: Tensor, shape: Sequence[int], group: Group, layout: Layout | None) -> tuple[Tensor, ...]:
+    """The blocks of x, this rank's piece of a tensor of this shape: its part of each, which may be empty."""
+    if layout is None or not group.get("blocks"):
+        return matrix_blocks(x, group)
+    start, stop = layout.span(shape, layout.here, output_dim(x, group))
+    edges = [0, *itertools.accumulate(group["blocks"])]
+    clipped = [min(max(edge, start), stop) for edge in edges]
+    return matrix_blocks(x, group | {"blocks": [b - a for a, b in itertools.pairwise(clipped)]})
 
 
 def _holds_whole_matrices(params: list[Tensor], group: Group, layout: Layout) -> bool:
@@ -290,99 +638,60 @@ def _holds_whole_matrices(params: list[Tensor], group: Group, layout: Layout) ->
     return bool(layout.cuts) and all(is_stack(p.ndim, group) for p in params) and {dim for _, dim in layout.cuts} == {0}
 
 
-def _whole_directions(wholes: list[Tensor], group: Group) -> list[Tensor]:
-    """U V^T of every block of these tensors, in their place and dtype."""
-    found = [torch.empty_like(x) for x in wholes]
-    for members in _by_shape(wholes):
-        # On the CPU a batch saves nothing; elsewhere it may be as large as in `buckets`.
-        entries = _BATCH_ENTRIES if wholes[0].device.type != "cpu" else 1
-        size = max(1, entries // wholes[members[0]].numel())
-        for start in range(0, len(members), size):
-            batch = members[start : start + size]
-            sources, targets = [wholes[index] for index in batch], [found[index] for index in batch]
-            for blocks, _, directions, _ in _orthogonal_blocks(targets, sources, group):
-                torch._foreach_copy_(blocks, directions)
-    return found
-
-
-def _by_shape(tensors: list[Tensor]) -> Iterable[list[int]]:
+def _by_shape(tensors: list[Tensor]) -> Iterator[list[int]]:
     """The places of tensors of equal shape."""
     places: dict[Sequence[int], list[int]] = {}
     for index, x in enumerate(tensors):
         places.setdefault(x.shape, []).append(index)
-    return places.values()
+    yield from places.values()
 
 
 def _cost(p: Tensor, group: Group) -> float:
-    """What it takes to orthogonalise a parameter, up to a factor: products of a matrix with its smaller Gram matrix."""
-    cost = 0
-    for shape in block_shapes(p, group):
-        rows, columns = matrix_sides(shape, group)
-        cost += math.prod(shape) * min(rows, columns)
-    return float(cost)
+    """What it takes to orthogonalize a parameter, up to a factor: products of a matrix with its smaller Gram matrix."""
+    return float(sum(math.prod(shape) * min(matrix_sides(shape, group)) for shape in block_shapes(p.shape, group)))
 
 
-def _orthogonalized(blocks: Sequence[Tensor], group: Group) -> list[Tensor]:
-    """Return U V^T of each of these equally shaped blocks, computed in one batch, as fresh tensors of any precision."""
-    first = blocks[0]
-    stacked = is_stack(first.ndim, group)
-    matrices = [block if stacked or block.ndim == 2 else as_matrix(block) for block in blocks]
-    batch = matrices[0] if len(matrices) == 1 else torch.stack(matrices)
-    factors = polar(batch) if group["exact"] else newton_schulz(batch, group["ns_steps"])
-    if first.device.type != "cpu":
-        # One conversion for all; on the CPU the sum with the parameter converts at less cost.
-        factors = factors.to(first.dtype)
-    return [factor.reshape(first.shape) for factor in (factors if len(matrices) > 1 else (factors,))]
+# ------------------------------------------------------------------------------------------------------ groups, checked
 
 
-def matrix_sides(shape: Sequence[int], group: Group) -> tuple[int, int]:
-    """Rows (outputs) and columns of the matrix that a block is taken as; of one matrix where it is a stack."""
-    return matrix_shape(shape[1:] if is_stack(len(shape), group) else shape)
+def spectral_of(group: Group, scale: float = 1.0) -> Spectral:
+    """How a spectral group's directions are computed."""
+    return Spectral(
+        scale,
+        "svd" if group["exact"] else "newton-schulz",
+        steps=group["ns_steps"],
+        # A checkpoint from before has neither.
+        polynomial=group.get("polynomial", "jordan"),
+        compute_dtype=group.get("compute_dtype"),
+    )
 
 
-def matrix_blocks(x: Tensor, group: Group) -> tuple[Tensor, ...]:
-    """The blocks of one parameter, as views of shape (out, in), (out, in, *kernel) or (experts, out, in).
-
-    A group from `split_parameters` may say that its weights are stored with inputs first (`transposed`) and that the
-    output dimension of its matrices holds several (`blocks`, their sizes), such as queries, keys and values: each is a
-    block with a spectral norm of its own.
-    """
-    x = x.detach()
-    if group.get("transposed"):
-        x = x.mT if is_stack(x.ndim, group) else x.transpose(0, 1)
-    return torch.split(x, group["blocks"], dim=-2) if group.get("blocks") else (x,)
+def layer_norm_of(group: Group, shape: Sequence[int]) -> LayerNorm:
+    """The norm of Scion's table for a block of a group."""
+    spectral = group["rule"] == "spectral"
+    side = shape[1:] if is_stack(len(shape), group) else shape
+    return layer_norm(group["rule"], side, spectral=spectral_of(group) if spectral else None)
 
 
-def local_blocks(x: Tensor, p: Tensor, group: Group) -> tuple[Tensor, ...]:
-    """The blocks of x, this rank's piece of p or of what belongs to it: its part of each, which may be empty."""
-    layout = layout_of(p)
-    if layout is None or not group.get("blocks"):
-        return matrix_blocks(x, group)
-    start, stop = layout.span(p.shape, layout.here, output_dim(p, group))
-    edges = [0, *itertools.accumulate(group["blocks"])]
-    clipped = [min(max(edge, start), stop) for edge in edges]
-    return matrix_blocks(x, group | {"blocks": [b - a for a, b in itertools.pairwise(clipped)]})
-
-
-def block_shapes(p: Tensor, group: Group) -> list[Sequence[int]]:
-    """The shapes of p's blocks, whole where p is sharded."""
-    return [block.shape for block in matrix_blocks(torch.empty(p.shape, device="meta"), group)]
-
-
-def output_dim(p: Tensor, group: Group) -> int:
-    """The dimension of p along which a matrix's outputs lie."""
-    return int(is_stack(p.ndim, group)) + int(bool(group.get("transposed")))
-
-
-def matrices_of(x: Tensor, group: Group) -> Iterator[Tensor]:
-    """The matrices of one parameter, each with a norm of its own: its blocks, and of a stack of experts each one's."""
-    for block in matrix_blocks(x, group):
-        yield from block if is_stack(block.ndim, group) else (block,)
-
-
-def is_stack(ndim: int, group: Group) -> bool:
-    """Whether a block of so many dimensions is a stack of matrices (experts); any other is one, (out, rest)."""
-    return group.get("kind") == "matrix" and ndim == 3
+def complete_layer_group(group: Group, given: frozenset[str]) -> None:
+    """Give a group of Scion or Gluon its rule, norm and radius, and check them."""
+    embedding_radius, embedding_rule = group.pop("embedding_radius"), group.pop("embedding_rule")
+    check_choice("embedding_rule", embedding_rule, ("sign", "row"))
+    check_positive("embedding_radius", embedding_radius)
+    kind = group.get("kind", "matrix")
+    by_kind = {"matrix": "spectral", "conv": "spectral", "embedding": embedding_rule, "head": embedding_rule}
+    rule = group.setdefault("rule", by_kind.get(kind, "rms"))
+    check_choice("rule", rule, ("spectral", "sign", "row", "rms"))
+    if "radius" not in given and kind in ("embedding", "head"):
+        group["radius"] = embedding_radius
+    set_norm(group, {"spectral": "spectral", "sign": "max", "rms": "frobenius"}.get(rule))
+    check_positive("radius", group["radius"])
+    check_momentum("momentum", group["momentum"])
+    check_flag("exact", group["exact"])
+    if rule == "spectral":
+        check_spectral(group)
+    elif rule != "rms":
+        check_layout(group)
 
 
 def set_norm(group: Group, norm: str | None) -> None:
@@ -391,6 +700,12 @@ def set_norm(group: Group, norm: str | None) -> None:
         raise ValueError(
             f"this group's steps are constrained in norm={norm!r}, got norm={group['norm']!r}; leave norm out"
         )
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError unless the value is one of these."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_rate(lr: object, name: str = "lr") -> None:
@@ -430,55 +745,25 @@ def check_betas(betas: Any) -> None:
         check_momentum(f"betas[{index}]", beta)
 
 
+def check_eps(value: Any) -> None:
+    """Raise ValueError unless eps is above 0."""
+    check_positive("eps", value)
+
+
 def check_spectral(group: Group) -> None:
     """Raise ValueError unless a group can be stepped by orthogonalisation."""
     check_count("ns_steps", group["ns_steps"], minimum=1)
     check_flag("exact", group["exact"])
+    polynomial: Polynomial = group["polynomial"]
+    group["polynomial"] = check_polynomial(polynomial, group["ns_steps"])
+    check_compute_dtype(group["compute_dtype"])
     for p in group["params"]:
         if p.ndim < 2:
             raise ValueError(
-                f"a parameter of shape {tuple(p.shape)} is not a matrix and can't be orthogonalised; pass "
+                f"a parameter of shape {tuple(p.shape)} is not a matrix and can't be orthogonalized; pass "
                 "split_parameters(model), which gives every parameter the rule that fits it"
             )
     check_layout(group)
-
-
-def check_layout(group: Group) -> None:
-    """Raise ValueError unless a group's `transposed` is a bool and its `blocks` fill the output of each parameter."""
-    check_flag("transposed", group.get("transposed", False))
-    for p in group["params"]:
-        if p.ndim < 2 and group.get("transposed"):
-            raise ValueError(
-                f"transposed=True speaks of weights stored with inputs first, got a parameter of shape "
-                f"{tuple(p.shape)}; leave transposed out of its group"
-            )
-    sizes = group.get("blocks")
-    if sizes is None:
-        return
-    if not isinstance(sizes, (tuple, list)) or not sizes:
-        raise ValueError(
-            f"blocks must be the sizes into which the output dimension is to be split, got {sizes!r}; leave it out "
-            "where there is one block"
-        )
-    for index, size in enumerate(sizes):
-        check_count(f"blocks[{index}]", size, minimum=1)
-    for p in group["params"]:
-        if p.ndim != 2 and not is_stack(p.ndim, group):
-            raise ValueError(
-                f"blocks={sizes!r} split the output dimension of a matrix, or of a stack of them where kind='matrix', "
-                f"got a parameter of shape {tuple(p.shape)}; leave blocks out of its group"
-            )
-        rows = p.shape[-1 if group.get("transposed") else -2]
-        if sum(sizes) != rows:
-            raise ValueError(
-                f"blocks={sizes!r} are {sum(sizes)} rows together, got a parameter of shape {tuple(p.shape)} with "
-                f"{rows} outputs; give sizes that sum to {rows}, or say with split_parameters(fused=...) what is fused"
-            )
-
-
-def check_eps(value: Any) -> None:
-    """Raise ValueError unless eps is above 0."""
-    check_positive("eps", value)
 
 
 def _check_kind(group: Group) -> None:

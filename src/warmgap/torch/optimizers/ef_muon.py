@@ -62,7 +62,8 @@ class EFMuon(Optimizer):
         >>> W.detach()
         tensor([[1.3750, 0.0000],
                 [0.0000, 0.6250]])
-        >>> optimizer.state[W]["error"]
+        >>> state = optimizer.state[W]
+        >>> state["error"]
         tensor([[0.1250, 0.0000],
                 [0.0000, 0.1250]])
 

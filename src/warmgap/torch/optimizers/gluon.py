@@ -1,5 +1,6 @@
 """Gluon: layer-wise LMO steps whose radii are fixed, or follow from each layer's smoothness."""
 
+from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
@@ -8,16 +9,13 @@ from torch.optim.optimizer import ParamsT
 
 from warmgap.torch.optimizers._base import (
     Group,
+    LayerNorm,
     NormConstrainedOptimizer,
-    average_,
     check_at_least_zero,
-    descend_,
-    is_stack,
-    rate,
-    shrink_,
+    complete_layer_group,
+    layer_norm_of,
 )
-from warmgap.torch.optimizers._sharding import layout_of, local, whole_sums
-from warmgap.torch.optimizers.scion import complete_layer_group, layer_directions
+from warmgap.torch.orthogonalize import Polynomial
 
 
 @final
@@ -45,8 +43,11 @@ class Gluon(NormConstrainedOptimizer):
         embedding_rule: `"sign"` or `"row"`.
         L0: Layer-wise smoothness constant, at least 0; with L1 it replaces the radii.
         L1: Layer-wise smoothness constant, at least 0; L0 + L1 must be above 0.
-        weight_decay: Decoupled weight decay, at least 0.
-        ns_steps: Newton-Schulz iterations (bfloat16).
+        weight_decay: Decoupled weight decay, at least 0; a float or a tensor of one element.
+        ns_steps: Newton-Schulz iterations.
+        polynomial: That of Newton-Schulz, a name or (a, b, c) of each step, see `warmgap.torch.orthogonalize`.
+        compute_dtype: What Newton-Schulz computes in, such as `torch.bfloat16`; by default bfloat16 where the hardware
+            has units for it, else float32.
         exact: Take U V^T from a singular value decomposition instead: for small problems and checks; on CUDA it waits
             for the host.
 
@@ -73,6 +74,8 @@ class Gluon(NormConstrainedOptimizer):
         weight_decay: float = 0.0,
         ns_steps: int = 5,
         exact: bool = False,
+        polynomial: Polynomial = "jordan",
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -85,6 +88,8 @@ class Gluon(NormConstrainedOptimizer):
             "weight_decay": weight_decay,
             "ns_steps": ns_steps,
             "exact": exact,
+            "polynomial": polynomial,
+            "compute_dtype": compute_dtype,
         }
         super().__init__(params, defaults)
 
@@ -98,42 +103,8 @@ class Gluon(NormConstrainedOptimizer):
             if group["L0"] + group["L1"] == 0:
                 raise ValueError("L0 and L1 are both 0, which makes every radius infinite; give at least one above 0")
 
-    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
-        averages = self._state(params, "momentum_buffer", first=grads)
-        average_(averages, grads, group["momentum"])
-        lr = rate(group)
-        steps = list(layer_directions(params, averages, group, self._loads))
-        shrink_([local(p) for p in params], lr, group["weight_decay"])
-        if group["L0"] is None:
-            for blocks, _, directions, factor in steps:
-                descend_(blocks, directions, lr * (group["radius"] * factor))
-            return
-        minus_lmos = [
-            [
-                direction.to(estimate.dtype).mul_(factor)
-                for estimate, direction in zip(estimates, directions, strict=True)
-            ]
-            for _, estimates, directions, factor in steps
-        ]
-        stacked = group["rule"] == "spectral" and is_stack(params[0].ndim, group)
-        partial = [
-            _partial_dual(estimate, minus_lmo, stacked)
-            for (_, estimates, _, _), found in zip(steps, minus_lmos, strict=True)
-            for estimate, minus_lmo in zip(estimates, found, strict=True)
-        ]
-        duals = iter(whole_sums(partial, layout_of(params[0]), (1, 2) if stacked else None))
-        for (blocks, _, _, _), found in zip(steps, minus_lmos, strict=True):
-            descend_(blocks, [minus_lmo.mul_(_radius(next(duals), group)) for minus_lmo in found], lr)
+    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+        return layer_norm_of(group, shape)
 
-
-def _partial_dual(estimate: Tensor, minus_lmo: Tensor, stacked: bool) -> Tensor:
-    """The part of <m, -lmo(m)> = ||m||_* that is here, of each matrix where the block is a stack of them."""
-    wide = torch.promote_types(estimate.dtype, torch.float32)
-    return (estimate * minus_lmo).sum(dim=(-2, -1) if stacked else None, keepdim=stacked, dtype=wide)
-
-
-def _radius(dual: Tensor, group: Group) -> float | Tensor:
-    """The radius t = ||m||_* / (L0 + L1 ||m||_*)."""
-    # Without L0 it is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
-    radius: float | Tensor = 1 / group["L1"] if group["L0"] == 0 else dual / (group["L0"] + group["L1"] * dual)
-    return radius
+    def _fresh(self, group: Group, name: str, p: Tensor, grad: Tensor) -> Tensor:  # noqa: ARG002
+        return grad.detach().clone(memory_format=torch.preserve_format)

@@ -1,42 +1,38 @@
 """Muon: orthogonalised momentum for the hidden matrices, and in the same optimizer another rule for everything else."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
+from warmgap.torch.layout import matrix_sides
+from warmgap.torch.norms import Max
 from warmgap.torch.optimizers._base import (
-    RULE_NORMS,
     Group,
+    LayerNorm,
     NormConstrainedOptimizer,
-    average_,
     check_betas,
+    check_choice,
     check_eps,
     check_flag,
     check_momentum,
     check_rate,
     check_spectral,
-    descend_,
-    matrix_sides,
-    orthogonal_directions,
-    rate,
     set_norm,
-    shrink_,
+    spectral_of,
 )
-from warmgap.torch.optimizers._sharding import local
-from warmgap.torch.optimizers.lion import lion_
-from warmgap.torch.optimizers.signum import signum_
+from warmgap.torch.orthogonalize import Polynomial
 
 SCALES = ("rms", "spectral", "none")
 SECOND_RULES = ("adamw", "lion", "sign")
 
+_NORMS = {"spectral": "spectral", "sign": "max", "lion": "max", "adamw": None}
+
 # The root mean square of AdamW's steps, about: arXiv 2502.16982, section 2.2.
 ADAMW_RMS = 0.2
-
-_ADAMW_FUSED = ("cpu", "cuda", "xpu")
 
 
 @final
@@ -68,9 +64,12 @@ class Muon(NormConstrainedOptimizer):
         lr: Learning rate of the spectral groups, a float or a tensor of one element.
         momentum: Weight of the past in the average, at least 0 and under 1.
         nesterov: Whether the newest gradient is weighed in once more.
-        weight_decay: Decoupled weight decay of all groups, at least 0.
+        weight_decay: Decoupled weight decay of all groups, at least 0; a float or a tensor of one element.
         scale: `"rms"`, `"spectral"` or `"none"`.
-        ns_steps: Newton-Schulz iterations (bfloat16).
+        ns_steps: Newton-Schulz iterations.
+        polynomial: That of Newton-Schulz, a name or (a, b, c) of each step, see `warmgap.torch.orthogonalize`.
+        compute_dtype: What Newton-Schulz computes in, such as `torch.bfloat16`; by default bfloat16 where the hardware
+            has units for it, else float32.
         exact: Take U V^T from a singular value decomposition instead: for small problems and checks; on CUDA it waits
             for the host.
         second: Rule of the other groups: `"adamw"`, `"lion"` or `"sign"` (Signum).
@@ -100,14 +99,15 @@ class Muon(NormConstrainedOptimizer):
         ns_steps: int = 5,
         *,
         exact: bool = False,
+        polynomial: Polynomial = "jordan",
+        compute_dtype: torch.dtype | None = None,
         second: Literal["adamw", "lion", "sign"] = "adamw",
         second_lr: float | Tensor | None = None,
         second_betas: tuple[float, float] | None = None,
         second_momentum: float = 0.9,
         second_eps: float = 1e-8,
     ) -> None:
-        if second not in SECOND_RULES:
-            raise ValueError(f"second must be one of {', '.join(map(repr, SECOND_RULES))}, got {second!r}")
+        check_choice("second", second, SECOND_RULES)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -116,6 +116,8 @@ class Muon(NormConstrainedOptimizer):
             "scale": scale,
             "ns_steps": ns_steps,
             "exact": exact,
+            "polynomial": polynomial,
+            "compute_dtype": compute_dtype,
             "second": second,
             "second_lr": second_lr,
             "second_betas": second_betas,
@@ -132,10 +134,9 @@ class Muon(NormConstrainedOptimizer):
         )
         if rule not in ("spectral", *SECOND_RULES):
             raise ValueError(f"rule must be 'spectral' or one of {', '.join(map(repr, SECOND_RULES))}, got {rule!r}")
-        set_norm(group, RULE_NORMS[rule])
+        set_norm(group, _NORMS[rule])
         # Of every group: the rate of the others depends on the scale.
-        if group["scale"] not in SCALES:
-            raise ValueError(f"scale must be one of {', '.join(map(repr, SCALES))}, got {group['scale']!r}")
+        check_choice("scale", group["scale"], SCALES)
         check_flag("nesterov", group["nesterov"])
         check_flag("exact", group["exact"])
         if second["lr"] is not None:
@@ -146,7 +147,7 @@ class Muon(NormConstrainedOptimizer):
             return
         if "lr" not in given:
             group["lr"] = _second_rate(rule, second["lr"], group["lr"], group["scale"])
-        for key in {"nesterov", "scale", "ns_steps", "exact"} - given:
+        for key in {"nesterov", "scale", "ns_steps", "exact", "polynomial", "compute_dtype"} - given:
             del group[key]
         if rule == "sign":
             if "momentum" not in given:
@@ -160,57 +161,10 @@ class Muon(NormConstrainedOptimizer):
         if rule == "adamw":
             check_eps(group.setdefault("eps", second["eps"]))
 
-    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
-        lr, weight_decay = rate(group), group["weight_decay"]
-        pieces = [local(p) for p in params]
-        if group["rule"] == "spectral":
-            self._spectral(group, params, grads, lr)
-        elif group["rule"] == "lion":
-            lion_(pieces, grads, self._state(params, "exp_avg"), lr, group["betas"], weight_decay)
-        elif group["rule"] == "sign":
-            signum_(pieces, grads, self._state(params, "momentum_buffer"), lr, group["momentum"], weight_decay)
-        else:
-            self._adamw(group, params, grads, lr)
-
-    def _spectral(self, group: Group, params: list[Tensor], grads: list[Tensor], lr: float | Tensor) -> None:
-        momentum = group["momentum"]
-        averages = self._state(params, "momentum_buffer")
-        average_(averages, grads, momentum)
-        estimates = list(torch._foreach_lerp(grads, averages, momentum)) if group["nesterov"] else averages
-        steps = list(orthogonal_directions(params, estimates, group, self._loads))
-        # Only now, so that both passes over a parameter find it in the cache.
-        shrink_([local(p) for p in params], lr, group["weight_decay"])
-        for blocks, _, directions, shape in steps:
-            descend_(blocks, directions, lr * _scale(group["scale"], *matrix_sides(shape, group)))
-
-    def _adamw(self, group: Group, params: list[Tensor], grads: list[Tensor], lr: float | Tensor) -> None:
-        fused = params[0].device.type in _ADAMW_FUSED
-        counters = []
-        for p in params:
-            state = self.state[p]
-            if "step" not in state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-            if fused and state["step"].device != p.device:
-                # Fresh, or loaded from elsewhere: the fused kernel counts on the parameter's device.
-                state["step"] = state["step"].to(p.device)
-            counters.append(state["step"])
-        adamw(
-            [local(p) for p in params],
-            grads,
-            self._state(params, "exp_avg"),
-            self._state(params, "exp_avg_sq"),
-            [],
-            counters,
-            foreach=False,
-            fused=fused,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=lr,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+        if group["rule"] != "spectral":
+            return Max()
+        return spectral_of(group, 1.0 / _scale(group["scale"], *matrix_sides(shape, group)))
 
 
 def _scale(scale: str, rows: int, columns: int) -> float:

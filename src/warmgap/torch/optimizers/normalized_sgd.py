@@ -1,23 +1,19 @@
 """Normalized SGD: the momentum of every parameter tensor, divided by its length."""
 
+from collections.abc import Sequence
 from typing import final
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from warmgap.torch.norms import Frobenius
 from warmgap.torch.optimizers._base import (
     Group,
+    LayerNorm,
     NormConstrainedOptimizer,
     check_momentum,
-    chunks,
-    descend_,
-    frobenius_norms,
-    rate,
     set_norm,
-    shrink_,
 )
-from warmgap.torch.optimizers._sharding import layout_of, local
 
 
 @final
@@ -31,7 +27,7 @@ class NormalizedSGD(NormConstrainedOptimizer):
         params: Parameters, dicts of them, or the groups from `split_parameters`; all are stepped alike.
         lr: Learning rate, the length of every tensor's step; a float or a tensor of one element.
         momentum: Weight of the past in the sum, at least 0 and under 1.
-        weight_decay: Decoupled weight decay, at least 0.
+        weight_decay: Decoupled weight decay, at least 0; a float or a tensor of one element.
 
     A momentum whose norm is under 1e-15 counts as zero.
 
@@ -42,6 +38,8 @@ class NormalizedSGD(NormConstrainedOptimizer):
     Source: arXiv 2602.05813, appendix C (norm, LMO); Cutkosky and Mehta, arXiv 2002.03305 (momentum).
     """
 
+    _rule = "sum"
+
     def __init__(
         self, params: ParamsT, lr: float | Tensor = 1e-2, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
@@ -51,15 +49,5 @@ class NormalizedSGD(NormConstrainedOptimizer):
         check_momentum("momentum", group["momentum"])
         set_norm(group, "frobenius")
 
-    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
-        sums = grads
-        if group["momentum"]:
-            sums = self._state(params, "momentum_buffer")
-            torch._foreach_mul_(sums, group["momentum"])
-            torch._foreach_add_(sums, grads)
-        lr = rate(group)
-        lengths = frobenius_norms(sums, layout_of(params[0]))
-        # A parameter that comes in several chunks comes alone, and its one length serves them all.
-        for ps, ms in chunks([local(p) for p in params], sums):
-            shrink_(ps, lr, group["weight_decay"])
-            descend_(ps, [m / length for m, length in zip(ms, lengths, strict=True)], lr)
+    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:  # noqa: ARG002
+        return Frobenius()

@@ -1,39 +1,21 @@
 """Scion: every layer's step is the LMO of the norm that fits how the layer is used."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from warmgap._checks import check_positive
 from warmgap.torch.optimizers._base import (
-    RULE_NORMS,
     Group,
+    LayerNorm,
     NormConstrainedOptimizer,
-    average_,
-    block_shapes,
     check_flag,
-    check_layout,
-    check_momentum,
-    check_spectral,
-    descend_,
-    is_stack,
-    local_blocks,
-    matrix_sides,
-    orthogonal_directions,
-    output_dim,
-    rate,
-    set_norm,
-    shrink_,
-    unit_directions,
+    complete_layer_group,
+    layer_norm_of,
 )
-from warmgap.torch.optimizers._sharding import Loads, layout_of, local, whole_norms
-from warmgap.torch.orthogonalize import TINY, as_matrix
-
-LAYER_RULES = ("spectral", "sign", "row", "rms")
+from warmgap.torch.orthogonalize import Polynomial
 
 
 @final
@@ -69,7 +51,10 @@ class Scion(NormConstrainedOptimizer):
         constrained: Whether weight decay is 1 by default, in every group; else it is 0. A group may say its own.
         weight_decay: Another decoupled weight decay, at least 0; the ball's radius is then radius / weight_decay. A
             group may name its own.
-        ns_steps: Newton-Schulz iterations (bfloat16).
+        ns_steps: Newton-Schulz iterations.
+        polynomial: That of Newton-Schulz, a name or (a, b, c) of each step, see `warmgap.torch.orthogonalize`.
+        compute_dtype: What Newton-Schulz computes in, such as `torch.bfloat16`; by default bfloat16 where the hardware
+            has units for it, else float32.
         exact: Take U V^T from a singular value decomposition instead: for small problems and checks; on CUDA it waits
             for the host.
 
@@ -94,6 +79,8 @@ class Scion(NormConstrainedOptimizer):
         weight_decay: float | None = None,
         ns_steps: int = 5,
         exact: bool = False,
+        polynomial: Polynomial = "jordan",
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -105,6 +92,8 @@ class Scion(NormConstrainedOptimizer):
             "weight_decay": weight_decay,
             "ns_steps": ns_steps,
             "exact": exact,
+            "polynomial": polynomial,
+            "compute_dtype": compute_dtype,
         }
         super().__init__(params, defaults)
 
@@ -116,80 +105,5 @@ class Scion(NormConstrainedOptimizer):
             group["weight_decay"] = float(constrained) if of_all is None else of_all
         complete_layer_group(group, given)
 
-    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
-        averages = self._state(params, "momentum_buffer")
-        average_(averages, grads, group["momentum"])
-        lr = rate(group)
-        steps = list(layer_directions(params, averages, group, self._loads))
-        shrink_([local(p) for p in params], lr, group["weight_decay"])
-        for blocks, _, directions, factor in steps:
-            descend_(blocks, directions, lr * (group["radius"] * factor))
-
-
-def complete_layer_group(group: Group, given: frozenset[str]) -> None:
-    """Give a group of a layer-wise optimizer its rule, norm and radius, and check them."""
-    embedding_radius, embedding_rule = group.pop("embedding_radius"), group.pop("embedding_rule")
-    if embedding_rule not in ("sign", "row"):
-        raise ValueError(f"embedding_rule must be 'sign' or 'row', got {embedding_rule!r}")
-    check_positive("embedding_radius", embedding_radius)
-    kind = group.get("kind", "matrix")
-    by_kind = {"matrix": "spectral", "conv": "spectral", "embedding": embedding_rule, "head": embedding_rule}
-    rule = group.setdefault("rule", by_kind.get(kind, "rms"))
-    if rule not in LAYER_RULES:
-        raise ValueError(f"rule must be one of {', '.join(map(repr, LAYER_RULES))}, got {rule!r}")
-    if "radius" not in given and kind in ("embedding", "head"):
-        group["radius"] = embedding_radius
-    set_norm(group, RULE_NORMS[rule])
-    check_positive("radius", group["radius"])
-    check_momentum("momentum", group["momentum"])
-    check_flag("exact", group["exact"])
-    if rule == "spectral":
-        check_spectral(group)
-    elif rule != "rms":
-        check_layout(group)
-
-
-def layer_directions(
-    params: list[Tensor], estimates: list[Tensor], group: Group, loads: Loads
-) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor], float]]:
-    """Take the LMO of a group's layer-wise norm at the estimates, block by block.
-
-    Args:
-        params: The parameters, of one shape, or sharded.
-        estimates: One for each, this rank's pieces of sharded ones.
-        group: Their group.
-        loads: What the ranks have to do already; added to.
-
-    Yields:
-        For each block: its part of the parameters and of the estimates, as views; directions, fresh; and the factor for
-        which the LMO is -factor * direction.
-    """
-    if group["rule"] == "spectral":
-        for blocks, sources, directions, shape in orthogonal_directions(params, estimates, group, loads):
-            yield blocks, sources, directions, _spectral_factor(shape, group)
-        return
-    layout = layout_of(params[0])
-    if group["rule"] == "rms":
-        for p, estimate, direction in zip(params, estimates, unit_directions(estimates, layout), strict=True):
-            yield [local(p)], [estimate], [direction], math.sqrt(p.numel())
-        return
-    for p, estimate in zip(params, estimates, strict=True):
-        blocks_of = (local_blocks(x, p, group) for x in (local(p), estimate))
-        for block, source, shape in zip(*blocks_of, block_shapes(p, group), strict=True):
-            _, columns = matrix_sides(shape, group)
-            if group["rule"] == "sign":
-                direction, factor = source.sign(), 1 / columns
-            else:
-                matrix = source if is_stack(source.ndim, group) else as_matrix(source)
-                wide = torch.promote_types(matrix.dtype, torch.float32)
-                lengths = torch.linalg.vector_norm(matrix, dim=-1, keepdim=True, dtype=wide)
-                along = set(range(p.ndim)) - {output_dim(p, group)} - ({0} if is_stack(p.ndim, group) else set())
-                (lengths,) = whole_norms([lengths], layout, along)
-                direction, factor = (matrix / lengths.clamp_min(TINY)).to(p.dtype), 1 / math.sqrt(columns)
-            yield [block], [source], [direction.reshape(block.shape)], factor
-
-
-def _spectral_factor(shape: Sequence[int], group: Group) -> float:
-    """The factor sqrt(outputs / inputs) / kernel entries; the last is 1 for a matrix."""
-    outputs, inputs, *kernel = shape[1:] if is_stack(len(shape), group) else shape
-    return math.sqrt(outputs / inputs) / math.prod(kernel)
+    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+        return layer_norm_of(group, shape)
