@@ -18,4 +18,5 @@ from warmgap.replay import replay
 assert replay([5.0, 4.0, 3.0], rules=["gap(kappa=64)"])  # with NumPy'
 "$new" -m pip install --quiet --disable-pip-version-check pytest pytest-timeout hypothesis
 cp -r "$here/tests" "$here/pyproject.toml" .
-"$new" -m pytest -q -p no:cacheprovider tests/rules tests/smoothness tests/test_*.py
+"$new" -m pytest -q -p no:cacheprovider tests/rules \
+  tests/test_{decay,geometry,matching,replay,schedule,signal,target}.py

@@ -1,5 +1,6 @@
 """The page of the replay, run in the browser by Brython: the schedule is the package's own code."""
 
+import itertools
 import json
 import math
 import traceback
@@ -9,6 +10,9 @@ from browser import document, svg, timer, window
 from warmgap.replay import _from_csv, _from_rows, _from_trainer
 from warmgap.rules import by_name
 from warmgap.schedule import Schedule
+
+if not hasattr(itertools, "pairwise"):  # Brython 3.15 lacks it
+    itertools.pairwise = lambda items: zip(items, items[1:])
 
 COLOURS = {"auto": "#3f51b5", "loss-ratio": "#e8710a", "power": "#128a5e", "linear": "#b0308f"}
 WIDTH, HEIGHT, LEFT, GAP = 640, 150, 46, 34

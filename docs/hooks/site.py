@@ -19,7 +19,14 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 REPOSITORY = "https://github.com/warmgap/warmgap"
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
-PAGE_NEEDS = {"browser", "json", "math", "traceback"}  # what the page's own script imports
+PAGE_NEEDS = {
+    "browser",
+    "browser.svg",
+    "browser.timer",
+    "json",
+    "math",
+    "traceback",
+}  # what the page's own script imports
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -1,4 +1,4 @@
-"""Learning-rate warm-up that ends itself, for norm-constrained optimizers.
+"""The learning-rate schedule that needs no tuning, for norm-constrained optimizers and AdamW.
 
 Importing this package imports no framework; `warmgap.torch` is the PyTorch side.
 """
@@ -37,4 +37,12 @@ def __getattr__(name: str) -> Any:
 
         warnings.warn("warmgap.Signal is now warmgap.LossFilter", DeprecationWarning, stacklevel=2)
         return LossFilter
+    places = {
+        "AdaptiveWarmup": "torch",
+        "SpectralCap": "torch",
+        "scale_by_warmup": "optax",
+        "WarmgapTrainer": "transformers",
+    }
+    if name in places:
+        raise AttributeError(f"{name} is in warmgap.{places[name]}: from warmgap.{places[name]} import {name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,6 +29,14 @@ class Smoothness:
         K0: Constant term, in units of gap / learning rate.
         K1: Linear term, in units of 1 / learning rate; may be negative.
         K2: Quadratic term, in units of 1 / (gap * learning rate).
+
+    Raises:
+        ValueError: If K0 or K2 is negative, or the bound is not positive for every gap.
+
+    Example:
+        >>> smoothness = Smoothness(K0=400.0, K1=0.0, K2=100.0)
+        >>> smoothness.peak_gap, smoothness.peak_lr, smoothness.step_size(4.0)
+        (2.0, 0.0025, 0.002)
     """
 
     K0: float
@@ -99,6 +107,11 @@ class ResponseCurve:
 
     Raises:
         ValueError: If an argument lies outside those ranges.
+
+    Example:
+        >>> curve = ResponseCurve(initial_gap=8.0, peak_gap=2.0, floor=0.01)
+        >>> [round(curve(gap), 3) for gap in (8.0, 4.0, 2.0, 1.0)]
+        [0.01, 0.043, 1.0, 0.043]
     """
 
     initial_gap: float

@@ -25,6 +25,11 @@ def cosine(minimum: float = 0.0) -> Decay:
 
     Raises:
         ValueError: If `minimum` lies outside [0, 1).
+
+    Example:
+        >>> decay = cosine(minimum=0.1)
+        >>> [round(decay(progress), 3) for progress in (0.0, 0.5, 1.0)]
+        [1.0, 0.55, 0.1]
     """
     low = _minimum(minimum)
     return partial(_cosine, low)
@@ -35,6 +40,10 @@ def linear(minimum: float = 0.0) -> Decay:
 
     Raises:
         ValueError: If `minimum` lies outside [0, 1).
+
+    Example:
+        >>> [linear()(progress) for progress in (0.0, 0.25, 1.0)]
+        [1.0, 0.75, 0.0]
     """
     low = _minimum(minimum)
     return partial(_wsd, 1.0, low)
@@ -49,6 +58,11 @@ def wsd(share: float = 0.2, minimum: float = 0.0) -> Decay:
 
     Raises:
         ValueError: If `share` or `minimum` lies outside its range.
+
+    Example:
+        >>> decay = wsd(share=0.2)
+        >>> [round(decay(progress), 3) for progress in (0.0, 0.8, 0.9, 1.0)]
+        [1.0, 1.0, 0.5, 0.0]
     """
     share = check_fraction("share", share)
     low = _minimum(minimum)
@@ -60,13 +74,23 @@ def inverse_sqrt(final: float = 0.1) -> Decay:
 
     Raises:
         ValueError: If `final` does not lie strictly between 0 and 1.
+
+    Example:
+        >>> decay = inverse_sqrt(final=0.1)
+        >>> [round(decay(progress), 3) for progress in (0.0, 0.1, 1.0)]
+        [1.0, 0.303, 0.1]
     """
     steepness = check_fraction("final", final) ** -2 - 1.0
     return partial(_inverse_sqrt, steepness)
 
 
 def constant() -> Decay:
-    """No decay."""
+    """No decay.
+
+    Example:
+        >>> constant()(0.5)
+        1.0
+    """
     return partial(_wsd, 1.0, 1.0)
 
 
@@ -87,6 +111,10 @@ def by_name(name: str) -> Decay:
 
     Raises:
         ValueError: If the name is unknown.
+
+    Example:
+        >>> by_name("linear")(0.25)
+        0.75
     """
     if name not in _BUILDERS:
         raise ValueError(f"decay must be one of {', '.join(map(repr, NAMES))} or a callable, got {name!r}")

@@ -47,6 +47,11 @@ def kappa(norm: str, shapes: Iterable[Sequence[int]]) -> float:
     Raises:
         ValueError: If the norm is unknown or a side of a shape is negative.
 
+    Example:
+        >>> shapes = [(768, 768), (2048, 768), (768,)]
+        >>> kappa("spectral", shapes), kappa("frobenius", shapes)
+        (1537.0, 3.0)
+
     Source: arXiv 2602.05813, appendix D.1.
     """
     if norm not in NORMS:

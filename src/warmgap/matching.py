@@ -1,4 +1,4 @@
-"""Target-shape matching: which peak gap makes the response curve look like a warm-up that people would draw.
+"""Target-shape matching: which peak gap makes the response curve look like a hand-drawn warm-up.
 
 Source: arXiv 2602.05813, section 5 (3) and appendix D.2, step 4.
 """
@@ -53,6 +53,10 @@ def match_peak_gap(initial_gap: float, floor: float, kappa: float, sigma: float 
     Warns:
         UserWarning: If a second, distant local minimum is within a factor of 2 of the best: then a small change of
             the arguments can move the answer far.
+
+    Example:
+        >>> round(match_peak_gap(7.8, floor=0.01, kappa=65_280), 1)
+        2.5
 
     Source: arXiv 2602.05813, appendix D.2, step 4; the objective as in the method's published code.
     """
@@ -131,9 +135,9 @@ def best_share(floor: float, sharpness: float) -> tuple[float, float | None]:
     inner = np.flatnonzero((values[1:-1] <= values[:-2]) & (values[1:-1] <= values[2:])) + 1
     if inner.size == 0:
         inner = np.array([np.clip(values.argmin(), 1, grid.size - 2)])
-    found = sorted(_refine(float(grid[i - 1]), float(grid[i + 1]), floor, sharpness) for i in inner)
-    found.sort(key=lambda pair: pair[1])
-    (share, best), rest = found[0], found[1:]
+    minima = sorted(_refine(float(grid[i - 1]), float(grid[i + 1]), floor, sharpness) for i in inner)
+    minima.sort(key=lambda pair: pair[1])
+    (share, best), rest = minima[0], minima[1:]
     rivals = [p for p, value in rest if value <= 2.0 * best and abs(p - share) > 0.01]
     return share, rivals[0] if rivals else None
 

@@ -27,7 +27,9 @@ def build_page(folder: Path, page: str, source: Path = ROOT / "src") -> subproce
     (folder / "docs").mkdir()
     (folder / "docs" / "index.md").write_text(f"# Page\n\n{page}\n")
     settings = re.sub(r"^nav:\n(^ .*\n)*", "", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
-    (folder / "mkdocs.yml").write_text(settings.replace("paths: [src]", f"paths: [{source}]"))
+    (folder / "mkdocs.yml").write_text(
+        settings.replace("paths: [src]", f"paths: [{source}]").replace("docs/hooks/", f"{ROOT}/docs/hooks/")
+    )
     return build(folder / "mkdocs.yml", folder / "site")
 
 

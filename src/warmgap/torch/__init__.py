@@ -1,5 +1,14 @@
 """The PyTorch side: norm-constrained optimizers, and the learning-rate schedule that needs no tuning."""
 
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as _error:
+    if _error.name != "torch":
+        raise
+    raise ModuleNotFoundError(
+        "warmgap.torch needs PyTorch, which is not installed: pip install 'warmgap[torch]'", name="torch"
+    ) from None
+
 from warmgap.torch import compression, norms, orthogonalize
 from warmgap.torch.loss_mean import LossMean
 from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, Scion, Signum

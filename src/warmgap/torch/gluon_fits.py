@@ -21,6 +21,8 @@ from warmgap._checks import check_finite
 from warmgap.smoothness.fits import LayerFits
 from warmgap.torch.split import split_parameters
 
+__all__ = ["GluonSchedule", "gluon_groups", "layer_constants", "read_radii", "write_radii"]
+
 Radii = Mapping[str, tuple[float, float]]
 """L0 and L1 by parameter name."""
 

@@ -314,7 +314,7 @@ def newton_schulz(
 
     Example:
         >>> newton_schulz(torch.eye(2), dtype=torch.float64).diagonal().mean().round(decimals=1)
-        tensor(0.7000, dtype=torch.float64)
+        tensor(1.1000, dtype=torch.float64)
     """
     check_count("steps", steps, minimum=1)
     _check_matrices(x)

@@ -2,10 +2,10 @@
 
 They are the roots of the eigenvalues of the smaller Gram matrix. For a 768 x 2048 matrix in float32 on one CPU core
 that takes less than a tenth of the time of a full decomposition (`benchmarks/probe.py`). The price is that the small
-ones drown in rounding from the square root of machine precision on. How much of the nuclear norm is at stake is
+ones are lost in rounding below the square root of machine precision. The share of the nuclear norm at stake is
 estimated from the values themselves, with an error of machine precision times the largest eigenvalue for each of them:
 where an eigenvalue is smaller than that, every error counts in full, since a root of rounding is never below zero;
-elsewhere errors go up and down, and are summed as squares. Where it is more than `TOLERANCE` the Gram matrix is taken
+elsewhere errors have either sign, and add as squares. Where it is more than `TOLERANCE` the Gram matrix is taken
 in float64, at about twice the time. Over 672 matrices, 112 spectra from flat to rank one in six shapes from 64 x 64 to
 128 x 8192, and over those below, no relative error of the nuclear norm was above 8e-4; the largest are those of flat
 spectra that end at a fifth of the rank. Of 768 x 2048 matrices, against the decomposition in float64:
@@ -92,5 +92,5 @@ def _lapack_eigenvalues(matrix: NDArray[Any]) -> NDArray[Any]:
     values, _, failed = solve(gram, compute_v=0, lower=0, overwrite_a=1, lwork=34 * size)
     if failed:
         raise RuntimeError(f"the eigenvalues of a matrix of {size} rows did not converge (LAPACK says {failed})")
-    found: NDArray[Any] = values
-    return found
+    eigenvalues: NDArray[Any] = values
+    return eigenvalues

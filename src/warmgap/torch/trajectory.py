@@ -47,7 +47,7 @@ class TrajectoryChecker:
         ...     checker.record(lambda: model(torch.eye(2)).square().mean())
         ...     with torch.no_grad():
         ...         for p in model.parameters():
-        ...             p.mul_(0.9)
+        ...             _ = p.mul_(0.9)
         >>> checker.finalize().largest_c1 > 1.0  # convex
         True
 
