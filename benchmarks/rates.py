@@ -285,12 +285,18 @@ def plot(path: Path, picture: Path) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.7 * rows), squeeze=False)
     for axis, (workload, by_method) in zip(axes.flat, found.items(), strict=False):
         rate = next(Workload(**r["workload"]).rate for r in load(path) if Workload(**r["workload"]).name == workload)
-        for method, by_rate in by_method.items():
-            rates = sorted(by_rate)
-            means = np.array([np.mean(by_rate[m]) for m in rates])
-            style = {"color": "C3", "lw": 2.4, "zorder": 3} if method == "auto" else {"lw": 1.0, "alpha": 0.8}
-            axis.plot([rate * m for m in rates], means, label=method, marker=".", **style)
+        for index, method in enumerate(METHODS):
+            if by_rate := by_method.get(method):
+                rates = sorted(by_rate)
+                means = np.array([np.mean(by_rate[m]) for m in rates])
+                style = (
+                    {"color": "k", "lw": 2.4, "zorder": 3} if method == "auto" else {"color": f"C{index}", "lw": 1.0}
+                )
+                axis.plot([rate * m for m in rates], means, label=method, marker=".", **style)
         axis.set_xscale("log")
+        ticks = [rate * m for m in MULTIPLES[1:]]
+        axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_title(workload, fontsize=7)
         axis.tick_params(labelsize=7)
     axes[0, 0].set_ylabel("final validation loss")
@@ -298,7 +304,7 @@ def plot(path: Path, picture: Path) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=5, fontsize=7)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.savefig(picture, dpi=110)
+    figure.savefig(picture, dpi=80)
 
 
 def main() -> None:
