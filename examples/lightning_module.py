@@ -39,4 +39,4 @@ trainer = Trainer(
     enable_progress_bar=False,
 )
 trainer.fit(ByteModel(), loader)
-print(trainer.callback_metrics["lr"], trainer.callback_metrics["gap"])
+print(trainer.callback_metrics["warmgap/lr"])

@@ -8,10 +8,16 @@ S = TypeVar("S")
 
 
 def to_plain(value: Any) -> Any:
-    """Return a state as plain Python values: a named tuple as a dict, a tuple as a list."""
+    """Return a state as plain Python values: a named tuple as a dict, a tuple as a list.
+
+    Named tuples in a tuple are lists of their values: `torch.distributed.checkpoint` takes a dict in a list apart, and
+    could then not load a state with fewer of them.
+    """
     if hasattr(value, "_fields"):
         return {name: to_plain(getattr(value, name)) for name in value._fields}
-    return [to_plain(item) for item in value] if isinstance(value, tuple) else value
+    if not isinstance(value, tuple):
+        return value
+    return [list(item) if hasattr(item, "_fields") else to_plain(item) for item in value]
 
 
 def from_plain(kind: type[S], data: Any) -> S:
@@ -34,7 +40,10 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if hasattr(hint, "_fields"):
         return from_plain(hint, value)
     if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-        return tuple(_typed(name, item, get_args(hint)[0]) for item in value)
+        kind = get_args(hint)[0]
+        if hasattr(kind, "_fields"):
+            value = [dict(zip(kind._fields, x, strict=False)) if isinstance(x, list) else x for x in value]
+        return tuple(_typed(name, item, kind) for item in value)
     wanted = get_args(hint) or (hint,)
     fits = isinstance(value, wanted) or (float in wanted and type(value) is int)
     if not fits or (isinstance(value, bool) and bool not in wanted):

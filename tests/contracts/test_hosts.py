@@ -86,7 +86,7 @@ def transformers(work: Work, folder: Path, resume: bool = False) -> Trained:
         args,
         train_dataset=work.data(),
         optimizers=(optimizer, None),
-        warmup={"rule": work.rule, "cap": work.cap},
+        warmup={"rule": work.rule, "cap": work.cap, "model": None},  # without roles, as in the other hosts
     )
     run.accelerator.scaler = work.scaler()
     run.train(resume_from_checkpoint=str(folder / f"checkpoint-{STOP}") if resume else None)

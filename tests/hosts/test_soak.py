@@ -103,6 +103,8 @@ class Programs(RuleBasedStateMachine):
 
     @rule(more=st.integers(1, 40))
     def extend(self, more: int) -> None:
+        if self.asked[1] == "linear":  # by name its length follows from that of the run
+            return
         factor = self.run.scheduler.factor
         self.run.scheduler.extend(self.run.scheduler.last_epoch + more)
         self.asked = (*self.asked[:2], self.run.scheduler.total_iters)
@@ -132,7 +134,7 @@ class Programs(RuleBasedStateMachine):
         if len(self.factors) > 1:
             assert self.factors[-1] <= 2.0 * self.factors[-2] * (1.0 + 1e-12)
         assert scheduler.last_epoch == self.made
-        if self.made > scheduler.total_iters:
+        if self.made > scheduler.total_iters >= 20:  # in shorter ones doubling takes longer than the run
             assert scheduler.phase == "decay" or not scheduler.schedule.rule.max_warmup
         assert all(math.isfinite(event.after) for event in scheduler.events)
 

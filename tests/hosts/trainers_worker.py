@@ -22,7 +22,7 @@ STEPS = 8
 BATCH = 8  # of all ranks and micro-batches
 LENGTH = 6
 NAN_STEP = 3  # in which the last micro-batch of the last rank has no loss
-GAP = {"rule": "gap", "target_loss": 0.0}
+GAP = {"rule": "gap(max_warmup=None, deadlock_exit=False)", "target_loss": 0.0}  # sees every loss
 RANKS = int(os.environ["WORLD_SIZE"])
 
 
@@ -68,7 +68,8 @@ def watched(model: nn.Module) -> tuple[Lion, list[float]]:
 
 def seen(scheduler: Any) -> list[float]:
     """The losses that the scheduler saw: no more than its filter remembers."""
-    losses: list[float] = scheduler.state_dict()["schedule"]["rule"]["signal"]["window"]
+    filtered = scheduler.state_dict()["schedule"]["state"]["rule"]["losses"]
+    losses: list[float] = filtered["window"][-filtered["filled"] :]
     return losses
 
 

@@ -109,7 +109,7 @@ def test_results_come_back_as_they_were_written(
 
 
 def test_results_of_the_first_version_are_read() -> None:
-    trials = read_results(ROOT / "benchmarks" / "results" / "results.json")
+    trials = read_results(Path(__file__).parent / "first_version_results.json")
     assert {trial.split for trial in trials} == {"test"}
     assert {trial.status for trial in trials} <= {"done", "diverged", "refused"}
     assert all(trial.counted is not None for trial in trials)

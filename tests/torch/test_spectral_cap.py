@@ -53,7 +53,7 @@ def moved(model: nn.Sequential, step: Callable[[], Any]) -> list[Tensor]:
 
 
 def norm(matrix: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(matrix, 2))
+    return float(torch.linalg.matrix_norm(matrix.detach(), 2))
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 200), (200, 48), (1, 30), (30, 1)])

@@ -387,9 +387,12 @@ class AdaptiveWarmup(LRScheduler):
         These can change until then with the loss that is observed. (Of several ranks each sees its own loss here.)
         """
         if self._state.step == 0 and not self._calibrated and not self._loss.empty and self._has_its_turn():
-            loss = self._loss.local()
+            # Nothing is kept of it: another rank has another loss, or is not asked.
+            kept, loss = (self._state, self._own), self._loss.local()
             self._start(loss if math.isfinite(loss) else None)
-            self._set_lrs()
+            rates = self.get_lr()
+            self._state, self._own = kept
+            return rates
         return self._last_lr
 
     # Ranks with different numbers of batches: what `torch.distributed.algorithms.Join` asks of its parts
