@@ -240,7 +240,7 @@ def table(path: Path) -> None:
     found = losses(path)
     shares: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for workload, by_method in found.items():
-        multiples = sorted(next(iter(by_method.values())))
+        multiples = sorted({m for by_rate in by_method.values() for m in by_rate})
         print(f"\n{workload}\n{'':26}" + "".join(f"{f'x{m:.2g}':>9}" for m in multiples))
         mean = {m: {k: float(np.mean(v)) for k, v in by.items()} for m, by in by_method.items()}
         for method, by_rate in mean.items():
@@ -255,7 +255,7 @@ def table(path: Path) -> None:
             if 3.0 in by_rate:
                 shares[method]["best rate"].append(min(by_rate.values()) - best)
                 at = min(clocks.get("hold 40 %", by_rate), key=lambda k: clocks.get("hold 40 %", by_rate)[k])
-                hotter = [m for m in multiples if m > at and m <= 10.01 * at]
+                hotter = [m for m in by_rate if at < m <= 10.01 * at]
                 shares[method]["flatness"].append(
                     float(np.mean([max(0.0, by_rate[m] - by_rate_best(clocks)) for m in hotter])) if hotter else 0.0
                 )
