@@ -144,3 +144,12 @@ def noise_alone(rate: float) -> list[Record]:
             w.grad = noise
             optimizer.step()
     return probe.records[:-1]
+
+
+def test_one_call_makes_gluon_from_fits(fits: LayerFits) -> None:
+    model = Net()
+    with pytest.warns(UserWarning, match="compare runs"):
+        optimizer = Gluon.from_fits(model, fits, momentum=0.5)
+    with pytest.warns(UserWarning, match="compare runs"):
+        groups = Gluon(gluon_groups(model, fits), lr=1.0, momentum=0.5).param_groups
+    assert [(g["L0"], g["L1"], g["lr"]) for g in optimizer.param_groups] == [(g["L0"], g["L1"], 1.0) for g in groups]

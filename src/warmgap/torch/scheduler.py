@@ -321,8 +321,6 @@ class AdaptiveWarmup(LRScheduler):
             self._start(loss if loss is not None and math.isfinite(loss) else None)
         self._set_lrs()
 
-    _look_first = before_step  # its old name, which hosts call
-
     def after_step(self, skipped: float | Tensor = 0.0) -> None:
         """Count a step: the optimizer's hook calls it as `step` ends.
 

@@ -1,10 +1,12 @@
 """Gluon: layer-wise LMO steps whose radii are fixed, or follow from each layer's smoothness."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from warmgap.torch.optimizers._base import (
@@ -92,6 +94,25 @@ class Gluon(NormConstrainedOptimizer):
             "compute_dtype": compute_dtype,
         }
         super().__init__(params, defaults)
+
+    @classmethod
+    def from_fits(cls, model: nn.Module, fits: Any, lr: float | Tensor = 1.0, **settings: Any) -> Gluon:
+        """Return Gluon for a model with the radii that follow from what was measured along a run.
+
+        Args:
+            model: The model.
+            fits: The fits of `warmgap.smoothness.fit_layers`, or L0 and L1 by parameter name.
+            lr: Learning rate; 1 is the theory's step.
+            settings: Further arguments of `Gluon`.
+
+        Raises:
+            ValueError: If the fits do not belong to the model, see `warmgap.torch.gluon_fits.gluon_groups`.
+
+        Source: Riabinin et al., arXiv 2505.13416, theorem 1.
+        """
+        from warmgap.torch.gluon_fits import gluon_groups
+
+        return cls(gluon_groups(model, fits), lr=lr, **settings)
 
     def _complete_group(self, group: Group, given: frozenset[str]) -> None:
         complete_layer_group(group, given)
