@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from warmgap._checks import check_count, check_finite
+from warmgap.torch.optimizers._sharding import local
 from warmgap.torch.orthogonalize import TINY, as_matrix, newton_schulz, polar
 
 __all__ = ["EFMuon"]
@@ -160,7 +161,7 @@ class EFMuon(Optimizer):
             move = torch.zeros_like(p)
             if p.grad is not None and p.numel():
                 move, _ = self._move(group, p, 1.0, self._average(group, p))
-            found.append(_local(move / group["lr"]))
+            found.append(local(move / group["lr"]))
         return found
 
     def _average(self, group: Group, p: Tensor) -> Tensor:
@@ -256,11 +257,6 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     return (x.to(wide) * y.to(wide)).sum()
-
-
-def _local(x: Tensor) -> Tensor:
-    local: Tensor = x.to_local() if hasattr(x, "to_local") else x
-    return local
 
 
 def _check(group: Group) -> None:
