@@ -5,7 +5,7 @@
     python benchmarks/rates.py plot OUTPUT.jsonl PICTURE.png
 
 A run that stands in OUTPUT is not made again; several processes may share the work (`--share 0/2`, `--share 1/2`).
-One thread a run. The workloads of the suite `test` were written down before any of them was run.
+One thread a run. The workloads of the suites `test` and `long` were written down before any of them was run.
 """
 
 from __future__ import annotations
@@ -78,6 +78,12 @@ SUITES: dict[str, list[Workload]] = {
         Workload("lion", 1e-3, "stdlib", 4096, layers=2, width=128, steps=400, batch=12, length=96),
         Workload("muon", 2e-2, "stdlib", 4096, layers=2, width=128, steps=400, batch=12, length=96),
         Workload("adamw", 3e-3, "stdlib", 4096, layers=2, width=128, steps=400, batch=12, length=96),
+    ],
+    "long": [
+        Workload("lion", 1e-3, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
+        Workload("adamw", 3e-3, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
+        Workload("muon", 2e-2, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
+        Workload("signum", 1e-3, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
     ],
 }
 MULTIPLES = (0.1, 1 / 3, 1.0, 3.0, 10.0)

@@ -1,0 +1,181 @@
+"""Ablations of the spectral cap, and its rivals: what is measured, against what, over which weights, for how long.
+
+    python benchmarks/cap.py run OUTPUT.jsonl --seeds 7 8
+    python benchmarks/cap.py table OUTPUT.jsonl
+
+Workloads: the suite `development` of `benchmarks/rates.py`. Every run holds the peak for 40 % of the run and
+ends in a cosine to 0; what differs is how the steps of some weights are cut. The step is measured by copies, so that
+every variant is exact. A run that stands in OUTPUT is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rates import OPTIMIZERS, SUITES, Clock, Workload, load, mean_loss, network, tokens
+from warmgap.torch import split_parameters
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the steps D of some weights W are cut.
+
+    Attributes:
+        rho: The most that a step may be, relative to `against`; infinite: no cut.
+        norm: Of the step: `"spectral"`, or `"frobenius"` as in the trust ratio of LARS and LAMB.
+        against: The weight `"at start"`, as it is `"now"`, or its `"shape"`, sqrt(outputs / inputs).
+        pooled: What becomes of the ratios of all matrices: `"median"`, `"mean"`, `"largest"`, or a factor for `"each"`.
+        clip: Whether singular values above the limit are cut down to it, in place of a factor.
+        roles: The roles whose steps are cut.
+        until: Share of the run after which nothing is cut.
+        decays: Whether the limit decays with the rate.
+    """
+
+    rho: float = 0.1
+    norm: str = "spectral"
+    against: str = "at start"
+    pooled: str = "median"
+    clip: bool = False
+    roles: tuple[str, ...] = ("hidden",)
+    until: float = 1.0
+    decays: bool = False
+
+
+VARIANTS = {
+    "no cap": Variant(math.inf),
+    "the cap, rho 0.1": Variant(),
+    "rho 0.05": Variant(0.05),
+    "rho 0.2": Variant(0.2),
+    "largest ratio": Variant(pooled="largest"),
+    "mean ratio": Variant(pooled="mean"),
+    "a factor for each matrix": Variant(pooled="each"),
+    "against the weight now": Variant(against="now"),
+    "against the shape": Variant(0.05, against="shape"),
+    "lifted at 60 %": Variant(until=0.6),
+    "limit decays with the rate": Variant(decays=True),
+    "all matrices": Variant(roles=("hidden", "embedding", "head")),
+    "singular values clipped": Variant(clip=True),
+    "trust ratio (LARC), 0.02": Variant(0.02, "frobenius", "now", "each"),
+    "trust ratio (LARC), 0.05": Variant(0.05, "frobenius", "now", "each"),
+}
+
+
+def size(matrix: Tensor, norm: str) -> float:
+    """The norm of a matrix."""
+    order = 2 if norm == "spectral" else "fro"
+    return float(torch.linalg.matrix_norm(matrix, order))
+
+
+@torch.no_grad()
+def cut(matrices: list[Tensor], before: list[Tensor], starts: list[float], limit: float, variant: Variant) -> float:
+    """Cut the steps just made, in place; return the factor of the first matrix."""
+    steps = [matrix - old for matrix, old in zip(matrices, before, strict=True)]
+    references = starts if variant.against == "at start" else [size(old, variant.norm) for old in before]
+    if variant.against == "shape":
+        references = [math.sqrt(matrix.shape[0] / matrix.shape[1]) for matrix in matrices]
+    ratios = np.array([size(s, variant.norm) / r for s, r in zip(steps, references, strict=True)])
+    pool: Callable[[Any], Any] = {"median": np.median, "mean": np.mean, "largest": np.max, "each": np.asarray}[
+        variant.pooled
+    ]
+    factors = np.broadcast_to(np.minimum(1.0, limit / np.maximum(pool(ratios), 1e-30)), len(steps))
+    for matrix, old, step, factor, reference in zip(matrices, before, steps, factors, references, strict=True):
+        if variant.clip:
+            u, s, vh = torch.linalg.svd(step, full_matrices=False)
+            matrix.copy_(old + (u * s.clamp(max=limit * reference)) @ vh)
+        elif factor < 1.0:
+            matrix.copy_(old + step * float(factor))
+    return float(factors[0])
+
+
+def final_loss(workload: Workload, multiple: float, variant: Variant, seed: int) -> dict[str, Any]:
+    """Train once; return the validation loss and the factors."""
+    train, validation = tokens(workload.corpus, workload.vocabulary)
+    model = network(workload, seed)
+    rate, clock = workload.rate * multiple, Clock(hold=0.4)
+    optimizer = OPTIMIZERS[workload.optimizer](list(split_parameters(model)), lr=rate, weight_decay=0.1)
+    matrices = [p for g in optimizer.param_groups if g["role"] in variant.roles for p in g["params"] if p.ndim == 2]
+    starts = [size(matrix.detach(), variant.norm) for matrix in matrices]
+    order = np.random.default_rng(seed)
+    factors: list[float] = []
+    for step in range(workload.steps):
+        where = order.integers(len(train) - workload.length - 1, size=workload.batch)
+        loss = mean_loss(model, train, where, workload.length)
+        if not math.isfinite(loss.item()):
+            return {"loss": math.inf, "factors": factors}
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        share = clock.factor(step, workload.steps, "hidden")
+        for group in optimizer.param_groups:
+            group["lr"] = rate * share
+        cuts = math.isfinite(variant.rho) and step < variant.until * workload.steps
+        before = [matrix.detach().clone() for matrix in matrices] if cuts else []
+        optimizer.step()
+        if cuts:
+            limit = variant.rho * (share if variant.decays else 1.0)
+            factors.append(round(cut(matrices, before, starts, limit, variant), 4))
+        optimizer.zero_grad()
+    model.eval()
+    where = np.arange(0, len(validation) - workload.length - 1, workload.length)[:1024]
+    with torch.no_grad():
+        losses = [mean_loss(model, validation, part, workload.length).item() for part in np.split(where, 16)]
+    return {"loss": float(np.mean(losses)), "factors": factors[:: max(1, len(factors) // 10)]}
+
+
+def table(path: Path) -> None:
+    """Print the mean losses, and each variant's mean difference to the cap."""
+    found: dict[str, dict[tuple[str, float], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in load(path):
+        found[run["variant"]][run["workload"]["optimizer"], run["multiple"]].append(run["loss"])
+    columns = sorted({key for by in found.values() for key in by})
+    print(
+        f"{'':28}" + "".join(f"{f'{name[:8]} x{multiple:g}':>14}" for name, multiple in columns) + f"{'difference':>14}"
+    )
+    cap = found["the cap, rho 0.1"]
+    for name, by in found.items():
+        difference = np.mean([np.mean(by[key]) - np.mean(cap[key]) for key in columns if key in by and key in cap])
+        cells = "".join(f"{np.mean(by[key]) if key in by else math.nan:14.3f}" for key in columns)
+        print(f"{name:28}{cells}{difference:+14.3f}")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7])
+    parser.add_argument("--multiples", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=["lion", "adamw", "muon"])
+    given = parser.parse_args()
+    if given.command == "table":
+        table(given.output)
+        return
+    torch.set_num_threads(1)
+    for seed in given.seeds:
+        for workload in (w for w in SUITES["development"] if w.optimizer in given.optimizers):
+            for multiple in given.multiples:
+                for name in given.variants:
+                    run = {"workload": asdict(workload), "variant": name, "multiple": multiple, "seed": seed}
+                    if any(run.items() <= other.items() for other in load(given.output)):
+                        continue
+                    began = time.monotonic()
+                    outcome = final_loss(workload, multiple, VARIANTS[name], seed)
+                    with given.output.open("a") as file:
+                        file.write(json.dumps({**run, **outcome, "seconds": round(time.monotonic() - began, 1)}) + "\n")
+                    print(workload.name, name, multiple, seed, outcome["loss"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
