@@ -299,12 +299,10 @@ class SpectralCapState(NamedTuple):
     """State of `spectral_cap`.
 
     Attributes:
-        references: Spectral norm of each hidden matrix at the start, shape (n,).
-        ratio: Median of ||update_i||_2 / reference_i of the last updates, before they were held back.
-        factor: What the last updates of hidden matrices were multiplied by, in (0, 1].
+        ratio: Median of ||update_i||_2 / sqrt(outputs_i / inputs_i) of the last updates, before they were held back.
+        factor: What the last updates were multiplied by, in (0, 1].
     """
 
-    references: Array
     ratio: Array
     factor: Array
 
@@ -317,9 +315,10 @@ def spectral_cap(
 ) -> optax.GradientTransformation:
     """Hold the updates of hidden matrices under a spectral norm, one factor for all: the last link of a chain.
 
-    The updates D_i of the hidden matrices W_i are multiplied by min(1, rho / r), r the median over i of
-    ||D_i||_2 / ||W_i at the start||_2; all other updates are left alone. See `warmgap.torch.SpectralCap`. A matrix of
-    more than two dimensions counts as one of shape (product of the others, last dimension).
+    The updates D_i of the hidden matrices are multiplied by min(1, rho / r), r the median over i of
+    ||D_i||_2 / sqrt(outputs_i / inputs_i). Other updates are left alone where there is an embedding, and share the
+    factor where there is none. See `warmgap.torch.SpectralCap`. A kernel has shape (..., inputs, outputs); one of more
+    than two dimensions counts as a matrix of shape (product of the others, outputs).
 
     Args:
         rho: The cap, above 0; `"auto"` takes `warmgap.rules.default_rho(total_iters)`.
@@ -344,37 +343,32 @@ def spectral_cap(
     """
     bound = default_rho(total_iters) if rho == "auto" else check_positive("rho", rho)
 
+    def labels(tree: Any) -> Any:
+        return roles_of(tree) if roles is None else roles(tree) if callable(roles) else roles
+
     def hidden(tree: Any) -> list[Array]:
-        labels = roles_of(tree) if roles is None else roles(tree) if callable(roles) else roles
-        leaves, names = jax.tree.leaves(tree), jax.tree.leaves(labels)
-        return [x.reshape(-1, x.shape[-1]) for x, role in zip(leaves, names, strict=True) if role == "hidden"]
+        named = zip(jax.tree.leaves(tree), jax.tree.leaves(labels(tree)), strict=True)
+        return [x.reshape(-1, x.shape[-1]) for x, role in named if role == "hidden"]
 
     def init(params: optax.Params) -> SpectralCapState:
-        matrices = hidden(params)
-        if not matrices:
+        if not hidden(params):
             raise ValueError(
                 "spectral_cap found no hidden matrix: give roles=, a pytree of 'hidden', 'embedding', 'head' and "
                 "'other' with the structure of the parameters"
             )
-        shapes = jnp.array([math.sqrt(x.shape[1] / x.shape[0]) for x in matrices])
-        norms = jnp.stack([_spectral_norm(x, 8) for x in matrices])
-        count = jnp.sum(norms > 0.0)
-        scales = jnp.sort(jnp.where(norms > 0.0, norms / shapes, jnp.inf))
-        usual = jnp.where(count > 0, scales[jnp.maximum(count - 1, 0) // 2], 1.0)
-        return SpectralCapState(
-            jnp.where(norms > 1e-3 * usual * shapes, norms, usual * shapes), jnp.zeros(()), jnp.ones(())
-        )
+        return SpectralCapState(jnp.zeros(()), jnp.ones(()))
 
     def update(
         updates: optax.Updates, state: SpectralCapState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, SpectralCapState]:
-        del params
-        ratios = jnp.stack([_spectral_norm(x, 4) for x in hidden(updates)]) / state.references
-        ratio = jax.lax.stop_gradient(jnp.median(ratios))
+        del state, params
+        names = labels(updates)
+        held = {"hidden"} if "embedding" in jax.tree.leaves(names) else {"hidden", "head", "other"}
+        ratios = [_spectral_norm(x, 4) * math.sqrt(x.shape[0] / x.shape[1]) for x in hidden(updates)]
+        ratio = jax.lax.stop_gradient(jnp.median(jnp.stack(ratios)))
         factor = jnp.where(ratio > bound, bound / jnp.where(ratio > bound, ratio, 1.0), 1.0)
-        labels = roles_of(updates) if roles is None else roles(updates) if callable(roles) else roles
-        held = jax.tree.map(lambda x, role: x * factor.astype(x.dtype) if role == "hidden" else x, updates, labels)
-        return held, SpectralCapState(state.references, ratio, factor)
+        updates = jax.tree.map(lambda x, role: x * factor.astype(x.dtype) if role in held else x, updates, names)
+        return updates, SpectralCapState(ratio, factor)
 
     return optax.GradientTransformation(init, update)
 
@@ -401,15 +395,11 @@ def roles_of(params: optax.Params) -> Any:
 def _spectral_norm(matrix: Array, iterations: int) -> Array:
     """The power method of `warmgap.torch.spectral_cap.spectral_norms`."""
     x = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
-    index = np.arange(x.shape[0], dtype=np.float64)
-    u = jnp.asarray(np.cos(0.7 * index * index), x.dtype)
-    length = jnp.zeros((), x.dtype)
+    v = x[jnp.argmax(jnp.sum(x * x, axis=1))]
     for _ in range(iterations):
-        v = u @ x
         u = x @ (v / jnp.maximum(jnp.sqrt(jnp.sum(v * v)), 1e-30))
-        length = jnp.sqrt(jnp.sum(u * u))
-        u = u / jnp.maximum(length, 1e-30)
-    return length
+        v = (u / jnp.maximum(jnp.sqrt(jnp.sum(u * u)), 1e-30)) @ x
+    return jnp.sqrt(jnp.sum(v * v))
 
 
 def check_restored(restored: Any, fresh: Any) -> None:

