@@ -5,12 +5,13 @@
     python benchmarks/rates.py plot OUTPUT.jsonl PICTURE.png
 
 A run that stands in OUTPUT is not made again; several processes may share the work (`--share 0/2`, `--share 1/2`).
-One thread a run. The workloads of the suites `test` and `long` were written down before any of them was run.
+One thread a run. The workloads of the suites `test`, `sixth` and `long` were written down before any of them was run.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -31,18 +32,19 @@ from warmgap.torch import AdaptiveWarmup, Lion, Muon, NormalizedSGD, Signum, spl
 
 @dataclass(frozen=True)
 class Workload:
-    """What is learned: a LLaMA on text, with an optimizer around its rate.
+    """What is learned, and an optimizer around its rate.
 
     Attributes:
         optimizer: A name of `OPTIMIZERS`.
         rate: The peak rate that the rates tried are multiples of: near the best of a constant.
-        corpus: `"stdlib"` or `"wiki"`.
+        corpus: The text `"stdlib"` or `"wiki"`, or two `"photos"`.
         vocabulary: Tokens; 257 is bytes.
         layers: Blocks of the model.
-        width: Its width; the feed-forward network is 8/3 of it.
+        width: Its width; the feed-forward network of a LLaMA is 8/3 of it.
         steps: Optimizer steps.
-        batch: Sequences a step.
-        length: Tokens a sequence.
+        batch: Sequences, or patches of a photo, a step.
+        length: Tokens a sequence, or pixels along a patch.
+        model: `"llama"` or `"gpt2"` on text; `"autoencoder"` (an MLP) or `"denoiser"` (a convnet) on photos.
     """
 
     optimizer: str
@@ -54,11 +56,14 @@ class Workload:
     steps: int = 300
     batch: int = 32
     length: int = 64
+    model: str = "llama"
 
     @property
     def name(self) -> str:
         """A short name, different for every workload."""
-        return f"{self.optimizer}-{self.corpus}-{self.vocabulary}-{self.layers}x{self.width}-{self.steps}"
+        data = self.model if self.corpus == "photos" else f"{self.corpus}-{self.vocabulary}"
+        data = f"gpt2-{data}" if self.model == "gpt2" else data
+        return f"{self.optimizer}-{data}-{self.layers}x{self.width}-{self.steps}"
 
 
 SUITES: dict[str, list[Workload]] = {
@@ -78,6 +83,17 @@ SUITES: dict[str, list[Workload]] = {
         Workload("lion", 1e-3, "stdlib", 4096, layers=2, width=128, steps=400, batch=12, length=96),
         Workload("muon", 2e-2, "stdlib", 4096, layers=2, width=128, steps=400, batch=12, length=96),
         Workload("adamw", 3e-3, "stdlib", 4096, layers=2, width=128, steps=400, batch=12, length=96),
+    ],
+    "sixth": [
+        Workload("signum", 3e-3, "wiki", layers=4, width=64, steps=300, batch=16, model="gpt2"),
+        Workload("normalized-sgd", 0.1, "wiki", layers=4, width=64, steps=300, batch=16, model="gpt2"),
+        Workload("muon", 2e-2, "stdlib", layers=6, width=64, steps=300, batch=16),
+        Workload("lion", 2e-3, "stdlib", 1024, layers=3, width=96, steps=300, batch=16),
+        Workload("adamw", 5e-3, "wiki", layers=2, width=64, steps=120, batch=96),
+        Workload("lion", 1e-3, "photos", layers=4, width=256, steps=400, batch=64, length=8, model="autoencoder"),
+        Workload("muon", 2e-2, "photos", layers=4, width=256, steps=400, batch=64, length=8, model="autoencoder"),
+        Workload("adamw", 3e-3, "photos", layers=5, width=32, steps=300, batch=16, length=16, model="denoiser"),
+        Workload("lion", 1e-3, "photos", layers=5, width=32, steps=300, batch=16, length=16, model="denoiser"),
     ],
     "long": [
         Workload("lion", 1e-3, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
@@ -139,16 +155,15 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 def final_loss(workload: Workload, rate: float, method: str, seed: int) -> dict[str, Any]:
     """Train once; return the validation loss and what is to be known of the schedule."""
-    train, validation = tokens(workload.corpus, workload.vocabulary)
     model = network(workload, seed)
+    batch_loss, validation_loss = (photo_losses if workload.corpus == "photos" else text_losses)(workload)
     groups = list(split_parameters(model))
     optimizer = OPTIMIZERS[workload.optimizer](groups, lr=rate, weight_decay=0.1)
     scheduler = AdaptiveWarmup(optimizer, workload.steps) if method == "auto" else None
     order = np.random.default_rng(seed)
     factors: list[float] = []
     for step in range(workload.steps):
-        starts = order.integers(len(train) - workload.length - 1, size=workload.batch)
-        loss = mean_loss(model, train, starts, workload.length)
+        loss = batch_loss(model, order)
         if not math.isfinite(loss.item()):
             return {"loss": math.inf, "factors": factors}
         loss.backward()
@@ -165,32 +180,88 @@ def final_loss(workload: Workload, rate: float, method: str, seed: int) -> dict[
             scheduler.step()
         optimizer.zero_grad()
     model.eval()
-    starts = np.arange(0, len(validation) - workload.length - 1, workload.length)[:1024]
-    starts = starts[: len(starts) // 16 * 16]
     with torch.no_grad():
-        losses = [mean_loss(model, validation, part, workload.length).item() for part in np.split(starts, 16)]
-    return {"loss": float(np.mean(losses)), "factors": factors[:: max(1, len(factors) // 20)]}
+        loss_at_the_end = validation_loss(model)
+    return {"loss": loss_at_the_end, "factors": factors[:: max(1, len(factors) // 20)]}
 
 
 def network(workload: Workload, seed: int) -> nn.Module:
-    """A LLaMA with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """The model, with random weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
+    width, layers = workload.width, workload.layers
+    if workload.model == "autoencoder":
+        pixels = 3 * workload.length**2
+        ends = [(pixels, width), (width, width // 8), (width // 8, width), (width, pixels)]
+        parts = [part for end in ends for part in (nn.Linear(*end), nn.GELU())]
+        return nn.Sequential(nn.Flatten(), *parts[:-1], nn.Unflatten(1, (3, workload.length, workload.length)))
+    if workload.model == "denoiser":
+        channels = [3, *[width] * (layers - 1), 3]
+        ends = list(itertools.pairwise(channels))
+        parts = [part for end in ends for part in (nn.Conv2d(*end, 3, padding=1), nn.ReLU())]
+        return nn.Sequential(*parts[:-1])
+    common = {"bos_token_id": None, "eos_token_id": None, "use_cache": False, "vocab_size": workload.vocabulary}
+    if workload.model == "gpt2":
+        free = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        sizes = {"n_positions": workload.length, "n_embd": width, "n_layer": layers, "n_head": width // 16}
+        return GPT2LMHeadModel(GPT2Config(**common, **sizes, **free))
     config = LlamaConfig(
-        vocab_size=workload.vocabulary,
-        hidden_size=workload.width,
-        intermediate_size=round(workload.width * 8 / 3 / 4) * 4,
-        num_hidden_layers=workload.layers,
-        num_attention_heads=workload.width // 16,
+        **common,
+        hidden_size=width,
+        intermediate_size=round(width * 8 / 3 / 4) * 4,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 16,
         max_position_embeddings=workload.length,
         tie_word_embeddings=False,
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
     )
     model: nn.Module = LlamaForCausalLM(config)
     return model
+
+
+Losses = tuple[Callable[[nn.Module, np.random.Generator], torch.Tensor], Callable[[nn.Module], float]]
+
+
+def text_losses(workload: Workload) -> Losses:
+    """The loss of a batch, and the one on the validation text."""
+    train, validation = tokens(workload.corpus, workload.vocabulary)
+
+    def batch_loss(model: nn.Module, order: np.random.Generator) -> torch.Tensor:
+        starts = order.integers(len(train) - workload.length - 1, size=workload.batch)
+        return mean_loss(model, train, starts, workload.length)
+
+    def validation_loss(model: nn.Module) -> float:
+        starts = np.arange(0, len(validation) - workload.length - 1, workload.length)[:1024]
+        starts = starts[: len(starts) // 16 * 16]
+        parts = np.split(starts, 16)
+        return float(np.mean([mean_loss(model, validation, part, workload.length).item() for part in parts]))
+
+    return batch_loss, validation_loss
+
+
+def photo_losses(workload: Workload) -> Losses:
+    """The mean squared error of patches of two photos, and the logarithm of the one on their right fifth."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [torch.tensor(photo).permute(2, 0, 1) / 64.0 - 2.0 for photo in load_sample_images().images]
+    size, noise = workload.length, 0.5 if workload.model == "denoiser" else 0.0
+
+    def patches(order: np.random.Generator, count: int, first: float, last: float) -> torch.Tensor:
+        which = order.integers(2, size=count)
+        rows = order.integers(photos[0].shape[1] - size, size=count)
+        columns = order.integers(int(first * 640), int(last * 640) - size, size=count)
+        places = zip(which, rows, columns, strict=True)
+        return torch.stack([photos[i][:, row : row + size, column : column + size] for i, row, column in places])
+
+    def error(model: nn.Module, clean: torch.Tensor, order: np.random.Generator) -> torch.Tensor:
+        noisy = clean + noise * torch.from_numpy(order.standard_normal(clean.shape).astype(np.float32))
+        return (model(noisy) - clean).square().mean()
+
+    def validation_loss(model: nn.Module) -> float:
+        order = np.random.default_rng(0)
+        return math.log(error(model, patches(order, 1024, 0.8, 1.0), order).item())
+
+    return lambda model, order: error(model, patches(order, workload.batch, 0.0, 0.8), order), validation_loss
 
 
 _TOKENS: dict[tuple[str, int], tuple[NDArray[Any], NDArray[Any]]] = {}
@@ -221,7 +292,12 @@ def runs_of(suite: str, seeds: list[int], methods: list[str], multiples: list[fl
         for workload in SUITES[suite]:
             for method in methods:
                 for multiple in multiples:
-                    yield {"workload": asdict(workload), "method": method, "multiple": multiple, "seed": seed}
+                    yield {"workload": described(workload), "method": method, "multiple": multiple, "seed": seed}
+
+
+def described(workload: Workload) -> dict[str, Any]:
+    """A workload's settings; the model is named where it is not a LLaMA, which the oldest results do not say."""
+    return {key: value for key, value in asdict(workload).items() if (key, value) != ("model", "llama")}
 
 
 def key_of(run: dict[str, Any]) -> str:
