@@ -35,7 +35,7 @@ class Variant:
     Attributes:
         rho: The most that a step may be, relative to `against`; infinite: no cut.
         norm: Of the step: `"spectral"`, or `"frobenius"` as in the trust ratio of LARS and LAMB.
-        against: The weight `"at start"`, as it is `"now"`, or its `"shape"`, sqrt(outputs / inputs).
+        against: The weight's `"shape"`, sqrt(outputs / inputs), or its norm `"at start"` or `"now"`.
         pooled: What becomes of the ratios of all matrices: `"median"`, `"mean"`, `"largest"`, or a factor for `"each"`.
         clip: Whether singular values above the limit are cut down to it, in place of a factor.
         roles: The roles whose steps are cut.
@@ -43,9 +43,9 @@ class Variant:
         decays: Whether the limit decays with the rate.
     """
 
-    rho: float = 0.1
+    rho: float = 0.04
     norm: str = "spectral"
-    against: str = "at start"
+    against: str = "shape"
     pooled: str = "median"
     clip: bool = False
     roles: tuple[str, ...] = ("hidden",)
@@ -55,14 +55,14 @@ class Variant:
 
 VARIANTS = {
     "no cap": Variant(math.inf),
-    "the cap, rho 0.1": Variant(),
-    "rho 0.05": Variant(0.05),
-    "rho 0.2": Variant(0.2),
+    "the cap": Variant(),
+    "rho 0.02": Variant(0.02),
+    "rho 0.08": Variant(0.08),
     "largest ratio": Variant(pooled="largest"),
     "mean ratio": Variant(pooled="mean"),
     "a factor for each matrix": Variant(pooled="each"),
-    "against the weight now": Variant(against="now"),
-    "against the shape": Variant(0.05, against="shape"),
+    "against the weight at start": Variant(0.1, against="at start"),
+    "against the weight now": Variant(0.1, against="now"),
     "lifted at 60 %": Variant(until=0.6),
     "limit decays with the rate": Variant(decays=True),
     "all matrices": Variant(roles=("hidden", "embedding", "head")),
@@ -143,7 +143,7 @@ def table(path: Path) -> None:
     print(
         f"{'':28}" + "".join(f"{f'{name[:8]} x{multiple:g}':>14}" for name, multiple in columns) + f"{'difference':>14}"
     )
-    cap = found["the cap, rho 0.1"]
+    cap = found["the cap"]
     for name, by in found.items():
         difference = np.mean([np.mean(by[key]) - np.mean(cap[key]) for key in columns if key in by and key in cap])
         cells = "".join(f"{np.mean(by[key]) if key in by else math.nan:14.3f}" for key in columns)

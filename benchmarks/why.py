@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ from warmgap.torch import Lion, SpectralCap, split_parameters
 WORK = Workload("lion", 1e-2)
 
 
-def course(rho: float | None, seed: int = 0) -> dict[str, Any]:
+def course(rho: float | Literal["auto"] | None, seed: int = 0) -> dict[str, Any]:
     """Train at a constant rate; medians over the hidden matrices at every fifth step."""
     train, _ = tokens(WORK.corpus, WORK.vocabulary)
     model = network(WORK, seed)
     optimizer = Lion(list(split_parameters(model)), lr=WORK.rate, weight_decay=0.1)
-    cap = None if rho is None else SpectralCap(optimizer, rho)
+    cap = None if rho is None else SpectralCap(optimizer, rho, total_iters=WORK.steps)
     hidden = [p for group in optimizer.param_groups if group["role"] == "hidden" for p in group["params"]]
     norms = [float(torch.linalg.matrix_norm(p.detach(), 2)) for p in hidden]
     order = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ def main() -> None:
     """Run both, write the numbers and draw them."""
     picture, output = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    courses = {"no cap": course(None), "spectral cap 0.1": course(0.1)}
+    courses = {"no cap": course(None), "spectral cap": course("auto")}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(courses))
 
