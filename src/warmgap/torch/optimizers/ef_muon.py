@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from warmgap._checks import check_count, check_finite
-from warmgap.torch.optimizers._sharding import local
 from warmgap.torch.orthogonalize import TINY, as_matrix, newton_schulz, polar
+from warmgap.torch.sharding import local
 
 __all__ = ["EFMuon"]
 
