@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -112,6 +112,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
                 loss = closure()
         # What the ranks have to do in this step, for matrices to be shared out evenly.
         loads: Loads = {}
+        eager = not torch.compiler.is_compiling()
         for group in self.param_groups:
             params: list[Tensor] = []
             grads: list[Tensor] = []
@@ -119,9 +120,9 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             sharded = self._init_group(group, params, grads, *states)
             if params:
                 lr, weight_decay = group["lr"], group["weight_decay"]
-                lr = _scalar(lr) if isinstance(lr, Tensor) else lr
-                weight_decay = _scalar(weight_decay) if isinstance(weight_decay, Tensor) else weight_decay
-                self._advance(group, params, params, grads, states, lr, weight_decay, loads, sharded)
+                lr = _scalar(lr, eager) if isinstance(lr, Tensor) else lr
+                weight_decay = _scalar(weight_decay, eager) if isinstance(weight_decay, Tensor) else weight_decay
+                self._advance(group, params, params, grads, states, _Step(lr, weight_decay, loads, eager), sharded)
         return loss
 
     @torch.no_grad()
@@ -157,7 +158,8 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             for name, kept in zip(self._state_names(group), states, strict=False):
                 kept.append(local(state[name]).clone() if name in state else self._fresh(group, name, local(p), grad))
         sharded = any(map(is_sharded, chosen))
-        self._advance(group, chosen, [found[index] for index in moving], grads, states, 1.0, 0.0, {}, sharded)
+        step = _Step(1.0, 0.0, {}, not torch.compiler.is_compiling())
+        self._advance(group, chosen, [found[index] for index in moving], grads, states, step, sharded)
         for index in moving:
             found[index].neg_()
         return found
@@ -264,9 +266,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         targets: list[Tensor],
         grads: list[Tensor],
         states: Sequence[list[Tensor]],
-        lr: float | Tensor,
-        weight_decay: float | Tensor,
-        loads: Loads,
+        step: _Step,
         sharded: bool,
     ) -> None:
         """Step the targets, which are the parameters or stand for them, and move the states.
@@ -279,19 +279,25 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             params = [_whole_here(p, group) for p in params] if rule == "spectral" else params
         for some, xs, gs, *kept in _batches(rule, params, targets, grads, *filter(None, states)):
             shape, cut = some[0].shape, sharding_of(some[0]) if sharded else None
+            by_passes = step.eager and xs[0].device.type == "cpu"
             if rule == "adamw":
-                _adamw(group, xs, gs, kept, lr, weight_decay)
+                _adamw(group, xs, gs, kept, step)
             elif rule in ("spectral", "row") or group.get("L0") is not None:
-                estimates = self._estimate(group, rule, gs, kept)
+                estimates = self._estimate(group, rule, gs, kept, by_passes)
                 if rule == "spectral" and cut:
-                    steps = self._owned_blocks(group, some, xs, estimates, cut, loads)
+                    blocks = self._owned_blocks(group, some, xs, estimates, cut, step)
                 else:
-                    steps = self._blocks(group, shape, xs, estimates, cut)
-                _descend(group, steps, lr, weight_decay, rule == "spectral" and is_stack(len(shape), group), cut)
+                    blocks = self._blocks(group, shape, xs, estimates, cut, step.eager)
+                if group.get("L0") is not None:
+                    blocks = _by_duals(group, blocks, rule == "spectral" and is_stack(len(shape), group), cut)
+                for ps, _, directions, _, length in blocks:
+                    descend_(ps, directions, step.lr, step.weight_decay, length, by_passes)
             else:
-                self._entrywise(group, rule, shape, xs, gs, kept, lr, weight_decay, cut)
+                self._entrywise(group, rule, shape, xs, gs, kept, step, cut, by_passes)
 
-    def _estimate(self, group: Group, rule: str, gs: list[Tensor], kept: list[list[Tensor]]) -> list[Tensor]:
+    def _estimate(
+        self, group: Group, rule: str, gs: list[Tensor], kept: list[list[Tensor]], by_passes: bool
+    ) -> list[Tensor]:
         """Move the averages and return what the LMO is taken at; it may be the averages or gradients themselves."""
         if not kept:
             return gs
@@ -305,7 +311,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         if rule != "sum":
             torch._foreach_lerp_(ms, gs, 1 - momentum)
             return list(torch._foreach_lerp(gs, ms, momentum)) if group.get("nesterov") else ms
-        if _by_passes(ms[0]):
+        if by_passes:
             for m, g in zip(ms, gs, strict=True):
                 torch.add(g, m, alpha=momentum, out=m)
         else:
@@ -321,37 +327,39 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         xs: list[Tensor],
         gs: list[Tensor],
         kept: list[list[Tensor]],
-        lr: float | Tensor,
-        weight_decay: float | Tensor,
+        step: _Step,
         cut: Sharding | None,
+        by_passes: bool,
     ) -> None:
         """Signs, and tensors over their lengths, of whole parameters."""
-        _, norm, length = self._plan(group, shape)[0]
+        _, norm, length = self._plan(group, shape, step.eager)[0]
+        in_chunks = by_passes and len(xs) == 1 and xs[0].numel() > CHUNK_ENTRIES
         if isinstance(norm, Max):
-            for ps, some, *states in _chunks(xs, gs, *kept):
-                descend_(ps, norm.steepest(self._estimate(group, rule, some, states)), lr, weight_decay, length)
+            for ps, some, *states in _chunks(xs, gs, *kept) if in_chunks else [(xs, gs, *kept)]:
+                directions = norm.steepest(self._estimate(group, rule, some, states, by_passes))
+                descend_(ps, directions, step.lr, step.weight_decay, length, by_passes)
             return
         found: list[Tensor] = []
-        for some, *states in _chunks(gs, *kept):
-            found += Frobenius.lengths(self._estimate(group, rule, some, states))
-        # A parameter that comes in several chunks comes alone.
-        lengths = found if len(found) == len(xs) else [torch.linalg.vector_norm(torch.stack(found))]
-        lengths = whole_norms(lengths, cut)
+        for some, *states in _chunks(gs, *kept) if in_chunks else [(gs, *kept)]:
+            found += Frobenius.lengths(self._estimate(group, rule, some, states, by_passes))
+        lengths = [torch.linalg.vector_norm(torch.stack(found))] if in_chunks else found
+        lengths = whole_norms(lengths, cut) if cut else lengths
         torch._foreach_clamp_min_(lengths, TINY)
         estimates = kept[0] if kept else gs
-        if _by_passes(xs[0]):
-            for x, m, size in zip(xs, estimates, map(float, lengths), strict=True):
-                descend_([x], [m], lr, weight_decay, length / size)
+        if in_chunks:
+            descend_(xs, estimates, step.lr, step.weight_decay, length / float(lengths[0]), by_passes)
         else:
-            directions = [m / size for m, size in zip(estimates, lengths, strict=True)]
-            descend_(xs, directions, lr, weight_decay, length)
+            directions = list(torch._foreach_div(estimates, lengths))
+            descend_(xs, directions, step.lr, step.weight_decay, length, by_passes)
 
     # ----------------------------------------------------------------------------------------------------------- blocks
 
-    def _plan(self, group: Group, shape: Sequence[int]) -> list[tuple[Sequence[int], LayerNorm, float]]:
+    def _plan(
+        self, group: Group, shape: Sequence[int], eager: bool = True
+    ) -> list[tuple[Sequence[int], LayerNorm, float]]:
         """The blocks of a parameter of this shape: each one's shape, norm and step length."""
         key = None
-        if not torch.compiler.is_compiling():
+        if eager:
             # All that norms depend on; looked up at every step, as a group's values may be changed.
             key = (type(self), shape, str([*map(group.get, _PLANNED)]))
             if key in _PLANS:
@@ -371,10 +379,11 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         xs: list[Tensor],
         estimates: list[Tensor],
         cut: Sharding | None,
+        eager: bool,
         directions: list[Tensor] | None = None,
     ) -> list[_Block]:
         """The blocks of tensors of this shape, or of pieces of such, with the directions given or still to take."""
-        plan = self._plan(group, shape)
+        plan = self._plan(group, shape, eager)
         tensors = (xs, estimates) if directions is None else (xs, estimates, directions)
         parts: Iterable[Sequence[Sequence[Tensor]]] = (tensors,)
         if len(plan) > 1 or (group.get("transposed") and group["rule"] != "rms"):
@@ -393,7 +402,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         xs: list[Tensor],
         estimates: list[Tensor],
         cut: Sharding,
-        loads: Loads,
+        step: _Step,
     ) -> list[_Block]:
         """The blocks of matrices in pieces: each parameter is put together and orthogonalized on one rank."""
 
@@ -401,11 +410,11 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             results = [torch.empty_like(x) for x in wholes]
             for members in _by_shape(wholes):
                 some, of_some = ([part[i] for i in members] for part in (results, wholes))
-                for targets, _, directions, _, _ in self._blocks(group, some[0].shape, some, of_some, None):
+                for targets, _, directions, _, _ in self._blocks(group, some[0].shape, some, of_some, None, step.eager):
                     torch._foreach_copy_(targets, directions)
             return results
 
-        owned = owners([_cost(p, group) for p in params], cut.mesh, loads)
+        owned = owners([_cost(p, group) for p in params], cut.mesh, step.loads)
         # On accelerators Newton-Schulz begins by rounding to bfloat16: nothing is lost where that is done before.
         whole = group["exact"] or xs[0].device.type == "cpu"
         sent = estimates if whole else [estimate.to(torch.bfloat16) for estimate in estimates]
@@ -415,7 +424,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         for members in _by_shape(params):
             of_shape = ([part[i] for i in members] for part in (xs, estimates, directions))
             some, sources, given = of_shape
-            found += self._blocks(group, params[members[0]].shape, some, sources, cut, given)
+            found += self._blocks(group, params[members[0]].shape, some, sources, cut, step.eager, given)
         return found
 
 
@@ -430,35 +439,40 @@ _PLANNED = (
 _PLANS: dict[Hashable, list[tuple[Sequence[int], LayerNorm, float]]] = {}
 
 
-def _descend(
-    group: Group,
-    steps: list[_Block],
-    lr: float | Tensor,
-    weight_decay: float | Tensor,
-    stacked: bool,
-    cut: Sharding | None,
-) -> None:
-    if group.get("L0") is None:
-        for targets, _, directions, _, length in steps:
-            descend_(targets, directions, lr, weight_decay, length)
-        return
+class _Step(NamedTuple):
+    """What a step is made with.
+
+    Attributes:
+        lr: Learning rate; a 0-d tensor where it is to be read on the device.
+        weight_decay: The same.
+        loads: What the ranks have to do in it.
+        eager: Whether it is not being compiled.
+    """
+
+    lr: float | Tensor
+    weight_decay: float | Tensor
+    loads: Loads
+    eager: bool
+
+
+def _by_duals(group: Group, blocks: list[_Block], stacked: bool, cut: Sharding | None) -> list[_Block]:
+    """The blocks with radii that follow from L0, L1 and dual norms in their directions, and steps of length 1."""
     # The part of <m, -lmo(m)> = ||m||_* that is here, of each matrix where the block is a stack of them.
     partial_duals: list[Tensor] = []
     minus_lmos: list[list[Tensor]] = []
     dims = (-2, -1) if stacked else None
-    for _, sources, directions, norm, _ in steps:
+    for _, sources, directions, norm, _ in blocks:
         wide = torch.promote_types(sources[0].dtype, torch.float32)
         scaled = [d.to(source.dtype).div_(norm.scale) for d, source in zip(directions, sources, strict=True)]
         for source, direction in zip(sources, scaled, strict=True):
             partial_duals.append((source * direction).sum(dim=dims, keepdim=stacked, dtype=wide))
         minus_lmos.append(scaled)
-    duals = whole_sums(partial_duals, cut, (1, 2) if stacked else None)[::-1]
-    for (targets, _, _, _, _), scaled in zip(steps, minus_lmos, strict=True):
-        for direction in scaled:
-            dual = duals.pop()
+    duals = iter(whole_sums(partial_duals, cut, (1, 2) if stacked else None))
+    for scaled in minus_lmos:
+        for direction, dual in zip(scaled, duals, strict=False):
             # Without L0 it is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
             direction.mul_(1 / group["L1"] if group["L0"] == 0 else dual / (group["L0"] + group["L1"] * dual))
-        descend_(targets, scaled, lr, weight_decay)
+    return [(ps, of, scaled, norm, 1.0) for (ps, of, _, norm, _), scaled in zip(blocks, minus_lmos, strict=True)]
 
 
 def _steepest(norm: LayerNorm, sources: list[Tensor], group: Group, cut: Sharding | None) -> list[Tensor]:
@@ -483,14 +497,8 @@ def _steepest(norm: LayerNorm, sources: list[Tensor], group: Group, cut: Shardin
     return [direction.reshape(first.shape) for direction in found] if flat else found
 
 
-def _adamw(
-    group: Group,
-    xs: list[Tensor],
-    gs: list[Tensor],
-    kept: list[list[Tensor]],
-    lr: float | Tensor,
-    weight_decay: float | Tensor,
-) -> None:
+def _adamw(group: Group, xs: list[Tensor], gs: list[Tensor], kept: list[list[Tensor]], step: _Step) -> None:
+    lr, weight_decay = step.lr, step.weight_decay
     if isinstance(weight_decay, Tensor):  # which torch's kernels do not take
         torch._foreach_mul_(xs, 1 - lr * weight_decay)
         weight_decay = 0.0
@@ -536,23 +544,15 @@ def _batches(rule: str, params: list[Tensor], *others: list[Tensor]) -> list[lis
 
 
 def _chunks(*tensors: list[Tensor]) -> Iterable[tuple[list[Tensor], ...]]:
-    """A large CPU parameter and what belongs to it piece by piece, and anything else as it came.
+    """A large CPU parameter and what belongs to it, chunk by chunk where all are contiguous.
 
-    For rules that work entry by entry in several passes: a piece stays in the cache from pass to pass, and temporaries
-    stay small enough for the allocator to use them again, without which large parameters take three times as long.
+    A chunk stays in the cache from pass to pass, and temporaries stay small enough for the allocator to use them again,
+    without which large parameters take three times as long.
     """
-    first = tensors[0][0]
-    if len(tensors[0]) > 1 or first.numel() <= CHUNK_ENTRIES or not _by_passes(first):
+    if not all(x.is_contiguous() for (x,) in tensors):
         return (tensors,)
-    if not all(members[0].is_contiguous() for members in tensors):
-        return (tensors,)
-    pieces = (torch.split(members[0].detach().view(-1), CHUNK_ENTRIES) for members in tensors)
-    return (tuple([piece] for piece in piece_of_each) for piece_of_each in zip(*pieces, strict=True))
-
-
-def _by_passes(x: Tensor) -> bool:
-    """Whether every operation is a pass over memory at once: on the CPU, where nothing is compiled."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    chunks = (torch.split(x.detach().view(-1), CHUNK_ENTRIES) for (x,) in tensors)
+    return (tuple([chunk] for chunk in chunk_of_each) for chunk_of_each in zip(*chunks, strict=True))
 
 
 def _gradient(p: Tensor) -> Tensor:
@@ -564,9 +564,9 @@ def _gradient(p: Tensor) -> Tensor:
     return local(sharded_alike(grad, p))
 
 
-def _scalar(value: Tensor) -> float | Tensor:
+def _scalar(value: Tensor, eager: bool) -> float | Tensor:
     """A rate as a float, or as a 0-d tensor where it lives on a device that reading it would wait for."""
-    return float(value) if _by_passes(value) else value.reshape(())
+    return float(value) if eager and value.device.type == "cpu" else value.reshape(())
 
 
 def descend_(
@@ -575,21 +575,28 @@ def descend_(
     lr: float | Tensor,
     weight_decay: float | Tensor = 0.0,
     length: float = 1.0,
+    by_passes: bool = False,
 ) -> None:
     """Step: x <- (1 - lr * weight_decay) x - lr * length * direction.
 
-    Where lr is a tensor the directions must be the caller's own temporaries: they are overwritten.
+    Where lr is a tensor the directions must be the caller's own temporaries: they are overwritten. `by_passes` says
+    that every operation is a pass over memory at once, as on the CPU, and that the rates are floats.
     """
     x, direction = xs[0], directions[0]
-    if x.dtype == direction.dtype in (torch.float32, torch.float64) and not isinstance(lr, Tensor) and not isinstance(weight_decay, Tensor):
-        contiguous = False not in map(Tensor.is_contiguous, (*xs, *directions))
-        if contiguous and _by_passes(x) and weight_decay < LARGEST * length:
-            # One pass over memory: x - rate (direction + decay x), the step of plain SGD. (Wrong in half precision.)
-            torch._fused_sgd_(
-                xs, directions, [], lr=lr * length, weight_decay=weight_decay / length,
-                momentum=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
-            )  # fmt: skip
-            return
+    if (
+        by_passes
+        and x.dtype == direction.dtype
+        # In half precision it is wrong (torch 2.13).
+        and x.dtype.itemsize >= 4
+        and weight_decay < LARGEST * length
+        and False not in map(Tensor.is_contiguous, (*xs, *directions))
+    ):
+        # In one pass, x - rate (direction + decay x): the step of plain SGD.
+        torch._fused_sgd_(
+            xs, directions, [], lr=lr * length, weight_decay=weight_decay / length,
+            momentum=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+        )  # fmt: skip
+        return
     if isinstance(weight_decay, Tensor) or weight_decay:
         torch._foreach_mul_(xs, 1 - lr * weight_decay)
     rate = lr * length
