@@ -48,7 +48,6 @@ def fill(optimizer: torch.optim.Optimizer) -> None:
 
 
 @pytest.mark.parametrize("name", ["muon", "muon-lion", "gluon-adaptive", "normalized-sgd"])
-@pytest.mark.filterwarnings("ignore")
 def test_a_compiled_step_is_one_graph_that_follows_rate_and_decay(name: str) -> None:
     cls, settings = SETTINGS[name]
     optimizers = []

@@ -289,7 +289,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
                 else:
                     blocks = self._blocks(group, shape, xs, estimates, cut, step.eager)
                 if group.get("L0") is not None:
-                    blocks = _by_duals(group, blocks, rule == "spectral" and is_stack(len(shape), group), cut)
+                    blocks = _by_duals(group, blocks, cut)
                 for ps, _, directions, _, length in blocks:
                     descend_(ps, directions, step.lr, step.weight_decay, length, by_passes)
             else:
@@ -298,15 +298,16 @@ class NormConstrainedOptimizer(Optimizer, ABC):
     def _estimate(
         self, group: Group, rule: str, gs: list[Tensor], kept: list[list[Tensor]], by_passes: bool
     ) -> list[Tensor]:
-        """Move the averages and return what the LMO is taken at; it may be the averages or gradients themselves."""
+        """Move the averages; return what the LMO is taken at, perhaps these or gradients themselves; of Lion signs."""
         if not kept:
             return gs
         (ms,) = kept
         if rule == "lion":
             beta1, beta2 = group["betas"]
-            estimates = torch._foreach_lerp(ms, gs, 1 - beta1)
+            signs = torch._foreach_lerp(ms, gs, 1 - beta1)
+            torch._foreach_sign_(signs)
             torch._foreach_lerp_(ms, gs, 1 - beta2)
-            return list(estimates)
+            return list(signs)
         momentum = group["momentum"]
         if rule != "sum":
             torch._foreach_lerp_(ms, gs, 1 - momentum)
@@ -336,7 +337,8 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         in_chunks = by_passes and len(xs) == 1 and xs[0].numel() > CHUNK_ENTRIES
         if isinstance(norm, Max):
             for ps, some, *states in _chunks(xs, gs, *kept) if in_chunks else [(xs, gs, *kept)]:
-                directions = norm.steepest(self._estimate(group, rule, some, states, by_passes))
+                directions = self._estimate(group, rule, some, states, by_passes)
+                directions = directions if rule == "lion" else norm.steepest(directions)
                 descend_(ps, directions, step.lr, step.weight_decay, length, by_passes)
             return
         found: list[Tensor] = []
@@ -455,11 +457,12 @@ class _Step(NamedTuple):
     eager: bool
 
 
-def _by_duals(group: Group, blocks: list[_Block], stacked: bool, cut: Sharding | None) -> list[_Block]:
+def _by_duals(group: Group, blocks: list[_Block], cut: Sharding | None) -> list[_Block]:
     """The blocks with radii that follow from L0, L1 and dual norms in their directions, and steps of length 1."""
     # The part of <m, -lmo(m)> = ||m||_* that is here, of each matrix where the block is a stack of them.
     partial_duals: list[Tensor] = []
     minus_lmos: list[list[Tensor]] = []
+    stacked = group.get("rule") == "spectral" and is_stack(blocks[0][0][0].ndim, group)
     dims = (-2, -1) if stacked else None
     for _, sources, directions, norm, _ in blocks:
         wide = torch.promote_types(sources[0].dtype, torch.float32)
@@ -483,7 +486,7 @@ def _steepest(norm: LayerNorm, sources: list[Tensor], group: Group, cut: Shardin
     if isinstance(norm, Frobenius):
         return norm.steepest(sources, reduce)
     first = sources[0]
-    stacked = is_stack(first.ndim, group)
+    stacked = first.ndim != 2 and is_stack(first.ndim, group)
     flat = first.ndim != 2 and not stacked
     matrices = [as_matrix(source) for source in sources] if flat else sources
     if isinstance(norm, Spectral):
@@ -580,11 +583,13 @@ def descend_(
     """Step: x <- (1 - lr * weight_decay) x - lr * length * direction.
 
     Where lr is a tensor the directions must be the caller's own temporaries: they are overwritten. `by_passes` says
-    that every operation is a pass over memory at once, as on the CPU, and that the rates are floats.
+    that every operation is a pass over memory at once, as on the CPU where nothing is compiled.
     """
     x, direction = xs[0], directions[0]
     if (
         by_passes
+        and not isinstance(lr, Tensor)
+        and not isinstance(weight_decay, Tensor)
         and x.dtype == direction.dtype
         # In half precision it is wrong (torch 2.13).
         and x.dtype.itemsize >= 4
