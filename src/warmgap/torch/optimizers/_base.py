@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, overload
@@ -14,9 +13,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from warmgap._checks import check_count, check_finite, check_positive
+from warmgap._checks import check_at_least_zero, check_choice, check_count, check_finite, check_flag
 from warmgap.torch.layout import block_shapes, check_layout, is_stack, matrix_blocks, matrix_sides, output_dim
-from warmgap.torch.norms import BATCH_ENTRIES, Frobenius, Max, Rows, Spectral, layer_norm
+from warmgap.torch.norms import BATCH_ENTRIES, Frobenius, Max, Rows, Spectral
 from warmgap.torch.orthogonalize import TINY, Polynomial, as_matrix, check_compute_dtype, check_polynomial
 from warmgap.torch.sharding import (
     Loads,
@@ -42,10 +41,16 @@ CHUNK_ENTRIES = 2**18
 # A weight decay by which a step of length one would be this much longer does not fit in float32.
 LARGEST = 1e30
 
+_NORMS = {
+    "spectral": "spectral", "row": None, "rms": "frobenius", "sum": "frobenius",
+    "sign": "max", "signum": "max", "lion": "max", "adamw": None,
+}  # fmt: skip
+"""A rule: the norm that it writes into the group."""
+
 _ADAMW_FUSED = ("cpu", "cuda", "xpu")
 
 
-class NormConstrainedOptimizer(Optimizer, ABC):
+class NormConstrainedOptimizer(Optimizer):
     """An optimizer for the whole model whose step is, group by group, the LMO of a norm.
 
     Every group carries `norm`: `"spectral"`, `"max"`, `"frobenius"`, or None where the group's rule is not constrained
@@ -57,7 +62,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
     Parameters may be sharded (DTensor): a step is that of the whole, and every rank of their mesh must make it. Each
     matrix is orthogonalized on one rank.
 
-    A subclass says which rule a group takes (`_complete_group`) and the norm of a block under it (`_norm`).
+    A subclass names its rule, or says which one a group takes (`_complete_group`) and the norm of a block (`_norm`).
     """
 
     # What a group's steps go by where groups have no rule of their own.
@@ -80,7 +85,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check_params(group["params"])
+            check_params(group["params"])
             _check_kind(group)
             check_rate(group["lr"])
             self._complete_group(group, given)
@@ -190,18 +195,23 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         """
         return None if group.get("rule") == "adamw" else self._norm(group, shape)
 
-    @abstractmethod
-    def _complete_group(self, group: Group, given: frozenset[str]) -> None:
+    def _complete_group(self, group: Group, given: frozenset[str]) -> None:  # noqa: ARG002
         """Check a new group, already filled with the defaults, and set what follows; `given` is what the user set."""
+        if "momentum" in group:
+            check_momentum("momentum", group["momentum"])
+        if "betas" in group:
+            check_betas(group["betas"])
+        rule = group.get("rule", self._rule)
+        check_choice("rule", rule, (self._rule,) if self._rule else tuple(_NORMS))
+        norm = _NORMS[rule]
+        if group.setdefault("norm", norm) != norm:
+            raise ValueError(
+                f"this group's steps are constrained in norm={norm!r}, got norm={group['norm']!r}; leave norm out"
+            )
 
-    @abstractmethod
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:  # noqa: ARG002
         """The norm of a block of this shape (of a stack of matrices, each one's), under a rule that is not AdamW's."""
-
-    def _step_length(self, group: Group, norm: LayerNorm) -> float:
-        """By what the directions of unit scale are multiplied in a step of rate 1."""
-        length: float = group.get("radius", 1.0) / norm.scale
-        return length
+        return Frobenius() if group["norm"] == "frobenius" else Max()
 
     # ------------------------------------------------------------------------------------------------------------ state
 
@@ -369,7 +379,8 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         vector = group.get("rule", self._rule) not in ("spectral", "sign", "row")
         shapes = [shape] if vector else block_shapes(shape, group)
         norms = [self._norm(group, block) for block in shapes]
-        plan = [(block, norm, self._step_length(group, norm)) for block, norm in zip(shapes, norms, strict=True)]
+        radius = group.get("radius", 1.0)
+        plan = [(block, norm, radius / norm.scale) for block, norm in zip(shapes, norms, strict=True)]
         if key is not None:
             _PLANS[key] = plan
         return plan
@@ -659,49 +670,7 @@ def spectral_of(group: Group, scale: float = 1.0) -> Spectral:
     )
 
 
-def layer_norm_of(group: Group, shape: Sequence[int]) -> LayerNorm:
-    """The norm of Scion's table for a block of a group."""
-    spectral = group["rule"] == "spectral"
-    side = shape[1:] if is_stack(len(shape), group) else shape
-    return layer_norm(group["rule"], side, spectral=spectral_of(group) if spectral else None)
-
-
-def complete_layer_group(group: Group, given: frozenset[str]) -> None:
-    """Give a group of Scion or Gluon its rule, norm and radius, and check them."""
-    embedding_radius, embedding_rule = group.pop("embedding_radius"), group.pop("embedding_rule")
-    check_choice("embedding_rule", embedding_rule, ("sign", "row"))
-    check_positive("embedding_radius", embedding_radius)
-    kind = group.get("kind", "matrix")
-    by_kind = {"matrix": "spectral", "conv": "spectral", "embedding": embedding_rule, "head": embedding_rule}
-    rule = group.setdefault("rule", by_kind.get(kind, "rms"))
-    check_choice("rule", rule, ("spectral", "sign", "row", "rms"))
-    if "radius" not in given and kind in ("embedding", "head"):
-        group["radius"] = embedding_radius
-    set_norm(group, {"spectral": "spectral", "sign": "max", "rms": "frobenius"}.get(rule))
-    check_positive("radius", group["radius"])
-    check_momentum("momentum", group["momentum"])
-    check_flag("exact", group["exact"])
-    if rule == "spectral":
-        check_spectral(group)
-    elif rule != "rms":
-        check_layout(group)
-
-
-def set_norm(group: Group, norm: str | None) -> None:
-    """Write the norm that follows from a group's rule; refuse a different one that the user wrote."""
-    if group.setdefault("norm", norm) != norm:
-        raise ValueError(
-            f"this group's steps are constrained in norm={norm!r}, got norm={group['norm']!r}; leave norm out"
-        )
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raise ValueError unless the value is one of these."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_rate(lr: object, name: str = "lr") -> None:
+def check_rate(lr: Any, name: str = "lr") -> None:
     """Raise ValueError unless lr is a number of at least 0 or a tensor of one element; a device tensor is not read."""
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
@@ -710,18 +679,6 @@ def check_rate(lr: object, name: str = "lr") -> None:
             return
         lr = float(lr)
     check_at_least_zero(name, lr)
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise ValueError unless the value is a bool: any other has a truth too, but perhaps not the one meant."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
-
-
-def check_at_least_zero(name: str, value: Any) -> None:
-    """Raise ValueError unless the value is a finite number of at least 0."""
-    if check_finite(name, value) < 0:
-        raise ValueError(f"{name} must be at least 0, got {value!r}")
 
 
 def check_momentum(name: str, value: Any) -> None:
@@ -736,11 +693,6 @@ def check_betas(betas: Any) -> None:
         raise ValueError(f"betas must be two numbers, got {betas!r}")
     for index, beta in enumerate(betas):
         check_momentum(f"betas[{index}]", beta)
-
-
-def check_eps(value: Any) -> None:
-    """Raise ValueError unless eps is above 0."""
-    check_positive("eps", value)
 
 
 def check_spectral(group: Group) -> None:
@@ -767,7 +719,8 @@ def _check_kind(group: Group) -> None:
         )
 
 
-def _check_params(params: list[Tensor]) -> None:
+def check_params(params: list[Tensor]) -> None:
+    """Raise TypeError unless all parameters are real and floating-point."""
     for p in params:
         if not p.is_floating_point():
             raise TypeError(
