@@ -301,7 +301,8 @@ class NormConstrainedOptimizer(Optimizer):
                 if group.get("L0") is not None:
                     blocks = _by_duals(group, blocks, cut)
                 for ps, _, directions, _, length in blocks:
-                    descend_(ps, directions, step.lr, step.weight_decay, length, by_passes)
+                    # Not in one pass: a piece may be contiguous where the whole is not, and digits would differ.
+                    descend_(ps, directions, step.lr, step.weight_decay, length)
             else:
                 self._entrywise(group, rule, shape, xs, gs, kept, step, cut, by_passes)
 
