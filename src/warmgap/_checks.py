@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -44,6 +45,14 @@ def check_finite(name: str, value: float, hint: str = "") -> float:
     return number
 
 
+def check_at_least_zero(name: str, value: float, hint: str = "") -> float:
+    """Return `value` as a float, or raise ValueError unless it is a finite number of at least 0."""
+    number = check_finite(name, value, hint)
+    if number < 0.0:
+        raise ValueError(f"{name} must be at least 0, got {value!r}{_tail(hint)}")
+    return number
+
+
 def check_count(name: str, value: int, *, minimum: int, hint: str = "") -> int:
     """Return `value`, or raise ValueError unless it is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -52,6 +61,18 @@ def check_count(name: str, value: int, *, minimum: int, hint: str = "") -> int:
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}{_tail(hint)}")
     return number
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of these."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a bool: any other has a truth too, but perhaps not the one meant."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def _tail(hint: str) -> str:

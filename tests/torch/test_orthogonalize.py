@@ -154,6 +154,7 @@ def in_form(form: str, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch, **optio
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_segments", segments)
+        patch.setattr(module, "_planned", module._planned.__wrapped__)
         return newton_schulz(x, **options).double()
 
 
@@ -254,6 +255,7 @@ def test_the_type_to_compute_in_is_that_of_the_hardware(monkeypatch: pytest.Monk
         assert answer({"avx2": True}) == [torch.float32, torch.float32]
         assert answer({"avx512_bf16": True}) == [torch.float32, torch.bfloat16]
         assert answer({"amx_bf16": True}) == [torch.float32, torch.bfloat16]
+        assert answer({"neon": True, "bf16": True}) == [torch.float32, torch.bfloat16]
         assert answer({"avx512_bf16": True}, "AVX2") == [torch.float32, torch.float32]
         assert answer({"avx512_bf16": True}, "AVX512_CORE_BF16") == [torch.float32, torch.bfloat16]
     finally:

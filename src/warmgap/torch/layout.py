@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warmgap._checks import check_count
+from warmgap._checks import check_count, check_flag
 
 __all__ = [
     "block_shapes",
@@ -90,8 +90,7 @@ def matrix_shapes(shape: Sequence[int], group: Group) -> list[Sequence[int]]:
 
 def check_layout(group: Group) -> None:
     """Raise ValueError unless a group's `transposed` is a bool and its `blocks` fill the output of each parameter."""
-    if not isinstance(group.get("transposed", False), bool):
-        raise ValueError(f"transposed must be True or False, got {group['transposed']!r}")
+    check_flag("transposed", group.get("transposed", False))
     for p in group["params"]:
         if p.ndim < 2 and group.get("transposed"):
             raise ValueError(

@@ -72,9 +72,24 @@ class Norm(Protocol):
         """The sup of dual norm / norm over tensors of this shape."""
 
 
+@dataclass(frozen=True)
+class _Scaled:
+    """A norm times `scale`, by which dual norm and LMO are divided."""
+
+    scale: float = 1.0
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_positive("scale", self.scale)
+
+    def kappa(self, shape: Sequence[int]) -> float:
+        """The sup of dual norm / norm over blocks of this shape."""
+        return geometry.kappa(self.name, [shape]) / self.scale**2
+
+
 @final
 @dataclass(frozen=True)
-class Spectral:
+class Spectral(_Scaled):
     """The largest singular value, times `scale`; its LMO is the step of Muon.
 
     A convolution (out, in, k, k) is taken as the matrix (out, in*k*k), a vector as one column.
@@ -93,7 +108,6 @@ class Spectral:
         ValueError: If scale is not above 0, or a choice is unknown.
     """
 
-    scale: float = 1.0
     method: Method = "svd"
     measure: Literal["svd", "gram"] = "svd"
     steps: int = 5
@@ -102,7 +116,7 @@ class Spectral:
     name: ClassVar[geometry.NormName] = "spectral"
 
     def __post_init__(self) -> None:
-        check_positive("scale", self.scale)
+        super().__post_init__()
         check_count("steps", self.steps, minimum=1)
         check_compute_dtype(self.compute_dtype)
         object.__setattr__(self, "polynomial", check_polynomial(self.polynomial, self.steps))  # type: ignore[arg-type]
@@ -123,10 +137,6 @@ class Spectral:
         """-U V^T / scale for g = U S V^T, singular values that are zero left out."""
         _check_whole(g)
         return (self.steepest([as_matrix(g)])[0].reshape(g.shape) / -self.scale).to(g.dtype)
-
-    def kappa(self, shape: Sequence[int]) -> float:
-        """min(rows, columns) / scale^2."""
-        return geometry.kappa(self.name, [shape]) / self.scale**2
 
     def steepest(self, gs: Sequence[Tensor]) -> list[Tensor]:
         """U V^T of matrices of one shape, or of stacks of them, as fresh tensors of any precision."""
@@ -161,7 +171,7 @@ class Spectral:
 
 @final
 @dataclass(frozen=True)
-class Max:
+class Max(_Scaled):
     """The largest absolute entry, times `scale`; its LMO is the step of signSGD and Lion.
 
     Attributes:
@@ -171,11 +181,7 @@ class Max:
         ValueError: If scale is not above 0.
     """
 
-    scale: float = 1.0
     name: ClassVar[geometry.NormName] = "max"
-
-    def __post_init__(self) -> None:
-        check_positive("scale", self.scale)
 
     def norm(self, x: Tensor) -> Tensor:
         """The largest absolute entry of x times scale."""
@@ -190,18 +196,35 @@ class Max:
         _check_whole(g)
         return g.sign() / -self.scale
 
-    def kappa(self, shape: Sequence[int]) -> float:
-        """The number of entries / scale^2."""
-        return geometry.kappa(self.name, [shape]) / self.scale**2
-
     def steepest(self, gs: Sequence[Tensor]) -> list[Tensor]:
         """The signs of tensors, fresh."""
         return list(torch._foreach_sign(list(gs)))
 
 
+class _Lengths(_Scaled):
+    """A norm of the lengths of vectors, into which a block falls."""
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The largest length times scale."""
+        return self.scale * _largest(_lengths(self._vectors(x))[1])
+
+    def dual(self, g: Tensor) -> Tensor:
+        """The sum of the lengths divided by scale."""
+        return _lengths(self._vectors(g))[1].sum() / self.scale
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """-g with every vector divided by its length, / scale; zero vectors stay zero."""
+        return (_lengths(self._vectors(g))[0] / -self.scale).reshape(g.shape).to(g.dtype)
+
+    @staticmethod
+    def _vectors(x: Tensor) -> Tensor:
+        """The block as a matrix whose rows are the vectors."""
+        raise NotImplementedError
+
+
 @final
 @dataclass(frozen=True)
-class Frobenius:
+class Frobenius(_Lengths):
     """The Euclidean norm of all entries, times `scale`; its LMO is the step of normalized SGD.
 
     Attributes:
@@ -211,50 +234,28 @@ class Frobenius:
         ValueError: If scale is not above 0.
     """
 
-    scale: float = 1.0
     name: ClassVar[geometry.NormName] = "frobenius"
 
-    def __post_init__(self) -> None:
-        check_positive("scale", self.scale)
-
-    def norm(self, x: Tensor) -> Tensor:
-        """The root of the sum of x's squared entries times scale."""
-        unit, largest = _by_largest(x)
-        length: Tensor = torch.linalg.vector_norm(unit)
-        return self.scale * largest * length
-
-    def dual(self, g: Tensor) -> Tensor:
-        """The root of the sum of g's squared entries divided by scale."""
-        return self.norm(g) / self.scale**2
-
-    def lmo(self, g: Tensor) -> Tensor:
-        """-g / ||g||_F / scale, zero for a zero g."""
-        unit, _ = _by_largest(g)
-        length: Tensor = torch.linalg.vector_norm(unit)
-        # The largest entry of a non-zero unit is 1, so its length is at least 1: the clamp acts on zero only.
-        return (unit / (-self.scale * length.clamp_min(1.0))).to(g.dtype)
-
-    def kappa(self, shape: Sequence[int]) -> float:
-        """1 / scale^2."""
-        return geometry.kappa(self.name, [shape]) / self.scale**2
+    @staticmethod
+    def _vectors(x: Tensor) -> Tensor:
+        return x.reshape(1, -1)
 
     @staticmethod
-    def lengths(gs: Sequence[Tensor], reduce: Reduce | None = None) -> list[Tensor]:
-        """||g||_F of each tensor, 0-d, to divide by: 1e-15 where it is less; `reduce` where they are pieces."""
-        wide = torch.promote_types(gs[0].dtype, torch.float32)
-        found = list(torch._foreach_norm(list(gs), 2, dtype=wide))
-        found = reduce(found) if reduce else found
-        torch._foreach_clamp_min_(found, TINY)
-        return found
+    def lengths(gs: Sequence[Tensor]) -> list[Tensor]:
+        """||g||_F of each tensor, 0-d, in float32 at least."""
+        return list(torch._foreach_norm(list(gs), 2, dtype=torch.promote_types(gs[0].dtype, torch.float32)))
 
     def steepest(self, gs: Sequence[Tensor], reduce: Reduce | None = None) -> list[Tensor]:
-        """Tensors divided by their lengths, fresh, zero where they are."""
-        return [g / length for g, length in zip(gs, self.lengths(gs, reduce), strict=True)]
+        """Tensors divided by their lengths, fresh, zero where they are; `reduce` where they are pieces."""
+        found = self.lengths(gs)
+        found = reduce(found) if reduce else found
+        torch._foreach_clamp_min_(found, TINY)
+        return [g / length for g, length in zip(gs, found, strict=True)]
 
 
 @final
 @dataclass(frozen=True)
-class Rows:
+class Rows(_Lengths):
     """The largest length of a row, times `scale`; its LMO makes all rows of one length (Scion's `"row"`).
 
     A convolution (out, in, k, k) is taken as the matrix (out, in*k*k), a vector as one column.
@@ -266,35 +267,18 @@ class Rows:
         ValueError: If scale is not above 0.
     """
 
-    scale: float = 1.0
     name: ClassVar[str] = "row"
-
-    def __post_init__(self) -> None:
-        check_positive("scale", self.scale)
-
-    def norm(self, x: Tensor) -> Tensor:
-        """The largest length of a row of x times scale."""
-        return self.scale * _largest(_row_lengths(x))
-
-    def dual(self, g: Tensor) -> Tensor:
-        """The sum of the lengths of g's rows divided by scale."""
-        return _row_lengths(g).sum() / self.scale
-
-    def lmo(self, g: Tensor) -> Tensor:
-        """-g with every row divided by its length, / scale; zero rows stay zero."""
-        _check_whole(g)
-        matrix = _widen(as_matrix(g))
-        largest = matrix.abs().amax(dim=1, keepdim=True) if matrix.numel() else matrix
-        unit = matrix / torch.where(largest > 0, largest, 1.0)
-        lengths = torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_min(1.0)
-        found: Tensor = unit / (-self.scale * lengths)
-        return found.reshape(g.shape).to(g.dtype)
 
     def kappa(self, shape: Sequence[int]) -> float:
         """The number of rows / scale^2."""
         return (geometry.matrix_shape(shape)[0] if math.prod(shape) else 0) / self.scale**2
 
-    def steepest(self, gs: Sequence[Tensor], reduce: Reduce | None = None) -> list[Tensor]:
+    @staticmethod
+    def _vectors(x: Tensor) -> Tensor:
+        return as_matrix(x)
+
+    @staticmethod
+    def steepest(gs: Sequence[Tensor], reduce: Reduce | None = None) -> list[Tensor]:
         """Matrices, or stacks of them, with every row divided by its length, fresh; zero rows stay zero."""
         wide = torch.promote_types(gs[0].dtype, torch.float32)
         found = [torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=wide) for g in gs]
@@ -304,7 +288,7 @@ class Rows:
 
 @final
 @dataclass(frozen=True)
-class Greedy:
+class Greedy(_Scaled):
     """The sum of the absolute entries (l1), times `scale`; its LMO is the step of greedy coordinate descent.
 
     Attributes:
@@ -314,11 +298,7 @@ class Greedy:
         ValueError: If scale is not above 0.
     """
 
-    scale: float = 1.0
     name: ClassVar[str] = "l1"
-
-    def __post_init__(self) -> None:
-        check_positive("scale", self.scale)
 
     def norm(self, x: Tensor) -> Tensor:
         """The sum of x's absolute entries times scale."""
@@ -409,18 +389,15 @@ def _largest(x: Tensor) -> Tensor:
     return x.abs().amax() if x.numel() else x.new_zeros(())
 
 
-def _by_largest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x divided by its largest absolute entry, so that squares neither overflow nor vanish, and that entry."""
-    wide = _widen(x)
-    largest = _largest(wide)
-    return wide / torch.where(largest > 0, largest, 1.0), largest
-
-
-def _row_lengths(x: Tensor) -> Tensor:
-    matrix = _widen(as_matrix(x))
-    largest = _largest(matrix)
-    lengths: Tensor = torch.linalg.vector_norm(matrix / torch.where(largest > 0, largest, 1.0), dim=1)
-    return lengths * largest
+def _lengths(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows of length 1, zero where they are, and their lengths."""
+    rows = _widen(rows)
+    # By the largest entry first, so that squares neither overflow nor vanish.
+    largest = rows.abs().amax(dim=1, keepdim=True) if rows.numel() else rows.new_zeros(len(rows), 1)
+    unit = rows / torch.where(largest > 0, largest, 1.0)
+    lengths = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
+    # The largest entry of a row that is not zero is 1, so its length is at least 1: the clamp acts on zero only.
+    return unit / lengths.clamp_min(1.0), lengths * largest
 
 
 def layer_norm(

@@ -153,9 +153,10 @@ def compute_dtype(device: torch.device, side: int) -> torch.dtype:
     """Return what matrices whose smaller side is this are multiplied in fastest on a device.
 
     bfloat16 where the hardware has units for it: NVIDIA GPUs from compute capability 8 on, AMD's and Intel's where
-    torch says that they support it, and x86 CPUs with AVX512-BF16 or AMX for sides from 128 on. float32 anywhere else:
-    on a CPU without such units bfloat16 takes 7 to 70 times as long. The answer is that of this machine, and the same
-    at every call; `ONEDNN_MAX_CPU_ISA`, by which a user keeps such units from being used, counts.
+    torch says that they support it, and for sides from 128 on x86 CPUs with AVX512-BF16 or AMX and, though not
+    measured, ARM CPUs with BF16 instructions. float32 anywhere else: on a CPU without such units bfloat16 takes 7 to 70
+    times as long. The answer is that of this machine, and the same at every call; `ONEDNN_MAX_CPU_ISA`, by which a user
+    keeps such units from being used, counts.
     """
     return _fastest(device, side >= _HALF_SIDE)
 
@@ -176,7 +177,7 @@ def _cpu_multiplies_half() -> bool:
     if not any(name in allowed for name in ("DEFAULT", "ALL", "BF16", "FP16", "AMX", "AVX10")):
         return False
     has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))  # the last one ARM's
 
 
 def _multiplies_half(device: torch.device) -> bool:
@@ -203,7 +204,6 @@ class _Steps(NamedTuple):
     gram_in_half: bool
 
 
-@functools.cache
 def _steps(polynomial: str | tuple[Coefficients, ...], steps: int) -> _Steps:
     factor, given = POLYNOMIALS[polynomial] if isinstance(polynomial, str) else (1.0, polynomial)
     coefficients = (*given[:steps], *([given[-1]] * (steps - len(given))))
@@ -326,48 +326,94 @@ def iterate(
     x: Tensor, steps: int, polynomial: str | tuple[Coefficients, ...], dtype: torch.dtype | None = None
 ) -> Tensor:
     """`newton_schulz` of arguments that have been checked."""
-    plan = _steps(polynomial, steps)
     rows, columns = x.shape[-2:]
-    side = min(rows, columns)
-    if dtype is None:
-        dtype = _fastest(x.device, side >= _HALF_SIDE)
-    if x.numel() == 0:
-        return x.detach().to(dtype, copy=True)
-    in_half = dtype.itemsize == 2
+    plan = _plan(x.device, rows, columns, steps, polynomial, dtype)
     y = x.detach()
-    y = _unit(y.flatten(0, -3) if y.ndim > 3 else y, dtype, plan.half_factor if in_half else plan.factor)
-    by_strips = y.ndim == 2 and y.device.type == "cpu" and side >= _STRIPS_SIDE.get(dtype, _STRIPS_SIDE_HALF)
-    # In a compiled step the parts would be written to copies.
-    by_strips = by_strips and not torch.compiler.is_compiling()
-    longest = steps if not in_half else 3 if plan.gram_in_half else 1
-    segments = _segments(steps, longest, max(rows, columns) / side, _STRIPS_COST if by_strips else 1.0)
+    if x.numel() == 0:
+        return y.to(plan.dtype, copy=True)
+    y = y.flatten(0, -3) if y.ndim > 3 else y
+    # Divided by the Frobenius norm, which bounds the largest singular value; squares of float32 neither overflow nor
+    # vanish in float64.
+    wide = torch.float64 if y.device.type != "mps" else torch.float32
+    norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=wide).clamp_min_(TINY)
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    y = (y / (norm * plan.factor).to(y.dtype)).to(plan.dtype)
+    # In a compiled step strips would be written to copies.
+    by_strips = plan.strips and y.ndim == 2 and not torch.compiler.is_compiling()
+    segments = plan.in_strips if by_strips else plan.whole
     if len(segments) < steps or by_strips:
-        start = 0
-        for count in segments:
-            y = _gram_steps(y, plan.coefficients[start : start + count], by_strips)
-            start += count
+        for coefficients in segments:
+            y = _gram_steps(y, coefficients, by_strips)
         return y.reshape(x.shape)
     # The standard form as it stands: on small matrices calls cost as much as products.
     tall = rows > columns
     multiply_add = torch.addmm if y.ndim == 2 else torch.baddbmm
-    for a, b, c in plan.coefficients:
+    for ((a, b, c),) in segments:
         gram = y.mT @ y if tall else y @ y.mT
         z = multiply_add(gram, gram, gram, beta=b, alpha=c) if c else gram * b
         y = multiply_add(y, y, z, beta=a) if tall else multiply_add(y, z, y, beta=a)
     return y.reshape(x.shape)
 
 
-def _unit(y: Tensor, dtype: torch.dtype, factor: float) -> Tensor:
-    """Matrices divided by `factor` times their Frobenius norm, which bounds the largest singular value."""
-    # Squares of float32 neither overflow nor vanish in float64.
-    wide = torch.float64 if y.device.type != "mps" else torch.float32
-    norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=wide).clamp_min_(TINY)
-    y = y.to(torch.promote_types(y.dtype, torch.float32))
-    unit: Tensor = (y / (norm * factor).to(y.dtype)).to(dtype)
-    return unit
+class _Plan(NamedTuple):
+    """How matrices of one shape are taken through the steps.
+
+    Attributes:
+        dtype: What is computed in.
+        factor: What the Frobenius norm is multiplied by before it divides.
+        whole: (a, b, c) of each step, segment by segment: the Gram matrix is taken anew before each.
+        in_strips: The same where symmetric products are made strip by strip.
+        strips: Whether they are, of single matrices.
+    """
+
+    dtype: torch.dtype
+    factor: float
+    whole: tuple[tuple[Coefficients, ...], ...]
+    in_strips: tuple[tuple[Coefficients, ...], ...]
+    strips: bool
+
+
+def _plan(
+    device: torch.device,
+    rows: int,
+    columns: int,
+    steps: int,
+    polynomial: str | tuple[Coefficients, ...],
+    dtype: torch.dtype | None,
+) -> _Plan:
+    return _planned(device, min(rows, columns), max(rows, columns), steps, polynomial, dtype)
+
+
+# What torch.compiler.assume_constant_result does, by which a compiled step takes the answer as it is; that itself would
+# import the compiler, which takes seconds.
+_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
+def _planned(
+    device: torch.device,
+    side: int,
+    other: int,
+    steps: int,
+    polynomial: str | tuple[Coefficients, ...],
+    dtype: torch.dtype | None,
+) -> _Plan:
+    how = _steps(polynomial, steps)
+    dtype = _fastest(device, side >= _HALF_SIDE) if dtype is None else dtype
+    in_half = dtype.itemsize == 2
+    longest = steps if not in_half else 3 if how.gram_in_half else 1
+    strips = device.type == "cpu" and side >= _STRIPS_SIDE.get(dtype, _STRIPS_SIDE_HALF)
+
+    def segments(symmetric: float) -> tuple[tuple[Coefficients, ...], ...]:
+        found, start = [], 0
+        for count in _segments(steps, longest, other / max(side, 1), symmetric):
+            found.append(how.coefficients[start : start + count])
+            start += count
+        return tuple(found)
+
+    return _Plan(dtype, how.half_factor if in_half else how.factor, segments(1.0), segments(_STRIPS_COST), strips)
+
+
 def _segments(steps: int, longest: int, aspect: float, symmetric: float) -> tuple[int, ...]:
     """After how many steps the Gram matrix is taken anew, so that the whole is cheapest; 1 each is the standard form.
 

@@ -22,8 +22,8 @@ from torch.optim import Optimizer
 from warmgap._checks import check_count, check_positive
 from warmgap.rules import default_rho
 from warmgap.torch.layout import matrices_of
-from warmgap.torch.optimizers._sharding import is_sharded, local
 from warmgap.torch.orthogonalize import as_matrix
+from warmgap.torch.sharding import is_sharded, local
 from warmgap.torch.split import role_of
 
 STATE_VERSION = 1

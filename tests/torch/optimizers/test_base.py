@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from warmgap.torch.layout import block_shapes, matrices_of, matrix_blocks, matrix_shapes
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
-from warmgap.torch.optimizers._base import CHUNK_ENTRIES, _buckets, _chunks, descend_, shrink_
+from warmgap.torch.optimizers._base import CHUNK_ENTRIES, _batches, _chunks, descend_
 
 ALL: dict[str, Any] = {
     "muon": Muon,
@@ -48,7 +48,6 @@ def fill(optimizer: torch.optim.Optimizer) -> None:
 
 
 @pytest.mark.parametrize("name", ["muon", "muon-lion", "gluon-adaptive", "normalized-sgd"])
-@pytest.mark.filterwarnings("ignore")
 def test_a_compiled_step_is_one_graph_that_follows_rate_and_decay(name: str) -> None:
     cls, settings = SETTINGS[name]
     optimizers = []
@@ -103,27 +102,33 @@ def test_a_rate_on_the_device_does_what_a_float_does() -> None:
         x, d = torch.arange(6.0).reshape(2, 3).to(dtype), torch.ones(2, 3, dtype=dtype)
         by_float, by_tensor = [x.clone()], [x.clone()]
         for params, value in ((by_float, lr), (by_tensor, tensor_lr)):
-            shrink_(params, value, 0.5)
-            descend_(params, [d.clone()], value)
+            descend_(params, [d.clone()], value, 0.5)
+        in_one_pass = [x.clone()]
+        descend_(in_one_pass, [d], lr, 0.5, by_passes=True)
+        torch.testing.assert_close(in_one_pass, by_float)
         assert by_tensor[0].dtype == dtype
         torch.testing.assert_close(by_tensor, by_float)
         torch.testing.assert_close(by_float[0], (x * 0.875 - 0.25).to(dtype))
 
 
-def test_buckets_gather_by_device_dtype_and_shape_and_hold_what_fits() -> None:
+def test_batches_gather_by_device_dtype_and_shape_and_hold_what_fits() -> None:
+    def places(rule: str, params: list[Tensor]) -> list[list[int]]:
+        order = [torch.tensor(index) for index in range(len(params))]
+        return [[int(index) for index in indices] for _, indices in _batches(rule, params, order)]
+
     a, b = torch.zeros(2, 3), torch.zeros(2, 3, device="meta")
     c, d = torch.zeros(3, 3), torch.zeros(2, 3, dtype=torch.bfloat16)
     params = [a, b, c, d, torch.zeros(2, 3)]
-    assert _buckets(params, by_shape=True, limited=True) == [[0, 4], [1], [2], [3]]
-    assert _buckets(params, by_shape=False, limited=True) == [[0, 2, 4], [1], [3]]
-    large = [torch.zeros(CHUNK_ENTRIES // 2, device="meta").expand(CHUNK_ENTRIES // 2) for _ in range(3)]
+    assert places("spectral", params) == [[0, 4], [1], [2], [3]]
+    assert places("lion", params) == [[0, 2, 4], [1], [3]]
+    large = [torch.zeros(CHUNK_ENTRIES // 2, device="meta") for _ in range(3)]
     on_cpu = [torch.zeros(CHUNK_ENTRIES // 2) for _ in range(3)]
-    assert _buckets(on_cpu, by_shape=True, limited=True) == [[0, 1], [2]]
-    assert _buckets(on_cpu, by_shape=True, limited=False) == [[0, 1, 2]]
-    assert _buckets(large, by_shape=True, limited=True) == [[0, 1, 2]]
+    assert places("rms", on_cpu) == [[0, 1], [2]]
+    assert places("adamw", on_cpu) == [[0, 1, 2]]
+    assert places("rms", large) == [[0, 1, 2]]
 
 
-def test_chunks_cover_a_large_cpu_tensor_and_pass_on_anything_else() -> None:
+def test_chunks_cover_a_large_tensor_and_pass_on_one_that_is_not_contiguous() -> None:
     large, state = torch.zeros(700, 1000), torch.zeros(700, 1000)
     pieces = list(_chunks([large], [state]))
     assert len(pieces) == 3
@@ -132,9 +137,8 @@ def test_chunks_cover_a_large_cpu_tensor_and_pass_on_anything_else() -> None:
         y += 2
     assert large.eq(1).all()
     assert state.eq(2).all()
-    for untouched in ([torch.zeros(3)], [large.T], [large, large], [large.to("meta")]):
-        ((members,),) = _chunks(untouched)
-        assert members is untouched
+    untouched = [large.T]
+    assert list(_chunks(untouched, [state])) == [(untouched, [state])]
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_a_closure_gives_polyak_its_loss() -> None:
 def test_what_is_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         EFMuon([nn.Parameter(torch.ones(2, 2))], **settings)
-    with pytest.raises(ValueError, match="must sum to 2"):
+    with pytest.raises(ValueError, match="sizes that sum to 2"):
         EFMuon([{"params": [nn.Parameter(torch.ones(2, 2))], "blocks": (1, 2)}])
     W = nn.Parameter(torch.ones(2, 2))
     W.grad = torch.ones(2, 2)

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from warmgap._checks import check_count, check_finite, check_positive
+from warmgap._checks import check_at_least_zero, check_choice, check_count, check_finite, check_flag
 from warmgap.torch.layout import block_shapes, check_layout, is_stack, matrix_blocks, matrix_sides, output_dim
-from warmgap.torch.norms import BATCH_ENTRIES, Frobenius, Max, Rows, Spectral, layer_norm
-from warmgap.torch.optimizers._sharding import (
-    Layout,
+from warmgap.torch.norms import BATCH_ENTRIES, Frobenius, Max, Rows, Spectral
+from warmgap.torch.orthogonalize import TINY, Polynomial, as_matrix, check_compute_dtype, check_polynomial
+from warmgap.torch.sharding import (
     Loads,
+    Sharding,
     is_sharded,
-    layout_of,
     local,
     on_owners,
     owners,
     sharded_alike,
+    sharding_of,
     whole_norms,
     whole_sums,
 )
-from warmgap.torch.orthogonalize import Polynomial, as_matrix, check_compute_dtype, check_polynomial
 from warmgap.torch.split import KINDS
 
 Group = dict[str, Any]
@@ -39,10 +38,19 @@ LayerNorm = Spectral | Max | Rows | Frobenius
 # What a core's own cache holds of a parameter, its state, its gradient and a temporary.
 CHUNK_ENTRIES = 2**18
 
+# A weight decay by which a step of length one would be this much longer does not fit in float32.
+LARGEST = 1e30
+
+_NORMS = {
+    "spectral": "spectral", "row": None, "rms": "frobenius", "sum": "frobenius",
+    "sign": "max", "signum": "max", "lion": "max", "adamw": None,
+}  # fmt: skip
+"""A rule: the norm that it writes into the group."""
+
 _ADAMW_FUSED = ("cpu", "cuda", "xpu")
 
 
-class NormConstrainedOptimizer(Optimizer, ABC):
+class NormConstrainedOptimizer(Optimizer):
     """An optimizer for the whole model whose step is, group by group, the LMO of a norm.
 
     Every group carries `norm`: `"spectral"`, `"max"`, `"frobenius"`, or None where the group's rule is not constrained
@@ -54,7 +62,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
     Parameters may be sharded (DTensor): a step is that of the whole, and every rank of their mesh must make it. Each
     matrix is orthogonalized on one rank.
 
-    A subclass says which rule a group takes (`_complete_group`) and the norm of a block under it (`_norm`).
+    A subclass names its rule, or says which one a group takes (`_complete_group`) and the norm of a block (`_norm`).
     """
 
     # What a group's steps go by where groups have no rule of their own.
@@ -77,7 +85,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check_params(group["params"])
+            check_params(group["params"])
             _check_kind(group)
             check_rate(group["lr"])
             self._complete_group(group, given)
@@ -109,6 +117,7 @@ class NormConstrainedOptimizer(Optimizer, ABC):
                 loss = closure()
         # What the ranks have to do in this step, for matrices to be shared out evenly.
         loads: Loads = {}
+        eager = not torch.compiler.is_compiling()
         for group in self.param_groups:
             params: list[Tensor] = []
             grads: list[Tensor] = []
@@ -116,9 +125,9 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             sharded = self._init_group(group, params, grads, *states)
             if params:
                 lr, weight_decay = group["lr"], group["weight_decay"]
-                lr = _scalar(lr) if isinstance(lr, Tensor) else lr
-                weight_decay = _scalar(weight_decay) if isinstance(weight_decay, Tensor) else weight_decay
-                self._advance(group, params, params, grads, states, lr, weight_decay, loads, sharded)
+                lr = _scalar(lr, eager) if isinstance(lr, Tensor) else lr
+                weight_decay = _scalar(weight_decay, eager) if isinstance(weight_decay, Tensor) else weight_decay
+                self._advance(group, params, params, grads, states, _Step(lr, weight_decay, loads, eager), sharded)
         return loss
 
     @torch.no_grad()
@@ -154,7 +163,8 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             for name, kept in zip(self._state_names(group), states, strict=False):
                 kept.append(local(state[name]).clone() if name in state else self._fresh(group, name, local(p), grad))
         sharded = any(map(is_sharded, chosen))
-        self._advance(group, chosen, [found[index] for index in moving], grads, states, 1.0, 0.0, {}, sharded)
+        step = _Step(1.0, 0.0, {}, not torch.compiler.is_compiling())
+        self._advance(group, chosen, [found[index] for index in moving], grads, states, step, sharded)
         for index in moving:
             found[index].neg_()
         return found
@@ -185,18 +195,23 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         """
         return None if group.get("rule") == "adamw" else self._norm(group, shape)
 
-    @abstractmethod
-    def _complete_group(self, group: Group, given: frozenset[str]) -> None:
+    def _complete_group(self, group: Group, given: frozenset[str]) -> None:  # noqa: ARG002
         """Check a new group, already filled with the defaults, and set what follows; `given` is what the user set."""
+        if "momentum" in group:
+            check_momentum("momentum", group["momentum"])
+        if "betas" in group:
+            check_betas(group["betas"])
+        rule = group.get("rule", self._rule)
+        check_choice("rule", rule, (self._rule,) if self._rule else tuple(_NORMS))
+        norm = _NORMS[rule]
+        if group.setdefault("norm", norm) != norm:
+            raise ValueError(
+                f"this group's steps are constrained in norm={norm!r}, got norm={group['norm']!r}; leave norm out"
+            )
 
-    @abstractmethod
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:  # noqa: ARG002
         """The norm of a block of this shape (of a stack of matrices, each one's), under a rule that is not AdamW's."""
-
-    def _step_length(self, group: Group, norm: LayerNorm) -> float:
-        """By what the directions of unit scale are multiplied in a step of rate 1."""
-        length: float = group.get("radius", 1.0) / norm.scale
-        return length
+        return Frobenius() if group["norm"] == "frobenius" else Max()
 
     # ------------------------------------------------------------------------------------------------------------ state
 
@@ -260,10 +275,8 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         params: list[Tensor],
         targets: list[Tensor],
         grads: list[Tensor],
-        states: tuple[list[Tensor], ...],
-        lr: float | Tensor,
-        weight_decay: float | Tensor,
-        loads: Loads,
+        states: Sequence[list[Tensor]],
+        step: _Step,
         sharded: bool,
     ) -> None:
         """Step the targets, which are the parameters or stand for them, and move the states.
@@ -271,80 +284,52 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         Of sharded parameters, gradients and states are this rank's pieces.
         """
         rule = group.get("rule", self._rule)
-        layered = rule not in ("adamw", "lion", "signum", "sum")
-        for members in _buckets(params, by_shape=layered, limited=rule != "adamw"):
-            some, xs = [*map(params.__getitem__, members)], [*map(targets.__getitem__, members)]
-            gs, kept = [*map(grads.__getitem__, members)], []
-            for state in states:
-                if state:
-                    kept.append([*map(state.__getitem__, members)])  # noqa: PERF401 (no call)
-            layout = layout_of(some[0]) if sharded else None
-            if sharded:
-                xs = [*map(local, xs)]
+        if sharded:
+            targets = [local(x) for x in targets]
+            params = [_whole_here(p, group) for p in params] if rule == "spectral" else params
+        for some, xs, gs, *kept in _batches(rule, params, targets, grads, *filter(None, states)):
+            shape, cut = some[0].shape, sharding_of(some[0]) if sharded else None
+            by_passes = step.eager and xs[0].device.type == "cpu"
             if rule == "adamw":
-                _adamw(group, xs, gs, kept, lr, weight_decay)
-            elif layout is not None:
-                self._advance_sharded(group, some, xs, gs, kept, lr, weight_decay, loads, layout)
+                _adamw(group, xs, gs, kept, step)
             elif rule in ("spectral", "row") or group.get("L0") is not None:
-                estimates = self._estimate(group, rule, gs, kept)
-                steps = self._whole_blocks(group, xs, estimates, None, some[0].shape)
-                _descend(group, xs, steps, lr, weight_decay, layered and some[0].ndim == 3 and is_stack(3, group), None)
+                estimates = self._estimate(group, rule, gs, kept, by_passes)
+                if rule == "spectral" and cut:
+                    blocks = self._owned_blocks(group, some, xs, estimates, cut, step)
+                else:
+                    blocks = self._blocks(group, shape, xs, estimates, cut, step.eager)
+                if group.get("L0") is not None:
+                    blocks = _by_duals(group, blocks, cut)
+                for ps, _, directions, _, length in blocks:
+                    # Not in one pass: a piece may be contiguous where the whole is not, and digits would differ.
+                    descend_(ps, directions, step.lr, step.weight_decay, length)
             else:
-                self._entrywise(group, rule, some[0].shape, xs, gs, kept, lr, weight_decay, None)
+                self._entrywise(group, rule, shape, xs, gs, kept, step, cut, by_passes)
 
-    def _advance_sharded(
-        self,
-        group: Group,
-        params: list[Tensor],
-        xs: list[Tensor],
-        gs: list[Tensor],
-        kept: list[list[Tensor]],
-        lr: float | Tensor,
-        weight_decay: float | Tensor,
-        loads: Loads,
-        layout: Layout,
-    ) -> None:
-        """`_advance` of parameters that are cut alike, of any shapes, as what ranks exchange is exchanged at once."""
-        rule = group.get("rule", self._rule)
-        if rule not in ("spectral", "row") and group.get("L0") is None:
-            for members in _by_shape(params):
-                these, of_these = ([part[i] for i in members] for part in (xs, gs))
-                states = [[state[i] for i in members] for state in kept]
-                shape = params[members[0]].shape
-                self._entrywise(group, rule, shape, these, of_these, states, lr, weight_decay, layout)
-            return
-        estimates = self._estimate(group, rule, gs, kept)
-        spectral = rule == "spectral"
-        if spectral and not _holds_whole_matrices(params, group, layout):
-            steps = self._owned_blocks(group, params, xs, estimates, loads, layout)
-        else:
-            steps = []
-            for members in _by_shape(xs if spectral else params):
-                these, of_these = ([part[i] for i in members] for part in (xs, estimates))
-                shape = (xs if spectral else params)[members[0]].shape
-                steps += self._whole_blocks(group, these, of_these, None if spectral else layout, shape)
-        _descend(group, xs, steps, lr, weight_decay, spectral and is_stack(params[0].ndim, group), layout)
-
-    def _estimate(self, group: Group, rule: str, gs: list[Tensor], kept: list[list[Tensor]]) -> list[Tensor]:
-        """Move the averages and return what the LMO is taken at; it may be the averages or gradients themselves."""
-        if rule == "lion":
-            (beta1, beta2), (ms,) = group["betas"], kept
-            # Not lerp: a sign turns a last-digit difference into a step of 2 lr, so the products are rounded as in the
-            # paper's formula.
-            estimates = list(torch._foreach_mul(ms, beta1))
-            torch._foreach_add_(estimates, gs, alpha=1 - beta1)
-            torch._foreach_mul_(ms, beta2)
-            torch._foreach_add_(ms, gs, alpha=1 - beta2)
-            return estimates
+    def _estimate(
+        self, group: Group, rule: str, gs: list[Tensor], kept: list[list[Tensor]], by_passes: bool
+    ) -> list[Tensor]:
+        """Move the averages; return what the LMO is taken at, perhaps these or gradients themselves; of Lion signs."""
         if not kept:
             return gs
-        (ms,), momentum = kept, group["momentum"]
-        if rule == "sum":
+        (ms,) = kept
+        if rule == "lion":
+            beta1, beta2 = group["betas"]
+            signs = torch._foreach_lerp(ms, gs, 1 - beta1)
+            torch._foreach_sign_(signs)
+            torch._foreach_lerp_(ms, gs, 1 - beta2)
+            return list(signs)
+        momentum = group["momentum"]
+        if rule != "sum":
+            torch._foreach_lerp_(ms, gs, 1 - momentum)
+            return list(torch._foreach_lerp(gs, ms, momentum)) if group.get("nesterov") else ms
+        if by_passes:
+            for m, g in zip(ms, gs, strict=True):
+                torch.add(g, m, alpha=momentum, out=m)
+        else:
             torch._foreach_mul_(ms, momentum)
             torch._foreach_add_(ms, gs)
-            return ms
-        torch._foreach_lerp_(ms, gs, 1 - momentum)
-        return list(torch._foreach_lerp(gs, ms, momentum)) if group.get("nesterov") else ms
+        return ms
 
     def _entrywise(
         self,
@@ -354,33 +339,40 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         xs: list[Tensor],
         gs: list[Tensor],
         kept: list[list[Tensor]],
-        lr: float | Tensor,
-        weight_decay: float | Tensor,
-        layout: Layout | None,
+        step: _Step,
+        cut: Sharding | None,
+        by_passes: bool,
     ) -> None:
         """Signs, and tensors over their lengths, of whole parameters."""
-        _, norm, length = self._plan(group, shape)[0]
-        rate = lr * length
+        _, norm, length = self._plan(group, shape, step.eager)[0]
+        in_chunks = by_passes and len(xs) == 1 and xs[0].numel() > CHUNK_ENTRIES
         if isinstance(norm, Max):
-            for ps, cut_gs, *cut_states in _chunks(xs, gs, *kept):
-                directions = norm.steepest(self._estimate(group, rule, cut_gs, cut_states))
-                shrink_(ps, lr, weight_decay)
-                descend_(ps, directions, rate)
+            for ps, some, *states in _chunks(xs, gs, *kept) if in_chunks else [(xs, gs, *kept)]:
+                directions = self._estimate(group, rule, some, states, by_passes)
+                directions = directions if rule == "lion" else norm.steepest(directions)
+                descend_(ps, directions, step.lr, step.weight_decay, length, by_passes)
             return
-        estimates = self._estimate(group, rule, gs, kept)
-        reduce = partial(whole_norms, layout=layout) if layout else None
-        lengths = Frobenius.lengths(estimates, reduce)
-        # A parameter that comes in several chunks comes alone, and its one length serves them all.
-        for ps, ms in _chunks(xs, estimates):
-            shrink_(ps, lr, weight_decay)
-            descend_(ps, [m / length for m, length in zip(ms, lengths, strict=True)], rate)
+        found: list[Tensor] = []
+        for some, *states in _chunks(gs, *kept) if in_chunks else [(gs, *kept)]:
+            found += Frobenius.lengths(self._estimate(group, rule, some, states, by_passes))
+        lengths = [torch.linalg.vector_norm(torch.stack(found))] if in_chunks else found
+        lengths = whole_norms(lengths, cut) if cut else lengths
+        torch._foreach_clamp_min_(lengths, TINY)
+        estimates = kept[0] if kept else gs
+        if in_chunks:
+            descend_(xs, estimates, step.lr, step.weight_decay, length / float(lengths[0]), by_passes)
+        else:
+            directions = list(torch._foreach_div(estimates, lengths))
+            descend_(xs, directions, step.lr, step.weight_decay, length, by_passes)
 
     # ----------------------------------------------------------------------------------------------------------- blocks
 
-    def _plan(self, group: Group, shape: Sequence[int]) -> list[tuple[Sequence[int], LayerNorm, float]]:
+    def _plan(
+        self, group: Group, shape: Sequence[int], eager: bool = True
+    ) -> list[tuple[Sequence[int], LayerNorm, float]]:
         """The blocks of a parameter of this shape: each one's shape, norm and step length."""
         key = None
-        if not torch.compiler.is_compiling():
+        if eager:
             # All that norms depend on; looked up at every step, as a group's values may be changed.
             key = (type(self), shape, str([*map(group.get, _PLANNED)]))
             if key in _PLANS:
@@ -388,34 +380,33 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         vector = group.get("rule", self._rule) not in ("spectral", "sign", "row")
         shapes = [shape] if vector else block_shapes(shape, group)
         norms = [self._norm(group, block) for block in shapes]
-        plan = [(block, norm, self._step_length(group, norm)) for block, norm in zip(shapes, norms, strict=True)]
+        radius = group.get("radius", 1.0)
+        plan = [(block, norm, radius / norm.scale) for block, norm in zip(shapes, norms, strict=True)]
         if key is not None:
             _PLANS[key] = plan
         return plan
 
-    def _whole_blocks(
-        self, group: Group, xs: list[Tensor], estimates: list[Tensor], layout: Layout | None, shape: Sequence[int]
+    def _blocks(
+        self,
+        group: Group,
+        shape: Sequence[int],
+        xs: list[Tensor],
+        estimates: list[Tensor],
+        cut: Sharding | None,
+        eager: bool,
+        directions: list[Tensor] | None = None,
     ) -> list[_Block]:
-        """The blocks of tensors of this shape; with a layout they are pieces of such."""
-        plan = self._plan(group, shape)
-        if group["rule"] == "rms":
-            ((_, norm, length),) = plan
-            return [(xs, estimates, _steepest(norm, estimates, group, layout, set()), norm, length)]
-        along = (
-            {-1}
-            if layout is None
-            else set(range(len(shape))) - {output_dim(xs[0], group)} - ({0} if is_stack(len(shape), group) else set())
-        )
-        if len(plan) == 1 and not group.get("transposed"):
-            ((_, norm, length),) = plan
-            return [(xs, estimates, _steepest(norm, estimates, group, layout, along), norm, length)]
-        parts = [
-            zip(*(_local_blocks(x, shape, group, layout) for x in tensors), strict=True) for tensors in (xs, estimates)
-        ]
+        """The blocks of tensors of this shape, or of pieces of such, with the directions given or still to take."""
+        plan = self._plan(group, shape, eager)
+        tensors = (xs, estimates) if directions is None else (xs, estimates, directions)
+        parts: Iterable[Sequence[Sequence[Tensor]]] = (tensors,)
+        if len(plan) > 1 or (group.get("transposed") and group["rule"] != "rms"):
+            blocks = [[_local_blocks(x, shape, group, cut) for x in some] for some in tensors]
+            parts = zip(*(zip(*of_each, strict=True) for of_each in blocks), strict=True)
         found: list[_Block] = []
-        for (_, norm, length), *of_block in zip(plan, *parts, strict=True):
-            targets, sources = map(list, of_block)
-            found.append((targets, sources, _steepest(norm, sources, group, layout, along), norm, length))
+        for (_, norm, length), of_block in zip(plan, parts, strict=True):
+            targets, sources, *given = map(list, of_block)
+            found.append((targets, sources, given[0] if given else _steepest(norm, sources, group, cut), norm, length))
         return found
 
     def _owned_blocks(
@@ -424,8 +415,8 @@ class NormConstrainedOptimizer(Optimizer, ABC):
         params: list[Tensor],
         xs: list[Tensor],
         estimates: list[Tensor],
-        loads: Loads,
-        layout: Layout,
+        cut: Sharding,
+        step: _Step,
     ) -> list[_Block]:
         """The blocks of matrices in pieces: each parameter is put together and orthogonalized on one rank."""
 
@@ -433,26 +424,21 @@ class NormConstrainedOptimizer(Optimizer, ABC):
             results = [torch.empty_like(x) for x in wholes]
             for members in _by_shape(wholes):
                 some, of_some = ([part[i] for i in members] for part in (results, wholes))
-                for targets, _, directions, _, _ in self._whole_blocks(group, some, of_some, None, some[0].shape):
+                for targets, _, directions, _, _ in self._blocks(group, some[0].shape, some, of_some, None, step.eager):
                     torch._foreach_copy_(targets, directions)
             return results
 
-        owned = owners([_cost(p, group) for p in params], layout.mesh, loads)
+        owned = owners([_cost(p, group) for p in params], cut.mesh, step.loads)
         # On accelerators Newton-Schulz begins by rounding to bfloat16: nothing is lost where that is done before.
         whole = group["exact"] or xs[0].device.type == "cpu"
         sent = estimates if whole else [estimate.to(torch.bfloat16) for estimate in estimates]
-        directions = on_owners(sent, [p.shape for p in params], owned, layout, compute)
+        directions = on_owners(sent, [p.shape for p in params], owned, cut, compute)
         directions = [direction.to(x.dtype) for direction, x in zip(directions, xs, strict=True)]
         found: list[_Block] = []
         for members in _by_shape(params):
-            shape = params[members[0]].shape
-            parts = [
-                zip(*(_local_blocks(tensors[i], shape, group, layout) for i in members), strict=True)
-                for tensors in (xs, estimates, directions)
-            ]
-            for (_, norm, length), *of_block in zip(self._plan(group, shape), *parts, strict=True):
-                targets, sources, of_norm = map(list, of_block)
-                found.append((targets, sources, of_norm, norm, length))
+            of_shape = ([part[i] for i in members] for part in (xs, estimates, directions))
+            some, sources, given = of_shape
+            found += self._blocks(group, params[members[0]].shape, some, sources, cut, step.eager, given)
         return found
 
 
@@ -467,72 +453,69 @@ _PLANNED = (
 _PLANS: dict[Hashable, list[tuple[Sequence[int], LayerNorm, float]]] = {}
 
 
-def _descend(
-    group: Group,
-    xs: list[Tensor],
-    steps: list[_Block],
-    lr: float | Tensor,
-    weight_decay: float | Tensor,
-    stacked: bool,
-    layout: Layout | None,
-) -> None:
-    # Only now, so that both passes over a parameter find it in the cache.
-    shrink_(xs, lr, weight_decay)
-    if group.get("L0") is None:
-        for targets, _, directions, _, length in steps:
-            descend_(targets, directions, lr * length)
-        return
+class _Step(NamedTuple):
+    """What a step is made with.
+
+    Attributes:
+        lr: Learning rate; a 0-d tensor where it is to be read on the device.
+        weight_decay: The same.
+        loads: What the ranks have to do in it.
+        eager: Whether it is not being compiled.
+    """
+
+    lr: float | Tensor
+    weight_decay: float | Tensor
+    loads: Loads
+    eager: bool
+
+
+def _by_duals(group: Group, blocks: list[_Block], cut: Sharding | None) -> list[_Block]:
+    """The blocks with radii that follow from L0, L1 and dual norms in their directions, and steps of length 1."""
     # The part of <m, -lmo(m)> = ||m||_* that is here, of each matrix where the block is a stack of them.
     partial_duals: list[Tensor] = []
     minus_lmos: list[list[Tensor]] = []
-    for _, sources, directions, norm, _ in steps:
+    stacked = group.get("rule") == "spectral" and is_stack(blocks[0][0][0].ndim, group)
+    dims = (-2, -1) if stacked else None
+    for _, sources, directions, norm, _ in blocks:
         wide = torch.promote_types(sources[0].dtype, torch.float32)
-        dims = (-2, -1) if stacked else None
         scaled = [d.to(source.dtype).div_(norm.scale) for d, source in zip(directions, sources, strict=True)]
         for source, direction in zip(sources, scaled, strict=True):
             partial_duals.append((source * direction).sum(dim=dims, keepdim=stacked, dtype=wide))
         minus_lmos.append(scaled)
-    duals = whole_sums(partial_duals, layout, (1, 2) if stacked else None)[::-1]
-    for (targets, _, _, _, _), scaled in zip(steps, minus_lmos, strict=True):
-        for direction in scaled:
-            dual = duals.pop()
+    duals = iter(whole_sums(partial_duals, cut, (1, 2) if stacked else None))
+    for scaled in minus_lmos:
+        for direction, dual in zip(scaled, duals, strict=False):
             # Without L0 it is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
             direction.mul_(1 / group["L1"] if group["L0"] == 0 else dual / (group["L0"] + group["L1"] * dual))
-        descend_(targets, scaled, lr)
+    return [(ps, of, scaled, norm, 1.0) for (ps, of, _, norm, _), scaled in zip(blocks, minus_lmos, strict=True)]
 
 
-def _steepest(
-    norm: LayerNorm, sources: list[Tensor], group: Group, layout: Layout | None, along: set[int]
-) -> list[Tensor]:
-    """A norm's steepest directions at blocks of one shape, in that shape.
-
-    With a layout the blocks are pieces; lengths are summed over the tensors' dimensions `along`, all if none is named.
-    """
+def _steepest(norm: LayerNorm, sources: list[Tensor], group: Group, cut: Sharding | None) -> list[Tensor]:
+    """A norm's steepest directions at blocks of one shape, or at this rank's pieces of them, in that shape."""
     if isinstance(norm, Max):
         return norm.steepest(sources)
-    reduce = partial(whole_norms, layout=layout, dims=along or None) if layout else None
+    reduce = partial(whole_norms, sharding=cut) if cut else None
     if isinstance(norm, Frobenius):
         return norm.steepest(sources, reduce)
     first = sources[0]
-    flat = first.ndim > 2 and not is_stack(first.ndim, group)
+    stacked = first.ndim != 2 and is_stack(first.ndim, group)
+    flat = first.ndim != 2 and not stacked
     matrices = [as_matrix(source) for source in sources] if flat else sources
-    found = norm.steepest(matrices) if isinstance(norm, Spectral) else norm.steepest(matrices, reduce)
-    if first.device.type != "cpu" and found[0].dtype != first.dtype:
-        # On the CPU the sum with the parameter converts at less cost.
-        found = [direction.to(first.dtype) for direction in found]
+    if isinstance(norm, Spectral):
+        found = norm.steepest(matrices)
+        if first.device.type != "cpu" and found[0].dtype != first.dtype:
+            # On the CPU the sum with the parameter converts at less cost.
+            found = [direction.to(first.dtype) for direction in found]
+    else:
+        along = {*range(first.ndim)} - {output_dim(first, group)} - ({0} if stacked else set())
+        found = norm.steepest(matrices, partial(reduce, dims=along) if reduce else None)
     return [direction.reshape(first.shape) for direction in found] if flat else found
 
 
-def _adamw(
-    group: Group,
-    xs: list[Tensor],
-    gs: list[Tensor],
-    kept: list[list[Tensor]],
-    lr: float | Tensor,
-    weight_decay: float | Tensor,
-) -> None:
+def _adamw(group: Group, xs: list[Tensor], gs: list[Tensor], kept: list[list[Tensor]], step: _Step) -> None:
+    lr, weight_decay = step.lr, step.weight_decay
     if isinstance(weight_decay, Tensor):  # which torch's kernels do not take
-        shrink_(xs, lr, weight_decay)
+        torch._foreach_mul_(xs, 1 - lr * weight_decay)
         weight_decay = 0.0
     exp_avgs, exp_avg_sqs, counters = kept
     beta1, beta2 = group["betas"]
@@ -547,46 +530,44 @@ def _adamw(
     torch._fused_adamw_(xs, gs, exp_avgs, exp_avg_sqs, [], counters, **options)
 
 
-def _buckets(params: list[Tensor], *, by_shape: bool, limited: bool) -> list[list[int]]:
-    """The places of parameters that one multi-tensor call can take: one device and dtype, and one shape if asked.
+def _batches(rule: str, params: list[Tensor], *others: list[Tensor]) -> list[list[list[Tensor]]]:
+    """What one multi-tensor call can take, column by column: of one device and dtype, and for layers of one shape.
 
-    Limited ones come on the CPU only as many as stay in the cache from pass to pass, elsewhere as one batch may hold.
-    Sharded ones, of one mesh and cut alike, come all together.
+    On the CPU it is only as much as stays in the cache from pass to pass, elsewhere as one batch may hold. Sharded
+    parameters that are cut alike come all together, matrices of any shapes, so that they are exchanged at once.
     """
-    bins: dict[Hashable, list[int]] = {}
+    by_shape = rule not in ("adamw", "lion", "signum", "sum")
+    latest: dict[Hashable, list[tuple[Tensor, ...]]] = {}
     entries: dict[Hashable, int] = {}
-    found: list[list[int]] = []
-    for index, p in enumerate(params):
-        device, size = p.device, p.numel()
-        cut = hasattr(p, "device_mesh")
-        key: Hashable
-        if cut:
-            key = (device, p.dtype, p.device_mesh, p.placements, p.ndim)  # type: ignore[attr-defined]
-        else:
-            key = (device, p.dtype, p.shape if by_shape else None)
+    found: list[list[tuple[Tensor, ...]]] = []
+    for row in zip(params, *others, strict=True):
+        p = row[0]
+        device, size, shape = p.device, p.numel(), p.shape if by_shape else None
+        key: Hashable = (device, p.dtype, shape)
+        unlimited = rule == "adamw"
+        if hasattr(p, "device_mesh"):
+            unlimited, shape = True, None if rule == "spectral" else shape
+            key = (device, p.dtype, shape, p.device_mesh, p.placements, p.ndim)
         most = CHUNK_ENTRIES if device.type == "cpu" else BATCH_ENTRIES
-        if key in bins and (cut or not limited or entries[key] + size <= most):
-            bins[key].append(index)
+        if key in latest and (unlimited or entries[key] + size <= most):
+            latest[key].append(row)
             entries[key] += size
         else:
-            bins[key], entries[key] = [index], size
-            found.append(bins[key])
-    return found
+            latest[key], entries[key] = [row], size
+            found.append(latest[key])
+    return [[*map(list, zip(*rows, strict=True))] for rows in found]
 
 
 def _chunks(*tensors: list[Tensor]) -> Iterable[tuple[list[Tensor], ...]]:
-    """A large CPU parameter and what belongs to it piece by piece, and anything else as it came.
+    """A large CPU parameter and what belongs to it, chunk by chunk where all are contiguous.
 
-    For rules that work entry by entry in several passes: a piece stays in the cache from pass to pass, and temporaries
-    stay small enough for the allocator to use them again, without which large parameters take three times as long.
+    A chunk stays in the cache from pass to pass, and temporaries stay small enough for the allocator to use them again,
+    without which large parameters take three times as long.
     """
-    first = tensors[0][0]
-    if len(tensors[0]) > 1 or first.device.type != "cpu" or first.numel() <= CHUNK_ENTRIES:
+    if not all(x.is_contiguous() for (x,) in tensors):
         return (tensors,)
-    if torch.compiler.is_compiling() or not all(members[0].is_contiguous() for members in tensors):
-        return (tensors,)
-    pieces = (torch.split(members[0].detach().view(-1), CHUNK_ENTRIES) for members in tensors)
-    return (tuple([piece] for piece in piece_of_each) for piece_of_each in zip(*pieces, strict=True))
+    chunks = (torch.split(x.detach().view(-1), CHUNK_ENTRIES) for (x,) in tensors)
+    return (tuple([chunk] for chunk in chunk_of_each) for chunk_of_each in zip(*chunks, strict=True))
 
 
 def _gradient(p: Tensor) -> Tensor:
@@ -598,52 +579,76 @@ def _gradient(p: Tensor) -> Tensor:
     return local(sharded_alike(grad, p))
 
 
-def _scalar(value: Tensor) -> float | Tensor:
+def _scalar(value: Tensor, eager: bool) -> float | Tensor:
     """A rate as a float, or as a 0-d tensor where it lives on a device that reading it would wait for."""
-    if value.device.type == "cpu" and not torch.compiler.is_compiling():
-        return float(value)
-    return value.reshape(())
+    return float(value) if eager and value.device.type == "cpu" else value.reshape(())
 
 
-def shrink_(params: list[Tensor], lr: float | Tensor, weight_decay: float | Tensor) -> None:
-    """Decoupled weight decay: x <- (1 - lr * weight_decay) x."""
+def descend_(
+    xs: list[Tensor],
+    directions: list[Tensor],
+    lr: float | Tensor,
+    weight_decay: float | Tensor = 0.0,
+    length: float = 1.0,
+    by_passes: bool = False,
+) -> None:
+    """Step: x <- (1 - lr * weight_decay) x - lr * length * direction.
+
+    Where lr is a tensor the directions must be the caller's own temporaries: they are overwritten. `by_passes` says
+    that every operation is a pass over memory at once, as on the CPU where nothing is compiled.
+    """
+    x, direction = xs[0], directions[0]
+    if (
+        by_passes
+        and not isinstance(lr, Tensor)
+        and not isinstance(weight_decay, Tensor)
+        and x.dtype == direction.dtype
+        # In half precision it is wrong (torch 2.13).
+        and x.dtype.itemsize >= 4
+        and weight_decay < LARGEST * length
+        and False not in map(Tensor.is_contiguous, (*xs, *directions))
+    ):
+        # In one pass, x - rate (direction + decay x): the step of plain SGD.
+        torch._fused_sgd_(
+            xs, directions, [], lr=lr * length, weight_decay=weight_decay / length,
+            momentum=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+        )  # fmt: skip
+        return
     if isinstance(weight_decay, Tensor) or weight_decay:
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
-
-
-def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor) -> None:
-    """Step: x <- x - lr * direction. The directions are the caller's own temporaries: they may be overwritten."""
-    if isinstance(lr, Tensor):
-        torch._foreach_mul_(directions, lr)
-        torch._foreach_sub_(params, directions)
-    elif params[0].dtype == directions[0].dtype:
-        torch._foreach_add_(params, directions, alpha=-lr)
+        torch._foreach_mul_(xs, 1 - lr * weight_decay)
+    rate = lr * length
+    if isinstance(rate, Tensor):
+        torch._foreach_mul_(directions, rate)
+        torch._foreach_sub_(xs, directions)
+    elif x.dtype == direction.dtype:
+        torch._foreach_add_(xs, directions, alpha=-rate)
     else:
-        for p, direction in zip(params, directions, strict=True):
-            p.add_(direction, alpha=-lr)
+        for x, direction in zip(xs, directions, strict=True):
+            x.add_(direction, alpha=-rate)
 
 
-def _local_blocks(x: Tensor, shape: Sequence[int], group: Group, layout: Layout | None) -> tuple[Tensor, ...]:
+def _local_blocks(x: Tensor, shape: Sequence[int], group: Group, cut: Sharding | None) -> tuple[Tensor, ...]:
     """The blocks of x, this rank's piece of a tensor of this shape: its part of each, which may be empty."""
-    if layout is None or not group.get("blocks"):
+    if cut is None or not group.get("blocks"):
         return matrix_blocks(x, group)
-    start, stop = layout.span(shape, layout.here, output_dim(x, group))
+    start, stop = cut.span(shape, cut.here, output_dim(x, group))
     edges = [0, *itertools.accumulate(group["blocks"])]
     clipped = [min(max(edge, start), stop) for edge in edges]
     return matrix_blocks(x, group | {"blocks": [b - a for a, b in itertools.pairwise(clipped)]})
 
 
-def _holds_whole_matrices(params: list[Tensor], group: Group, layout: Layout) -> bool:
-    """Whether no matrix is in pieces, as of a stack of experts that are spread over the ranks."""
-    return bool(layout.cuts) and all(is_stack(p.ndim, group) for p in params) and {dim for _, dim in layout.cuts} == {0}
+def _whole_here(p: Tensor, group: Group) -> Tensor:
+    """p, or this rank's piece where that holds whole matrices: of a stack of experts that are spread over the ranks."""
+    cut = sharding_of(p)
+    return local(p) if cut and is_stack(p.ndim, group) and {dim for _, dim in cut.cuts} == {0} else p
 
 
-def _by_shape(tensors: list[Tensor]) -> Iterator[list[int]]:
+def _by_shape(tensors: list[Tensor]) -> Iterable[list[int]]:
     """The places of tensors of equal shape."""
     places: dict[Sequence[int], list[int]] = {}
     for index, x in enumerate(tensors):
         places.setdefault(x.shape, []).append(index)
-    yield from places.values()
+    return places.values()
 
 
 def _cost(p: Tensor, group: Group) -> float:
@@ -666,49 +671,7 @@ def spectral_of(group: Group, scale: float = 1.0) -> Spectral:
     )
 
 
-def layer_norm_of(group: Group, shape: Sequence[int]) -> LayerNorm:
-    """The norm of Scion's table for a block of a group."""
-    spectral = group["rule"] == "spectral"
-    side = shape[1:] if is_stack(len(shape), group) else shape
-    return layer_norm(group["rule"], side, spectral=spectral_of(group) if spectral else None)
-
-
-def complete_layer_group(group: Group, given: frozenset[str]) -> None:
-    """Give a group of Scion or Gluon its rule, norm and radius, and check them."""
-    embedding_radius, embedding_rule = group.pop("embedding_radius"), group.pop("embedding_rule")
-    check_choice("embedding_rule", embedding_rule, ("sign", "row"))
-    check_positive("embedding_radius", embedding_radius)
-    kind = group.get("kind", "matrix")
-    by_kind = {"matrix": "spectral", "conv": "spectral", "embedding": embedding_rule, "head": embedding_rule}
-    rule = group.setdefault("rule", by_kind.get(kind, "rms"))
-    check_choice("rule", rule, ("spectral", "sign", "row", "rms"))
-    if "radius" not in given and kind in ("embedding", "head"):
-        group["radius"] = embedding_radius
-    set_norm(group, {"spectral": "spectral", "sign": "max", "rms": "frobenius"}.get(rule))
-    check_positive("radius", group["radius"])
-    check_momentum("momentum", group["momentum"])
-    check_flag("exact", group["exact"])
-    if rule == "spectral":
-        check_spectral(group)
-    elif rule != "rms":
-        check_layout(group)
-
-
-def set_norm(group: Group, norm: str | None) -> None:
-    """Write the norm that follows from a group's rule; refuse a different one that the user wrote."""
-    if group.setdefault("norm", norm) != norm:
-        raise ValueError(
-            f"this group's steps are constrained in norm={norm!r}, got norm={group['norm']!r}; leave norm out"
-        )
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raise ValueError unless the value is one of these."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_rate(lr: object, name: str = "lr") -> None:
+def check_rate(lr: Any, name: str = "lr") -> None:
     """Raise ValueError unless lr is a number of at least 0 or a tensor of one element; a device tensor is not read."""
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
@@ -717,18 +680,6 @@ def check_rate(lr: object, name: str = "lr") -> None:
             return
         lr = float(lr)
     check_at_least_zero(name, lr)
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise ValueError unless the value is a bool: any other has a truth too, but perhaps not the one meant."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
-
-
-def check_at_least_zero(name: str, value: Any) -> None:
-    """Raise ValueError unless the value is a finite number of at least 0."""
-    if check_finite(name, value) < 0:
-        raise ValueError(f"{name} must be at least 0, got {value!r}")
 
 
 def check_momentum(name: str, value: Any) -> None:
@@ -743,11 +694,6 @@ def check_betas(betas: Any) -> None:
         raise ValueError(f"betas must be two numbers, got {betas!r}")
     for index, beta in enumerate(betas):
         check_momentum(f"betas[{index}]", beta)
-
-
-def check_eps(value: Any) -> None:
-    """Raise ValueError unless eps is above 0."""
-    check_positive("eps", value)
 
 
 def check_spectral(group: Group) -> None:
@@ -774,7 +720,8 @@ def _check_kind(group: Group) -> None:
         )
 
 
-def _check_params(params: list[Tensor]) -> None:
+def check_params(params: list[Tensor]) -> None:
+    """Raise TypeError unless all parameters are real and floating-point."""
     for p in params:
         if not p.is_floating_point():
             raise TypeError(

@@ -1,15 +1,17 @@
 """EF-Muon: what Muon's normalization drops is kept, and added again at the next step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, final, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from warmgap._checks import check_count, check_finite
-from warmgap.torch.optimizers._sharding import local
-from warmgap.torch.orthogonalize import TINY, as_matrix, newton_schulz, polar
+from warmgap._checks import check_at_least_zero, check_count, check_finite
+from warmgap.torch.layout import check_layout, matrices_of
+from warmgap.torch.optimizers._base import check_momentum, check_params, check_rate, spectral_of
+from warmgap.torch.orthogonalize import TINY, as_matrix
+from warmgap.torch.sharding import is_sharded, local
 
 __all__ = ["EFMuon"]
 
@@ -43,7 +45,7 @@ class EFMuon(Optimizer):
         lr: Learning rate, gamma; a float or a tensor of one element.
         momentum: Weight of the past in the average, at least 0 and under 1.
         weight_decay: Decoupled weight decay, at least 0.
-        ns_steps: Newton-Schulz iterations (bfloat16).
+        ns_steps: Newton-Schulz iterations.
         exact: Take U V^T from a singular value decomposition instead; on CUDA it waits for the host.
         feedback: Whether to keep E. Without, a step is `lr O` with O of M: Muon itself, to compare with.
         target_loss: The least loss f*, for Polyak's step sizes from the loss that `step` is given: gamma is
@@ -51,6 +53,7 @@ class EFMuon(Optimizer):
             parameters; lr is 1, or less for caution, and weight decay takes it as it is.
 
     Raises:
+        TypeError: If a parameter is complex.
         ValueError: If a value is out of range; from `step`, if a loss is missing, or given without target_loss.
 
     Example:
@@ -87,25 +90,26 @@ class EFMuon(Optimizer):
             check_finite("target_loss", target_loss)
         self._target_loss = target_loss
         self._feedback = feedback
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "ns_steps": ns_steps,
-            "exact": exact,
-        }
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps, "exact": exact}
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, completed with the optimizer's defaults.
 
         Raises:
-            ValueError: If a value is out of range, or a parameter is complex.
+            TypeError: If a parameter is complex.
+            ValueError: If a value is out of range.
         """
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
         try:
-            _check(self.param_groups[-1])
-        except ValueError:
+            check_params(group["params"])
+            check_rate(group["lr"])
+            check_at_least_zero("weight_decay", group["weight_decay"])
+            check_momentum("momentum", group["momentum"])
+            check_count("ns_steps", group["ns_steps"], minimum=1)
+            check_layout(group)
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
 
@@ -210,27 +214,22 @@ def _polar_factor(x: Tensor, group: Group) -> Tensor:
 
 def _by_part(x: Tensor, group: Group, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Compute something of each matrix of x and its polar factor, or of all of x and its sign."""
-    whole = x.full_tensor() if hasattr(x, "full_tensor") else x
-    if not _is_hidden(whole, group):
-        found = compute(whole, whole.sign()).to(whole.dtype)
+    whole = x.full_tensor() if is_sharded(x) else x
+    if _is_hidden(whole, group):
+        spectral, found = spectral_of(group), torch.empty_like(whole)
+        for part, target in zip(matrices_of(whole, group), matrices_of(found, group), strict=True):
+            matrix = as_matrix(part)
+            matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+            (factor,) = spectral.steepest([matrix])
+            target.copy_(compute(matrix, factor.to(matrix.dtype)).reshape(target.shape))
     else:
-        stacked = whole.ndim == 3 and group.get("kind") == "matrix"
-        turn = (-2, -1) if stacked else (0, 1)
-        # Outputs first, and in one piece, so that every matrix is a view.
-        turned = (whole.transpose(*turn) if group.get("transposed") else whole).contiguous()
-        found = torch.empty_like(turned)
-        for part, target in zip(_matrices(turned, group, stacked), _matrices(found, group, stacked), strict=True):
-            wide = part.to(torch.promote_types(part.dtype, torch.float32))
-            factor = polar(wide) if group["exact"] else newton_schulz(wide, group["ns_steps"]).to(wide.dtype)
-            target.copy_(compute(wide, factor))
-        found = found.transpose(*turn) if group.get("transposed") else found
-    if whole is x:
+        found = compute(whole, whole.sign()).to(whole.dtype)
+    if not is_sharded(x):
         return found
     from torch.distributed.tensor import distribute_tensor
 
     # Every rank has the whole, so that none needs to send its pieces.
-    placed: Any = x
-    return distribute_tensor(found, placed.device_mesh, placed.placements, src_data_rank=None)
+    return distribute_tensor(found, x.device_mesh, x.placements, src_data_rank=None)
 
 
 def _is_hidden(x: Tensor, group: Group) -> bool:
@@ -241,37 +240,12 @@ def _is_hidden(x: Tensor, group: Group) -> bool:
     return group.get("kind", "matrix") in ("matrix", "conv")
 
 
-def _matrices(x: Tensor, group: Group, stacked: bool) -> Iterator[Tensor]:
-    """The matrices of x, as views: its blocks, and of a stack of experts each one's."""
-    for block in torch.split(x, list(group["blocks"]), dim=-2) if group.get("blocks") else (x,):
-        for matrix in block if stacked else (block,):
-            yield as_matrix(matrix)
-
-
 def _inner(x: Tensor, y: Tensor) -> Tensor:
     """<x, y> of the wholes, in float32 at least."""
-    x, y = (one.full_tensor() if hasattr(one, "full_tensor") else one for one in (x, y))
+    x, y = (one.full_tensor() if is_sharded(one) else one for one in (x, y))
     return _dot(x, y)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     return (x.to(wide) * y.to(wide)).sum()
-
-
-def _check(group: Group) -> None:
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"a tensor lr must have one element, got shape {tuple(lr.shape)}")
-    for name in ("weight_decay",) if isinstance(lr, Tensor) else ("lr", "weight_decay"):
-        if check_finite(name, group[name]) < 0.0:
-            raise ValueError(f"{name} must be at least 0, got {group[name]!r}")
-    if not 0.0 <= check_finite("momentum", group["momentum"]) < 1.0:
-        raise ValueError(f"momentum must be at least 0 and under 1, got {group['momentum']!r}")
-    check_count("ns_steps", group["ns_steps"], minimum=1)
-    for p in group["params"]:
-        if not p.is_floating_point():
-            raise ValueError(f"parameters must be real floating-point tensors, got {p.dtype}")
-        rows = p.shape[-1 if group.get("transposed") else -2] if p.ndim > 1 else 0
-        if group.get("blocks") and sum(group["blocks"]) != rows:
-            raise ValueError(f"blocks={group['blocks']!r} must sum to {rows}, the outputs of {tuple(p.shape)}")

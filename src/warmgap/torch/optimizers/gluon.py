@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from warmgap.torch.optimizers._base import (
-    Group,
-    LayerNorm,
-    NormConstrainedOptimizer,
-    check_at_least_zero,
-    complete_layer_group,
-    layer_norm_of,
-)
+from warmgap._checks import check_at_least_zero
+from warmgap.torch.optimizers._base import Group
+from warmgap.torch.optimizers.scion import LayerWise
 from warmgap.torch.orthogonalize import Polynomial
 
 
 @final
-class Gluon(NormConstrainedOptimizer):
+class Gluon(LayerWise):
     """Gluon: every layer i moves within a ball of radius t_i in its own norm, the norms being those of `Scion`'s table.
 
         m <- momentum * m + (1 - momentum) * g,     m = g before the first step
@@ -80,19 +74,10 @@ class Gluon(NormConstrainedOptimizer):
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "radius": radius,
-            "embedding_radius": embedding_radius,
-            "embedding_rule": embedding_rule,
-            "L0": L0,
-            "L1": L1,
-            "weight_decay": weight_decay,
-            "ns_steps": ns_steps,
-            "exact": exact,
-            "polynomial": polynomial,
-            "compute_dtype": compute_dtype,
-        }
+            "lr": lr, "momentum": momentum, "radius": radius, "embedding_radius": embedding_radius,
+            "embedding_rule": embedding_rule, "L0": L0, "L1": L1, "weight_decay": weight_decay, "ns_steps": ns_steps,
+            "exact": exact, "polynomial": polynomial, "compute_dtype": compute_dtype
+        }  # fmt: skip
         super().__init__(params, defaults)
 
     @classmethod
@@ -115,7 +100,7 @@ class Gluon(NormConstrainedOptimizer):
         return cls(gluon_groups(model, fits), lr=lr, **settings)
 
     def _complete_group(self, group: Group, given: frozenset[str]) -> None:
-        complete_layer_group(group, given)
+        super()._complete_group(group, given)
         if (group["L0"] is None) != (group["L1"] is None):
             raise ValueError(f"give both L0 and L1 or neither, got L0={group['L0']!r}, L1={group['L1']!r}")
         if group["L0"] is not None:
@@ -123,9 +108,6 @@ class Gluon(NormConstrainedOptimizer):
             check_at_least_zero("L1", group["L1"])
             if group["L0"] + group["L1"] == 0:
                 raise ValueError("L0 and L1 are both 0, which makes every radius infinite; give at least one above 0")
-
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
-        return layer_norm_of(group, shape)
 
     def _fresh(self, group: Group, name: str, p: Tensor, grad: Tensor) -> Tensor:  # noqa: ARG002
         return grad.detach().clone(memory_format=torch.preserve_format)

@@ -1,19 +1,11 @@
 """Lion: the sign of an average of the gradient with two decay rates."""
 
-from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from warmgap.torch.norms import Max
-from warmgap.torch.optimizers._base import (
-    Group,
-    LayerNorm,
-    NormConstrainedOptimizer,
-    check_betas,
-    set_norm,
-)
+from warmgap.torch.optimizers._base import NormConstrainedOptimizer
 
 
 @final
@@ -47,10 +39,3 @@ class Lion(NormConstrainedOptimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    def _complete_group(self, group: Group, given: frozenset[str]) -> None:  # noqa: ARG002
-        check_betas(group["betas"])
-        set_norm(group, "max")
-
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:  # noqa: ARG002
-        return Max()

@@ -8,28 +8,20 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from warmgap._checks import check_choice, check_flag, check_positive
 from warmgap.torch.layout import matrix_sides
-from warmgap.torch.norms import Max
 from warmgap.torch.optimizers._base import (
     Group,
     LayerNorm,
     NormConstrainedOptimizer,
-    check_betas,
-    check_choice,
-    check_eps,
-    check_flag,
-    check_momentum,
     check_rate,
     check_spectral,
-    set_norm,
     spectral_of,
 )
 from warmgap.torch.orthogonalize import Polynomial
 
 SCALES = ("rms", "spectral", "none")
 SECOND_RULES = ("adamw", "lion", "sign")
-
-_NORMS = {"spectral": "spectral", "sign": "max", "lion": "max", "adamw": None}
 
 # The root mean square of AdamW's steps, about: arXiv 2502.16982, section 2.2.
 ADAMW_RMS = 0.2
@@ -109,32 +101,19 @@ class Muon(NormConstrainedOptimizer):
     ) -> None:
         check_choice("second", second, SECOND_RULES)
         defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            "scale": scale,
-            "ns_steps": ns_steps,
-            "exact": exact,
-            "polynomial": polynomial,
-            "compute_dtype": compute_dtype,
-            "second": second,
-            "second_lr": second_lr,
-            "second_betas": second_betas,
-            "second_momentum": second_momentum,
-            "second_eps": second_eps,
-        }
+            "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "scale": scale,
+            "ns_steps": ns_steps, "exact": exact, "polynomial": polynomial, "compute_dtype": compute_dtype,
+            "second": second, "second_lr": second_lr, "second_betas": second_betas,
+            "second_momentum": second_momentum, "second_eps": second_eps
+        }  # fmt: skip
         super().__init__(params, defaults)
 
     def _complete_group(self, group: Group, given: frozenset[str]) -> None:
         second = {key: group.pop(f"second_{key}") for key in ("lr", "betas", "momentum", "eps")}
-        second_rule = group.pop("second")
-        rule = group.setdefault(
-            "rule", "spectral" if group.get("kind", "matrix") in ("matrix", "conv") else second_rule
-        )
-        if rule not in ("spectral", *SECOND_RULES):
-            raise ValueError(f"rule must be 'spectral' or one of {', '.join(map(repr, SECOND_RULES))}, got {rule!r}")
-        set_norm(group, _NORMS[rule])
+        second_rule: str = group.pop("second")
+        hidden = group.get("kind", "matrix") in ("matrix", "conv")
+        rule: str = group.setdefault("rule", "spectral" if hidden else second_rule)
+        check_choice("rule", rule, ("spectral", *SECOND_RULES))
         # Of every group: the rate of the others depends on the scale.
         check_choice("scale", group["scale"], SCALES)
         check_flag("nesterov", group["nesterov"])
@@ -142,28 +121,26 @@ class Muon(NormConstrainedOptimizer):
         if second["lr"] is not None:
             check_rate(second["lr"], "second_lr")
         if rule == "spectral":
-            check_momentum("momentum", group["momentum"])
+            super()._complete_group(group, given)
             check_spectral(group)
             return
         if "lr" not in given:
             group["lr"] = _second_rate(rule, second["lr"], group["lr"], group["scale"])
-        for key in {"nesterov", "scale", "ns_steps", "exact", "polynomial", "compute_dtype"} - given:
-            del group[key]
+        unused = {"nesterov", "scale", "ns_steps", "exact", "polynomial", "compute_dtype"}
         if rule == "sign":
-            if "momentum" not in given:
-                group["momentum"] = second["momentum"]
-            check_momentum("momentum", group["momentum"])
-            return
-        if "momentum" not in given:
-            del group["momentum"]
-        group.setdefault("betas", second["betas"] or ((0.9, 0.95) if rule == "adamw" else (0.9, 0.99)))
-        check_betas(group["betas"])
+            group["momentum"] = group["momentum"] if "momentum" in given else second["momentum"]
+        else:
+            unused.add("momentum")
+            group.setdefault("betas", second["betas"] or ((0.9, 0.95) if rule == "adamw" else (0.9, 0.99)))
+        for key in unused - given:
+            del group[key]
+        super()._complete_group(group, given)
         if rule == "adamw":
-            check_eps(group.setdefault("eps", second["eps"]))
+            check_positive("eps", group.setdefault("eps", second["eps"]))
 
     def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
         if group["rule"] != "spectral":
-            return Max()
+            return super()._norm(group, shape)
         return spectral_of(group, 1.0 / _scale(group["scale"], *matrix_sides(shape, group)))
 
 

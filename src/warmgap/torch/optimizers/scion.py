@@ -7,19 +7,41 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from warmgap.torch.optimizers._base import (
-    Group,
-    LayerNorm,
-    NormConstrainedOptimizer,
-    check_flag,
-    complete_layer_group,
-    layer_norm_of,
-)
+from warmgap._checks import check_choice, check_flag, check_positive
+from warmgap.torch.layout import check_layout, is_stack
+from warmgap.torch.norms import layer_norm
+from warmgap.torch.optimizers._base import Group, LayerNorm, NormConstrainedOptimizer, check_spectral, spectral_of
 from warmgap.torch.orthogonalize import Polynomial
 
 
+class LayerWise(NormConstrainedOptimizer):
+    """What Scion and Gluon share: the norm of a layer follows from its kind by Scion's table, and has a radius."""
+
+    def _complete_group(self, group: Group, given: frozenset[str]) -> None:
+        embedding_radius, embedding_rule = group.pop("embedding_radius"), group.pop("embedding_rule")
+        check_choice("embedding_rule", embedding_rule, ("sign", "row"))
+        check_positive("embedding_radius", embedding_radius)
+        kind = group.get("kind", "matrix")
+        by_kind = {"matrix": "spectral", "conv": "spectral", "embedding": embedding_rule, "head": embedding_rule}
+        rule = group.setdefault("rule", by_kind.get(kind, "rms"))
+        check_choice("rule", rule, ("spectral", "sign", "row", "rms"))
+        if "radius" not in given and kind in ("embedding", "head"):
+            group["radius"] = embedding_radius
+        super()._complete_group(group, given)
+        check_positive("radius", group["radius"])
+        check_flag("exact", group["exact"])
+        if rule == "spectral":
+            check_spectral(group)
+        elif rule != "rms":
+            check_layout(group)
+
+    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+        spectral = spectral_of(group) if group["rule"] == "spectral" else None
+        return layer_norm(group["rule"], shape[1:] if is_stack(len(shape), group) else shape, spectral=spectral)
+
+
 @final
-class Scion(NormConstrainedOptimizer):
+class Scion(LayerWise):
     """Scion: layer-wise LMO steps on norms that measure a layer by what it does to the root mean square of its input.
 
         m <- momentum * m + (1 - momentum) * g
@@ -83,18 +105,10 @@ class Scion(NormConstrainedOptimizer):
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "radius": radius,
-            "embedding_radius": embedding_radius,
-            "embedding_rule": embedding_rule,
-            "constrained": constrained,
-            "weight_decay": weight_decay,
-            "ns_steps": ns_steps,
-            "exact": exact,
-            "polynomial": polynomial,
-            "compute_dtype": compute_dtype,
-        }
+            "lr": lr, "momentum": momentum, "radius": radius, "embedding_radius": embedding_radius,
+            "embedding_rule": embedding_rule, "constrained": constrained, "weight_decay": weight_decay,
+            "ns_steps": ns_steps, "exact": exact, "polynomial": polynomial, "compute_dtype": compute_dtype
+        }  # fmt: skip
         super().__init__(params, defaults)
 
     def _complete_group(self, group: Group, given: frozenset[str]) -> None:
@@ -103,7 +117,4 @@ class Scion(NormConstrainedOptimizer):
         own, of_all = group["weight_decay"], self.defaults["weight_decay"]
         if own is None or (constrained and own == 0.0):
             group["weight_decay"] = float(constrained) if of_all is None else of_all
-        complete_layer_group(group, given)
-
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
-        return layer_norm_of(group, shape)
+        super()._complete_group(group, given)

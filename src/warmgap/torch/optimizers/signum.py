@@ -1,19 +1,11 @@
 """Signum: the sign of the momentum."""
 
-from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from warmgap.torch.norms import Max
-from warmgap.torch.optimizers._base import (
-    Group,
-    LayerNorm,
-    NormConstrainedOptimizer,
-    check_momentum,
-    set_norm,
-)
+from warmgap.torch.optimizers._base import NormConstrainedOptimizer
 
 
 @final
@@ -42,10 +34,3 @@ class Signum(NormConstrainedOptimizer):
         self, params: ParamsT, lr: float | Tensor = 1e-4, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    def _complete_group(self, group: Group, given: frozenset[str]) -> None:  # noqa: ARG002
-        check_momentum("momentum", group["momentum"])
-        set_norm(group, "max")
-
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:  # noqa: ARG002
-        return Max()

@@ -44,7 +44,7 @@ def sharded_alike(x: Tensor, p: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Sharding:
     """How tensors of one mesh are cut; none of them is cut in another way.
 
     Attributes:
@@ -79,7 +79,7 @@ class Layout:
         return [stop - start for start, stop in spans]
 
 
-def layout_of(p: Tensor) -> Layout | None:
+def sharding_of(p: Tensor) -> Sharding | None:
     """How p is cut; None where it is not sharded.
 
     Raises:
@@ -105,10 +105,10 @@ def layout_of(p: Tensor) -> Layout | None:
         if factor != math.prod(p.device_mesh.size(k) for k in later if getattr(p.placements[k], "dim", None) == dim):
             raise _unknown(p)
         last.insert(0, (mesh_dim, dim))
-    layout = Layout(p.device_mesh, (*plain, *last), tuple(copies))
-    if list(local(p).shape) != layout.piece(p.shape, layout.here):
+    sharding = Sharding(p.device_mesh, (*plain, *last), tuple(copies))
+    if list(local(p).shape) != sharding.piece(p.shape, sharding.here):
         raise _unknown(p)
-    return layout
+    return sharding
 
 
 def _unknown(p: DTensor) -> ValueError:
@@ -118,37 +118,39 @@ def _unknown(p: DTensor) -> ValueError:
     )
 
 
-def whole_sums(partial: Sequence[Tensor], layout: Layout | None, dims: Collection[int] | None = None) -> list[Tensor]:
+def whole_sums(
+    partial: Sequence[Tensor], sharding: Sharding | None, dims: Collection[int] | None = None
+) -> list[Tensor]:
     """Add up sums that each rank has taken over its pieces: one all-gather a dimension of the mesh for all of them.
 
     Args:
         partial: Sums over the pieces, of any shapes.
-        layout: How the tensors are cut.
+        sharding: How the tensors are cut.
         dims: The tensors' dimensions that were summed over; all by default.
     """
-    across = _cut_across(layout, dims)
-    if layout is None or not across or not partial:
+    across = _cut_across(sharding, dims)
+    if sharding is None or not across or not partial:
         return list(partial)
     flat = torch.cat([x.reshape(-1) for x in partial])
     for mesh_dim in across:
-        gathered = [torch.empty_like(flat) for _ in range(layout.mesh.size(mesh_dim))]
-        dist.all_gather(gathered, flat, group=layout.mesh.get_group(mesh_dim))
+        gathered = [torch.empty_like(flat) for _ in range(sharding.mesh.size(mesh_dim))]
+        dist.all_gather(gathered, flat, group=sharding.mesh.get_group(mesh_dim))
         flat = torch.stack(gathered).sum(0)
     return _cut(flat, [x.shape for x in partial])
 
 
-def whole_norms(lengths: list[Tensor], layout: Layout | None, dims: Collection[int] | None = None) -> list[Tensor]:
+def whole_norms(lengths: list[Tensor], sharding: Sharding | None, dims: Collection[int] | None = None) -> list[Tensor]:
     """The Euclidean lengths of whole tensors from those of their pieces; arguments as for `whole_sums`."""
-    if not _cut_across(layout, dims):
+    if not _cut_across(sharding, dims):
         return lengths
-    return [total.sqrt() for total in whole_sums([length.square() for length in lengths], layout, dims)]
+    return [total.sqrt() for total in whole_sums([length.square() for length in lengths], sharding, dims)]
 
 
-def _cut_across(layout: Layout | None, dims: Collection[int] | None) -> list[int]:
+def _cut_across(sharding: Sharding | None, dims: Collection[int] | None) -> list[int]:
     """The dimensions of the mesh over which the tensors' dimensions `dims` are spread."""
-    if layout is None:
+    if sharding is None:
         return []
-    return [k for k, dim in layout.cuts if (dims is None or dim in dims) and layout.mesh.size(k) > 1]
+    return [k for k, dim in sharding.cuts if (dims is None or dim in dims) and sharding.mesh.size(k) > 1]
 
 
 def owners(costs: Sequence[float], mesh: DeviceMesh, loads: Loads) -> list[tuple[int, ...]]:
@@ -188,7 +190,7 @@ def on_owners(
     pieces: Sequence[Tensor],
     shapes: Sequence[Sequence[int]],
     owned: Sequence[tuple[int, ...]],
-    layout: Layout,
+    sharding: Sharding,
     compute: Callable[[list[Tensor]], list[Tensor]],
 ) -> list[Tensor]:
     """Put each whole together on its owner, compute there, and hand out the results' pieces.
@@ -200,44 +202,47 @@ def on_owners(
         pieces: This rank's pieces, all of one dtype, which is what is sent.
         shapes: The shapes of the wholes.
         owned: The coordinate of the rank that each is computed on.
-        layout: How they are cut.
+        sharding: How they are cut.
         compute: From the wholes of which this rank is the owner to results of the same shapes and dtype.
 
     Returns:
         This rank's piece of each result, fresh.
     """
-    here, like = layout.here, pieces[0]
+    here, like = sharding.here, pieces[0]
     held = dict(enumerate(pieces))
-    for mesh_dim in layout.copies:
+    for mesh_dim in sharding.copies:
         held = {m: x for m, x in held.items() if owned[m][mesh_dim] == here[mesh_dim]}
-    for depth in reversed(range(len(layout.cuts))):
-        mesh_dim, dim = layout.cuts[depth]
-        ranks = range(layout.mesh.size(mesh_dim))
+    for depth in reversed(range(len(sharding.cuts))):
+        mesh_dim, dim = sharding.cuts[depth]
+        ranks = range(sharding.mesh.size(mesh_dim))
         mine = [m for m in held if owned[m][mesh_dim] == here[mesh_dim]]
         arrived = _all_to_all(
             [[x for m, x in held.items() if owned[m][mesh_dim] == rank] for rank in ranks],
-            [[layout.piece(shapes[m], _at(here, mesh_dim, rank), depth + 1) for m in mine] for rank in ranks],
-            layout.mesh.get_group(mesh_dim),
+            [[sharding.piece(shapes[m], _at(here, mesh_dim, rank), depth + 1) for m in mine] for rank in ranks],
+            sharding.mesh.get_group(mesh_dim),
             like,
         )
         held = {m: torch.cat(parts, dim) for m, *parts in zip(mine, *arrived, strict=True)}
 
     held = dict(zip(held, compute(list(held.values())), strict=True))
 
-    closed = {mesh_dim for mesh_dim, _ in layout.cuts} | set(layout.copies)
-    for depth, (mesh_dim, dim) in [*enumerate(layout.cuts), *((len(layout.cuts), (k, -1)) for k in layout.copies)]:
+    closed = {mesh_dim for mesh_dim, _ in sharding.cuts} | set(sharding.copies)
+    for depth, (mesh_dim, dim) in [
+        *enumerate(sharding.cuts),
+        *((len(sharding.cuts), (k, -1)) for k in sharding.copies),
+    ]:
         closed.discard(mesh_dim)
-        ranks = range(layout.mesh.size(mesh_dim))
+        ranks = range(sharding.mesh.size(mesh_dim))
         coming = [m for m, owner in enumerate(owned) if all(owner[k] == here[k] for k in closed)]
         by_rank = [[m for m in coming if owned[m][mesh_dim] == rank] for rank in ranks]
         if dim < 0:
             sent = [list(held.values()) for _ in ranks]
         else:
-            sent = [_slices(held, shapes, layout, _at(here, mesh_dim, rank), depth, dim) for rank in ranks]
+            sent = [_slices(held, shapes, sharding, _at(here, mesh_dim, rank), depth, dim) for rank in ranks]
         arrived = _all_to_all(
             sent,
-            [[layout.piece(shapes[m], here, depth + 1) for m in of_rank] for of_rank in by_rank],
-            layout.mesh.get_group(mesh_dim),
+            [[sharding.piece(shapes[m], here, depth + 1) for m in of_rank] for of_rank in by_rank],
+            sharding.mesh.get_group(mesh_dim),
             like,
         )
         came = {m: x for ms, got in zip(by_rank, arrived, strict=True) for m, x in zip(ms, got, strict=True)}
@@ -248,7 +253,7 @@ def on_owners(
 def _slices(
     held: Mapping[int, Tensor],
     shapes: Sequence[Sequence[int]],
-    layout: Layout,
+    sharding: Sharding,
     at: Sequence[int],
     depth: int,
     dim: int,
@@ -256,8 +261,8 @@ def _slices(
     """What the rank at this coordinate gets of each tensor in the cut after the first `depth`."""
     found = []
     for m, x in held.items():
-        begin, _ = layout.span(shapes[m], at, dim, depth)
-        start, stop = layout.span(shapes[m], at, dim, depth + 1)
+        begin, _ = sharding.span(shapes[m], at, dim, depth)
+        start, stop = sharding.span(shapes[m], at, dim, depth + 1)
         found.append(x.narrow(dim, start - begin, stop - start))
     return found
 

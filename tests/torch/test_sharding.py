@@ -18,7 +18,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from warmgap.torch import Gluon, Lion, Muon, SmoothnessProbe
 from warmgap.torch.norms import Frobenius, Max, Spectral
-from warmgap.torch.optimizers._sharding import Layout, layout_of, local, owners
+from warmgap.torch.sharding import Sharding, local, owners, sharding_of
 
 
 class Ranks:
@@ -50,12 +50,12 @@ WAYS: list[tuple[tuple[Placement, ...], tuple[tuple[int, int], ...]]] = [
 @given(st.tuples(st.integers(1, 9), st.integers(1, 9)), st.tuples(st.integers(1, 4), st.integers(1, 4)))
 def test_pieces_are_where_torch_has_them(shape: tuple[int, int], sides: tuple[int, int]) -> None:
     for placements, cuts in WAYS:
-        layout = Layout(Ranks(*sides), cuts, ())  # type: ignore[arg-type]
+        sharding = Sharding(Ranks(*sides), cuts, ())  # type: ignore[arg-type]
         for at in product(*map(range, sides)):
             wanted, offset = _compute_local_shape_and_global_offset(shape, sides, list(at), placements)
-            assert layout.piece(shape, at) == list(wanted)
+            assert sharding.piece(shape, at) == list(wanted)
             if math.prod(wanted):
-                assert [layout.span(shape, at, dim)[0] for dim in range(2)] == list(offset)
+                assert [sharding.span(shape, at, dim)[0] for dim in range(2)] == list(offset)
 
 
 @given(st.lists(st.floats(0.1, 100.0), max_size=30), st.lists(st.floats(0.1, 100.0), max_size=30))
@@ -80,12 +80,12 @@ def test_who_does_what_is_balanced_and_the_same_everywhere() -> None:
 
 def test_a_tensor_in_one_piece_has_no_layout(alone: DeviceMesh) -> None:
     p = torch.ones(3, 2)
-    assert layout_of(p) is None
+    assert sharding_of(p) is None
     assert local(p) is p
     cut = distribute_tensor(p, alone, [Shard(0)])
-    layout = layout_of(cut)
-    assert layout is not None
-    assert (layout.cuts, layout.copies, layout.here) == (((0, 0),), (), (0,))
+    sharding = sharding_of(cut)
+    assert sharding is not None
+    assert (sharding.cuts, sharding.copies, sharding.here) == (((0, 0),), (), (0,))
     local(cut).fill_(2.0)
     assert cut.full_tensor().eq(2.0).all()
 
