@@ -21,7 +21,7 @@ from warmgap._checks import check_count, check_finite, check_fraction, check_pos
 from warmgap.geometry import check_norm
 from warmgap.rules import Rule, SpectralRule, by_name
 from warmgap.schedule import Event, Schedule, ScheduleState
-from warmgap.torch.explain import History, picture, picture_html, sentences
+from warmgap.torch.explain import History, Verdict, judged, picture, picture_html, sentences
 from warmgap.torch.group_schedules import RoleRow, RoleTable, find_roles, peak_of, plan_groups
 from warmgap.torch.joining import check_joined, shadow_of
 from warmgap.torch.loss_mean import Exchanged, LossMean, PendingLoss
@@ -223,6 +223,16 @@ class AdaptiveWarmup(LRScheduler):
         for index, plan in enumerate(self._plans):
             found.setdefault(plan.label if plan.own is None else f"{plan.label} (own)", []).append(index)
         return RoleTable([self._row(name, indices) for name, indices in found.items()])
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the peak looks `"too high"` or `"fine"`; `"unknown"` where this run shows neither.
+
+        `summary` says why. It is too high where the guard acted more than once; fine where the spectral cap held the
+        hidden matrices' steps to 0.2 to 0.6 of their size, in the mean over the steps before the decay, and the guard
+        never acted: runs that did ended near the best of all peaks tried (LOG.md).
+        """
+        return judged(self)[0]
 
     def summary(self) -> str:
         """Return some sentences: where the run stands, what the rate did and why, and whether the peak looks right."""
