@@ -417,7 +417,7 @@ class Schedule:
             wanted = ops.maximum(wanted, ops.power(2.0, ops.minimum(0, step - state.deadline)))
         factor = ops.where(warms, ops.minimum(ops.minimum(1.0, wanted), 2.0 * before.factor), before.factor)
         ramp = factor if rule.roles == "all" else ops.minimum(1.0, 2.0 * state.ramp)
-        after = after._replace(factor=factor)
+        after = after if factor is after.factor else after._replace(factor=factor)
         seen = state.seen | (finite & rule.needs_loss)
         return self.settled(state, step, after, ramp, guard, deadlock, seen, ops)
 
