@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from warmgap import decay as decays
 from warmgap._checks import check_count, check_finite, plain_fields
@@ -156,6 +156,12 @@ class Schedule:
     rule: Rule[Any] = "auto"  # type: ignore[assignment]  # a name becomes its rule
     decay: str | Callable[[float], float] = "cosine"
     _decay: Callable[[float], float] = field(init=False, repr=False, compare=False)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, total_iters: int, rule: str | Rule[Any] = "auto", decay: str | Callable[[float], float] = "cosine"
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         plain_fields(self)

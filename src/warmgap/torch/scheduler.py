@@ -369,7 +369,7 @@ class AdaptiveWarmup(LRScheduler):
             self._join()
         if loss is not None:
             if (said := misuse.not_a_loss(loss)) is not None:
-                self._warn_once("epoch", said)
+                self._warn_once("epoch", said, level=3)
             self.observe(loss)
         waits = self._steps.made == 0 and self._should_have_stepped()
         skipped = self._steps.called(self.optimizer, waits)
@@ -744,10 +744,10 @@ class AdaptiveWarmup(LRScheduler):
                 if event not in known:
                     _LOG.info("%s", event)
 
-    def _warn_once(self, key: str, message: str) -> None:
+    def _warn_once(self, key: str, message: str, level: int = 4) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(message, UserWarning, stacklevel=4)
+            warnings.warn(message, UserWarning, stacklevel=level)
 
     def _row(self, name: str, indices: list[int]) -> RoleRow:
         first = indices[0]
