@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmgap import Event, Schedule, ScheduleState, decay
-from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PowerRule, Rule, SpectralRule
+from warmgap.rules import (
+    NAMES,
+    GapRule,
+    LinearRule,
+    LossRatioRule,
+    MeasuredRule,
+    PowerRule,
+    Rule,
+    SpectralRule,
+    by_name,
+)
 from warmgap.schedule import MOST_EVENTS, REASONS
 
 RULES: dict[str, Rule[Any]] = {
@@ -327,6 +337,46 @@ def test_a_state_of_another_length_goes_on(name: str) -> None:
     assert short.from_dict(short.to_dict(longer)) == longer  # its own length is no other
     with pytest.raises(ValueError, match="total_iters must lie above the 70 steps made, got 60"):
         Schedule(60, SpectralRule(), name).from_dict(short.to_dict(state))
+
+
+@pytest.mark.parametrize("name", decay.NAMES)
+@pytest.mark.parametrize("rule", [*NAMES, "linear(iters=30)"])
+@pytest.mark.parametrize("at", [4, 60])
+@pytest.mark.parametrize("total", [90, 300])
+def test_a_rule_by_name_goes_on_over_another_length(name: str, rule: str, at: int, total: int) -> None:
+    def schedule(steps: int) -> Schedule:
+        return Schedule(steps, by_name(rule, steps, kappa=lambda: 300.0), name)
+
+    first, other = schedule(100), schedule(total)
+    losses = [5.0 * 0.99**t for t in range(at)]
+    state = first.first(first.init(), losses[0])
+    for loss in losses:
+        state = first.step(state, loss)
+    data = json.loads(json.dumps(first.to_dict(state)))
+    loaded = other.from_dict(data)
+    assert loaded == first.extend(state, total)  # as in the run itself
+    assert (loaded.step, loaded.total_iters, loaded.factor) == (at, total, state.factor)
+    again = other.from_dict(json.loads(json.dumps(other.to_dict(loaded))))
+    last = loaded
+    for t in range(at, total):
+        now, again = other.step(last, 5.0 * 0.99**t), other.step(again, 5.0 * 0.99**t)
+        assert now == again
+        assert 0.0 < now.factor <= 2.0 * last.factor
+        last = now
+    assert last.phase == "decay"
+
+
+@pytest.mark.parametrize(("total", "ends"), [(200, 20), (50, 6)])
+def test_a_line_over_a_share_of_the_run_follows_its_length(total: int, ends: int) -> None:
+    short = Schedule(100, "linear")
+    state = states(short, [1.0] * 5)[-1]
+    longer = short.extend(state, total)
+    line = [longer.factor]
+    while longer.phase == "warmup":
+        longer = short.step(longer, 1.0)
+        line.append(longer.factor)
+    assert longer.step == ends
+    assert line == pytest.approx([state.factor + (1.0 - state.factor) * k / (ends - 5) for k in range(ends - 4)])
 
 
 def test_a_rule_may_be_named() -> None:

@@ -27,6 +27,8 @@ def of_version_1(data: dict[str, Any], schedule: Any) -> dict[str, Any]:
         saved = {("loss_filter" if key == "signal" else key): value for key, value in config["rule"].items()}
         own = schedule.rule.config()
         config = {**config, "rule": {**own, **saved}}
+        if "iters" in saved and saved["iters"] == schedule.rule.length(config["total_iters"]):
+            config["rule"]["iters"] = own["iters"]
         if name != own["name"]:
             return {"version": 2, "config": config, "state": None}  # refused for its settings
         if ended is None and schedule.rule.roles != "all":
@@ -38,7 +40,7 @@ def of_version_1(data: dict[str, Any], schedule: Any) -> dict[str, Any]:
         state = schedule.init()
         fields: dict[str, Any] = {"factor": factor, "done": old["done"] or ended is not None}
         if "steps" in old:
-            fields["steps"] = old["steps"]
+            fields |= {"steps": old["steps"], "length": saved["iters"]}
         seen, deadlock = False, state.deadlock
         if "signal" in old:
             fields["losses"] = _filter(old["signal"], schedule.rule.loss_filter.window)

@@ -116,7 +116,7 @@ def replay(
             uses_target = {"target_loss": target_loss} if "gap" in rule or "power" in rule else {}
             constant = None if kappa is None else partial(float, kappa)
             made = by_name(rule, total, floor=floor, kappa=constant, **uses_target)
-        schedule = Schedule(total, made, decay)  # type: ignore[arg-type]
+        schedule = Schedule(total, made, decay)
         shown[rule if isinstance(rule, str) else rule.name] = _replayed(schedule, record.values)
     return shown
 

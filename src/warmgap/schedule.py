@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from warmgap import decay as decays
 from warmgap._checks import check_count, check_finite, plain_fields
@@ -156,6 +156,12 @@ class Schedule:
     rule: Rule[Any] = "auto"  # type: ignore[assignment]  # a name becomes its rule
     decay: str | Callable[[float], float] = "cosine"
     _decay: Callable[[float], float] = field(init=False, repr=False, compare=False)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, total_iters: int, rule: str | Rule[Any] = "auto", decay: str | Callable[[float], float] = "cosine"
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -417,7 +423,7 @@ class Schedule:
             wanted = ops.maximum(wanted, ops.power(2.0, ops.minimum(0, step - state.deadline)))
         factor = ops.where(warms, ops.minimum(ops.minimum(1.0, wanted), 2.0 * before.factor), before.factor)
         ramp = factor if rule.roles == "all" else ops.minimum(1.0, 2.0 * state.ramp)
-        after = after._replace(factor=factor)
+        after = after if factor is after.factor else after._replace(factor=factor)
         seen = state.seen | (finite & rule.needs_loss)
         return self.settled(state, step, after, ramp, guard, deadlock, seen, ops)
 

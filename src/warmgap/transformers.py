@@ -19,8 +19,8 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from warmgap.torch import AdaptiveWarmup, split_parameters
+from warmgap.torch.roles import assign_roles
 from warmgap.torch.scheduler import _caught_up
-from warmgap.torch.split import assign_roles
 
 __all__ = ["WarmgapTrainer", "WarmupTrainerMixin", "split_factory"]
 

@@ -16,7 +16,7 @@ def test_the_names() -> None:
     assert NAMES == ("auto", "gap", "linear", "loss-ratio", "power", "spectral")
     made = [by_name(name, 200, kappa=lambda: 9.0) for name in NAMES]
     assert made == [
-        SpectralRule(), GapRule(kappa=9.0), LinearRule(20), LossRatioRule(), PowerRule(), SpectralRule()
+        SpectralRule(), GapRule(kappa=9.0), LinearRule(0.1), LossRatioRule(), PowerRule(), SpectralRule()
     ]  # fmt: skip
     assert all(RULES[rule.name] is type(rule) and rule.title for rule in made)
     assert [sorted(rule.uses) for rule in made] == [

@@ -34,16 +34,8 @@ from transformers import (
 )
 
 from warmgap.torch import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
-from warmgap.torch.split import (
-    KINDS,
-    ROLES,
-    ParameterSplit,
-    assign_roles,
-    role_of,
-    roles_from_names,
-    roles_table,
-    split_parameters,
-)
+from warmgap.torch.roles import assign_roles, roles_from_names, roles_table
+from warmgap.torch.split import KINDS, ROLES, ParameterSplit, role_of, split_parameters
 
 
 def llama_config(**changes: Any) -> LlamaConfig:

@@ -75,7 +75,7 @@ def by_name(
 
     Example:
         >>> by_name("linear", 200)
-        LinearRule(iters=20)
+        LinearRule(iters=0.1)
         >>> by_name("loss-ratio(level=4.0)", 200).level
         4.0
     """

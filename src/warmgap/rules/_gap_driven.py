@@ -53,14 +53,14 @@ class GapDriven(LossDriven[GapState]):
         """Return the state that starts at the rule's own factor for the loss before the first step."""
         if loss is None:
             return state
-        seen = self._follow(state, self._target.step(state.descent, loss, 0.0, ops), ops)
+        seen = self._follow(state, state.losses, self._target.step(state.descent, loss, 0.0, ops), ops)
         return state._replace(factor=ops.maximum(self.floor, seen.factor), share=seen.share, done=seen.done)
 
     def step(self, state: GapState, loss: float, ops: Ops = Floats) -> GapState:
         """Return the state after one more loss."""
         losses = self.loss_filter.step(state.losses, loss, ops)
         descent = self._target.step(state.descent, losses.clean, state.factor, ops)
-        return self._follow(state._replace(losses=losses), descent, ops)
+        return self._follow(state, losses, descent, ops)
 
     def extended(self, state: GapState, total_iters: int) -> GapState:
         """Return the state in a run that is now to have `total_iters` steps."""
@@ -74,7 +74,7 @@ class GapDriven(LossDriven[GapState]):
         seen = state.descent.seen
         return ops.where(seen, gap.now, math.inf), ops.where(seen, gap.target_loss, given)
 
-    def _follow(self, state: GapState, descent: Descent, ops: Ops) -> GapState:
+    def _follow(self, state: GapState, losses: FilterState, descent: Descent, ops: Ops) -> GapState:
         gap = self._target.gap(descent, ops)
         usable = gap.initial > 0.0
         ops.require(
@@ -92,7 +92,7 @@ class GapDriven(LossDriven[GapState]):
         peak = ops.where(share > 0.0, share, 0.5) * initial
         curve = self._factor(Gap(initial, ops.maximum(gap.now, peak), gap.target_loss), peak, ops)
         factor = ops.where(done, 1.0, ops.where(usable, ops.minimum(1.0, curve), self.floor))
-        return GapState(factor, state.losses, descent, share, done)
+        return GapState(factor, losses, descent, share, done)
 
     @abc.abstractmethod
     def _share(self, initial_gap: float, ops: Ops) -> float:

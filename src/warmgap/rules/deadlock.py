@@ -60,20 +60,28 @@ def watch(
     steps = state.steps + 1
     count = state.losses + ops.where(finite, 1, 0)
     mean = state.mean + ops.where(finite, (losses.accepted - state.mean) / ops.maximum(1, count), 0.0)
-    whole = steps >= length
-    error = losses.noise * ops.sqrt(1.0 / ops.maximum(1, count) + 1.0 / ops.maximum(1, state.before))
-    still = state.mean_before - mean <= ops.maximum(CERTAIN * error, ROUNDING * abs(mean))
-    compared = (count > 0) & (state.before > 0)
+    going = DeadlockState(state.lift, state.lifts, length, steps, count, mean, state.before, state.mean_before)
+    compared: DeadlockState = ops.when(
+        steps >= length, lambda: _compared(going, losses, factor, shortest, total_iters, ops), going
+    )
+    return compared
+
+
+def _compared(
+    state: DeadlockState, losses: FilterState, factor: float, shortest: int, total_iters: int, ops: Ops
+) -> DeadlockState:
+    """Return the state at the end of a stretch, compared with the one before."""
+    error = losses.noise * ops.sqrt(1.0 / ops.maximum(1, state.losses) + 1.0 / ops.maximum(1, state.before))
+    still = state.mean_before - state.mean <= ops.maximum(CERTAIN * error, ROUNDING * abs(state.mean))
     # where there were no losses at all, nothing shows that it moves
-    stuck = whole & (state.before >= 0) & ops.where(compared, still, losses.filled == 0)
-    longer = ops.minimum(2 * length, ops.maximum(shortest, total_iters // LONGEST_SHARE))
+    still = ops.where((state.losses > 0) & (state.before > 0), still, losses.filled == 0)
+    second = state.before >= 0
+    stuck = second & still
+    longer = ops.minimum(2 * state.length, ops.maximum(shortest, total_iters // LONGEST_SHARE))
     return DeadlockState(
         lift=ops.where(stuck, ops.minimum(1.0, 2.0 * factor), state.lift),
         lifts=state.lifts + ops.where(stuck, 1, 0),
-        length=ops.where(whole & ops.no(stuck) & (state.before >= 0), longer, length),
-        steps=ops.where(whole, 0, steps),
-        losses=ops.where(whole, 0, count),
-        mean=ops.where(whole, 0.0, mean),
-        before=ops.where(stuck, -1, ops.where(whole, count, state.before)),
-        mean_before=ops.where(whole, mean, state.mean_before),
+        length=ops.where(second & ops.no(stuck), longer, state.length),
+        before=ops.where(stuck, -1, state.losses),
+        mean_before=state.mean,
     )

@@ -68,14 +68,14 @@ class LossRatioRule(LossDriven[LossRatioState]):
         """Return the state that starts at the rule's own factor for the loss before the first step."""
         if loss is None:
             return state
-        return self._follow(state, loss, ops)
+        return self._follow(state, state.losses, loss, ops)
 
     def step(self, state: LossRatioState, loss: float, ops: Ops = Floats) -> LossRatioState:
         """Return the state after one more loss."""
         losses = self.loss_filter.step(state.losses, loss, ops)
-        return self._follow(state._replace(losses=losses), losses.clean, ops)
+        return self._follow(state, losses, losses.clean, ops)
 
-    def _follow(self, state: LossRatioState, loss: float, ops: Ops) -> LossRatioState:
+    def _follow(self, state: LossRatioState, losses: FilterState, loss: float, ops: Ops) -> LossRatioState:
         positive = loss > 0.0
         known = state.level > 0.0
         ops.require(
@@ -89,7 +89,7 @@ class LossRatioRule(LossDriven[LossRatioState]):
         ratio = ops.where(positive, ops.minimum(1.0, level / ops.where(positive, loss, 1.0)), 1.0)
         done = state.done | ((level > 0.0) & (ratio == 1.0))
         factor = ops.where(done, 1.0, ops.where(level > 0.0, ratio, self.floor))
-        return LossRatioState(factor, state.losses, level, done)
+        return LossRatioState(factor, losses, level, done)
 
     def reading(self, state: LossRatioState, ops: Ops = Floats) -> tuple[float, float]:
         """Return the distance of the clean loss to the level, and the level."""

@@ -13,9 +13,10 @@ from warmgap.torch import compression, norms, orthogonalize
 from warmgap.torch.loss_mean import LossMean
 from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.probe import SmoothnessProbe
+from warmgap.torch.roles import assign_roles, roles_table
 from warmgap.torch.scheduler import AdaptiveWarmup
 from warmgap.torch.spectral_cap import SpectralCap
-from warmgap.torch.split import assign_roles, roles_table, split_parameters
+from warmgap.torch.split import split_parameters
 from warmgap.torch.trajectory import TrajectoryChecker
 
 __all__ = [

@@ -7,7 +7,7 @@ import html
 import io
 import math
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from warmgap.torch.scheduler import AdaptiveWarmup
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 _ROWS = 512  # of a history: then every second one goes
 _FEW = 50  # steps at the peak before which there is no verdict on it
 _SHOWN = 8  # events in a summary
-_FAR = 1.0 / 3.0  # held below this share on average, the peak is far above what the cap lets through
+_LEAST, _MOST = 0.2, 0.6  # mean share of a step under the cap between which runs ended near the best of all peaks
 _HALVED = "rate halved"
+_NO_SIGN = "Whether a higher one would do better the losses don't show."
+
+Verdict = Literal["too high", "fine", "unknown"]
 
 
 @dataclass
@@ -88,47 +91,47 @@ def sentences(scheduler: AdaptiveWarmup) -> str:
     if len(events) > _SHOWN:
         lines.append(f"{len(events)} events, of which the last:")
     lines += [str(event) for event in events[-_SHOWN:]]
-    return "\n".join([*lines, verdict(scheduler)])
+    peak = max(row.peak for row in scheduler.roles)
+    verdict, why = judged(scheduler)
+    return "\n".join([*lines, f"Peak {peak:.3g}: {verdict}. {why}"])
 
 
-def verdict(scheduler: AdaptiveWarmup) -> str:
-    """Return whether the peak looks too high, as far as the losses and the size of the steps show it.
+def judged(scheduler: AdaptiveWarmup) -> tuple[Verdict, str]:
+    """Return whether the peak looks too high, as far as the losses and the size of the steps show it, and why.
 
-    Nothing in a single run shows that another peak would have ended lower; the verdict says only what was seen.
+    A single run can't show that another peak would have ended lower; the sentence says only what was seen.
     """
     history = scheduler._history
-    halvings = sum(_HALVED in event.reason for event in scheduler.events)
-    peak = max(row.peak for row in scheduler.roles)
-    if halvings:
-        times = "once" if halvings == 1 else f"{halvings} times"
-        lowest = min(event.after for event in scheduler.events if _HALVED in event.reason)
-        return (
-            f"Peak {peak:.3g}: too high at least for a while. The guard halved the rate {times}, down to "
-            f"{lowest:.2g} of the peak; peaks near {lowest * peak:.2g} look right here."
+    alarms = [event for event in scheduler.events if _HALVED in event.reason]
+    steps, share = history.peak_steps, history.held / max(1, history.peak_steps)
+    if scheduler._state.guard.off:
+        return "unknown", "The loss rose at any rate, so it says nothing about the peak."
+    if len(alarms) > 1:
+        return "too high", (
+            f"The guard halved the rate {len(alarms)} times, as the loss rose or was not finite, down to "
+            f"{min(event.after for event in alarms):.2g} of the peak. Harder data can do that too; a run at a lower "
+            "peak would tell."
         )
-    if history.peak_steps < _FEW:
-        return f"Peak {peak:.3g}: no verdict before {_FEW} steps at it."
-    share = history.held / history.peak_steps
+    if alarms:
+        return "unknown", (
+            f"The guard halved the rate once, at step {alarms[0].step}: the peak or harder data; once can't tell."
+        )
+    if steps < _FEW:
+        return "unknown", f"There is no verdict before {_FEW} steps at the peak."
     if scheduler.cap is None:
-        return (
-            f"Peak {peak:.3g}: no sign that it is too high. Whether a higher one would do better the losses don't show."
+        return "unknown", f"There is no sign that it is too high. {_NO_SIGN}"
+    if history.room >= 1.0:
+        room = "" if math.isinf(history.room) else f" (the largest had {1.0 / history.room:.2g} of the size it allows)"
+        return "unknown", f"No step came near the spectral cap{room}. {_NO_SIGN}"
+    held = f"The spectral cap held the steps of the hidden matrices to {share:.2g} of their size on average"
+    if share < _LEAST:
+        return "unknown", (
+            f"{held}, and the loss gave no cause to halve the rate. Embedding and head ran at the full rate; whether "
+            "that is too high for them the losses don't show."
         )
-    hidden = _held_peak(scheduler)
-    if share < _FAR:
-        return (
-            f"Peak {peak:.3g}: high for the hidden matrices, whose steps the spectral cap held at {share:.2g} of it on "
-            f"average. {share * hidden:.2g} would do for them; embedding and head ran at theirs."
-        )
-    if history.room < 1.0:
-        return (
-            f"Peak {peak:.3g}: fine. The spectral cap held the hidden matrices at times, down to {history.room:.2g} of "
-            f"it ({share:.2f} on average), and the loss gave no cause to halve it."
-        )
-    room = "" if math.isinf(history.room) else f" (the largest had {1.0 / history.room:.2g} of the size it allows)"
-    return (
-        f"Peak {peak:.3g}: no sign that it is too high, and none that it is too low: no step came near the spectral "
-        f"cap{room}. Whether a higher one would do better the losses don't show."
-    )
+    if share > _MOST:
+        return "unknown", f"{held}. {_NO_SIGN}"
+    return "fine", f"{held}, and the loss gave no cause to halve the rate."
 
 
 def picture(scheduler: AdaptiveWarmup) -> Any:
@@ -187,8 +190,3 @@ def picture_html(scheduler: AdaptiveWarmup) -> str:
     figure.savefig(png, format="png", dpi=110)
     image = base64.b64encode(png.getvalue()).decode()
     return f'<img alt="learning rate and loss" src="data:image/png;base64,{image}"><p>{words}</p>'
-
-
-def _held_peak(scheduler: AdaptiveWarmup) -> float:
-    """The peak of the matrices under the cap."""
-    return float(scheduler.base_lrs[scheduler._capped[0]]) if scheduler._capped else math.nan

@@ -14,10 +14,8 @@ from warmgap import decay as decays
 from warmgap._checks import check_count, check_finite
 from warmgap.rules import LinearRule, SpectralRule
 from warmgap.schedule import Schedule
-from warmgap.torch.split import assign_roles
-
-ROLES = ("hidden", "embedding", "head", "other")
-"""What a parameter group may be to a schedule, in the order in which tables show it."""
+from warmgap.torch.roles import assign_roles
+from warmgap.torch.split import aligned, role_of
 
 Decay = str | Callable[[float], float]
 
@@ -83,7 +81,7 @@ def plan_groups(optimizer: Optimizer, schedule: Schedule, groups: Mapping[int | 
         ValueError: If a role or an own schedule is none, or no group has such an index, name or role.
     """
     asked = _by_index(optimizer, groups or {})
-    given = [_role_of(index, group) for index, group in enumerate(optimizer.param_groups)]
+    given = [role_of(group) for group in optimizer.param_groups]
     has_roles = "hidden" in given
     plans = []
     for index, group in enumerate(optimizer.param_groups):
@@ -198,15 +196,7 @@ class RoleTable(Sequence[RoleRow]):
             phase = f"{row.phase}, held" if row.held else row.phase
             groups = ",".join(map(str, row.groups))
             lines.append((row.name, groups, f"{row.peak:.3g}", f"{row.factor:.3g}", f"{row.lr:.3g}", row.decay, phase))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def _role_of(index: int, group: dict[str, Any]) -> str | None:
-    role = group.get("role")
-    if role is not None and role not in ROLES:
-        raise ValueError(f"the role of groups[{index}] must be one of {ROLES}, got {role!r}")
-    return role
+        return aligned(lines)
 
 
 def _by_index(optimizer: Optimizer, groups: Mapping[int | str, Any]) -> dict[int, Any]:

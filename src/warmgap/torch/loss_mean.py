@@ -43,7 +43,7 @@ class PendingLoss:
         """Return everything, waiting for its copy to arrive."""
         if self._event is not None:
             self._event.synchronize()
-        weighted, weight, skipped = (float(total) for total in self._totals)
+        weighted, weight, skipped = map(float, self._totals)
         if not weight > 0.0:
             return Exchanged(None, skipped > 0.0)
         mean = weighted / weight
@@ -206,8 +206,10 @@ def _beside(value: float | Tensor, other: float | Tensor) -> float | Tensor:
 
 def _device(totals: Sequence[float | Tensor]) -> torch.device | None:
     """Return the accelerator of the first tensor that lies on one; None where all is on the host."""
-    devices = (total.device for total in totals if isinstance(total, Tensor))
-    return next((device for device in devices if device.type != "cpu"), None)
+    for total in totals:
+        if isinstance(total, Tensor) and total.device.type != "cpu":
+            return total.device
+    return None
 
 
 def _together(totals: Sequence[float | Tensor], group: dist.ProcessGroup | None) -> Tensor:

@@ -21,7 +21,8 @@ from warmgap._checks import check_count, check_finite, check_fraction, check_pos
 from warmgap.geometry import check_norm
 from warmgap.rules import Rule, SpectralRule, by_name
 from warmgap.schedule import Event, Schedule, ScheduleState
-from warmgap.torch.explain import History, picture, picture_html, sentences
+from warmgap.torch import misuse
+from warmgap.torch.explain import History, Verdict, judged, picture, picture_html, sentences
 from warmgap.torch.group_schedules import RoleRow, RoleTable, find_roles, peak_of, plan_groups
 from warmgap.torch.joining import check_joined, shadow_of
 from warmgap.torch.loss_mean import Exchanged, LossMean, PendingLoss
@@ -35,7 +36,6 @@ _PATIENCE = 10  # steps without any loss before a warning
 _HELD = 0.95  # the cap holds where it takes away more than a twentieth
 _RELEASED = 1.1  # and lets go where it leaves a tenth of room
 _MOST_EVENTS = 64
-_SUMMED = 10.0  # a first loss of so many times log(classes) is no mean
 
 _LOG = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class AdaptiveWarmup(LRScheduler):
                 UserWarning,
                 stacklevel=2,
             )
-        _take_own_peaks(optimizer)
+        misuse.take_own_peaks(optimizer)
         self._room = math.inf
         self._state = self.schedule.init()
         self._own = {i: plan.own.init() for i, plan in enumerate(self._plans) if plan.own is not None}
@@ -223,6 +223,16 @@ class AdaptiveWarmup(LRScheduler):
         for index, plan in enumerate(self._plans):
             found.setdefault(plan.label if plan.own is None else f"{plan.label} (own)", []).append(index)
         return RoleTable([self._row(name, indices) for name, indices in found.items()])
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the peak looks `"too high"` or `"fine"`; `"unknown"` where this run shows neither.
+
+        `summary` says why. It is too high where the guard acted more than once; fine where the spectral cap held the
+        hidden matrices' steps to 0.2 to 0.6 of their size, in the mean over the steps before the decay, and the guard
+        never acted: runs that did ended near the best of all peaks tried (LOG.md).
+        """
+        return judged(self)[0]
 
     def summary(self) -> str:
         """Return some sentences: where the run stands, what the rate did and why, and whether the peak looks right."""
@@ -358,7 +368,8 @@ class AdaptiveWarmup(LRScheduler):
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._join()
         if loss is not None:
-            self._warn_of_epochs(loss)
+            if (said := misuse.not_a_loss(loss)) is not None:
+                self._warn_once("epoch", said, level=3)
             self.observe(loss)
         waits = self._steps.made == 0 and self._should_have_stepped()
         skipped = self._steps.called(self.optimizer, waits)
@@ -501,7 +512,7 @@ class AdaptiveWarmup(LRScheduler):
         history = History.from_dict(saved["history"])
         if self.cap is not None:
             self.cap.load_state_dict(saved["cap"])
-        self._warn_of_peaks(base_lrs)
+        misuse.warn_of_peaks(saved["base_lrs"], self.base_lrs)
         self._state, self._own, self._plans = state, own_states, plans
         self._capped = self._find_capped()
         self._calibrated, self._late = saved["calibrated"], late
@@ -562,21 +573,18 @@ class AdaptiveWarmup(LRScheduler):
         self._write()
 
     def _write(self) -> None:
-        self._plain, self._written = [], []
+        self._plain, self._written, self._last_lr = [], [], []
         for index, group in enumerate(self.optimizer.param_groups):
-            plan = self._plans[index]
-            lr = self._plain_lr(index)
-            self._plain.append(lr)
-            if plan.scheduled:
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(lr * self._scales[index])
-                else:
-                    group["lr"] = lr * self._scales[index]
+            plain = self._plain_lr(index)
+            lr = plain * self._scales[index] if self._plans[index].scheduled else group["lr"]
+            tensor = group["lr"]
+            if not isinstance(tensor, Tensor):
+                group["lr"] = lr
+            elif lr is not tensor:
+                tensor.fill_(lr)
+            self._plain.append(plain)
             self._written.append(_on_host(group["lr"]))
-        self._last_lr = [
-            group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
-            for group in self.optimizer.param_groups
-        ]
+            self._last_lr.append(tensor.clone() if isinstance(tensor, Tensor) else lr)
 
     def _carry(self) -> None:
         """Keep what others have multiplied the rates by since they were written."""
@@ -612,7 +620,8 @@ class AdaptiveWarmup(LRScheduler):
     def _advance(self, loss: float | None) -> None:
         self._carry()
         before, made = self._state, self.factor
-        self._check_first(loss)
+        if before.step == 0 and (said := misuse.not_a_mean(loss, self._of_heads())) is not None:
+            self._warn_once("sum", said)
         self._history.add(before.step, loss, made, before.base)
         if before.phase != "decay":
             self._history.at_peak(self._held, self._room)
@@ -621,7 +630,8 @@ class AdaptiveWarmup(LRScheduler):
         for index, state in self._own.items():
             self._own[index] = self._own_schedule(index).step(state, loss)
         self._log_new(before)
-        self._set_lrs()
+        self._hold()
+        self._write()
 
     def _change(self, change: Callable[[Schedule, ScheduleState], ScheduleState]) -> None:
         before = self._state
@@ -631,6 +641,10 @@ class AdaptiveWarmup(LRScheduler):
         )
         self._log_new(before)
         self._set_lrs()
+
+    def _of_heads(self) -> list[Tensor]:
+        groups = zip(self._plans, self.optimizer.param_groups, strict=True)
+        return [p for plan, group in groups if plan.role == "head" for p in group["params"]]
 
     def _find_capped(self) -> list[int]:
         held = [] if self.cap is None else self.cap.groups
@@ -724,60 +738,16 @@ class AdaptiveWarmup(LRScheduler):
         self._note(reason, self.factor * before, self.factor * after)
 
     def _log_new(self, before: ScheduleState) -> None:
-        if self._state.events is before.events and before.step > 0:
-            return
-        last = before.events[-1] if before.events and before.step > 0 else None
-        new: list[Event] = []
-        for event in reversed(self._state.events):
-            if event is last:
-                break
-            new.append(event)
-        for event in reversed(new):
-            _LOG.info("%s", event)
+        if self._state.events is not before.events or before.step == 0:
+            known = before.events if before.step > 0 else ()  # those of a start are final with the first step
+            for event in self._state.events:
+                if event not in known:
+                    _LOG.info("%s", event)
 
-    def _warn_once(self, key: str, message: str) -> None:
+    def _warn_once(self, key: str, message: str, level: int = 4) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(message, UserWarning, stacklevel=4)
-
-    def _warn_of_epochs(self, loss: float | Tensor) -> None:
-        whole = not loss.is_floating_point() if isinstance(loss, Tensor) else isinstance(loss, int)
-        if whole:
-            self._warn_once(
-                "epoch",
-                f"AdaptiveWarmup.step() got the whole number {loss}: it takes the mean training loss of the optimizer "
-                "step just made, not the epoch or the step; call step(loss), or observe(loss) and then step()",
-            )
-
-    def _check_first(self, loss: float | None) -> None:
-        """Warn where the first loss is no mean of cross-entropies, if there is a head to say how large one can be."""
-        if self._state.step > 0 or loss is None or not math.isfinite(loss):
-            return
-        heads = [
-            p
-            for plan, group in zip(self._plans, self.optimizer.param_groups, strict=True)
-            if plan.role == "head"
-            for p in group["params"]
-        ]
-        classes = max((p.shape[0] for p in heads if p.ndim == 2), default=1)
-        if classes >= 100 and loss > _SUMMED * math.log(classes):
-            self._warn_once(
-                "sum",
-                f"the first loss is {loss:.4g}, and a mean cross-entropy over {classes} classes starts near "
-                f"{math.log(classes):.3g}: give the mean over tokens, not the sum, and not scaled by a GradScaler",
-            )
-
-    def _warn_of_peaks(self, saved: Sequence[float | Tensor]) -> None:
-        here = [float(base) for base in self.base_lrs]
-        if any(not math.isclose(float(a), b, rel_tol=1e-6) for a, b in zip(saved, here, strict=True)):
-            peaks = [f"{float(base):.4g}" for base in saved]
-            warnings.warn(
-                f"this state has the peak learning rates {', '.join(peaks)}, which are kept, and this scheduler was "
-                f"made with {', '.join(f'{base:.4g}' for base in here)}: call scheduler.scale_peak(factor) after "
-                "loading to change them",
-                UserWarning,
-                stacklevel=3,
-            )
+            warnings.warn(message, UserWarning, stacklevel=level)
 
     def _row(self, name: str, indices: list[int]) -> RoleRow:
         first = indices[0]
@@ -839,30 +809,6 @@ def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -
         return None  # no matrix to hold
     known = any(group.get("role") == "hidden" for group in groups)
     return SpectralCap(optimizer, rho=cap, total_iters=total_iters, roles="auto" if known else None, apply=False)
-
-
-def _take_own_peaks(optimizer: Optimizer) -> None:
-    """Put back the peak that the optimizer was made with, where a loaded state has brought another run's.
-
-    `Optimizer.load_state_dict` replaces the groups with the checkpoint's, `lr` and `initial_lr` included, so that a
-    fresh schedule would start at the old run's peak. An optimizer that has state and has made no step is such a one.
-    """
-    groups = optimizer.param_groups
-    loaded = bool(optimizer.state) and not getattr(optimizer, "_opt_called", False)
-    peaks = {float(group["initial_lr"]) for group in groups if "initial_lr" in group}
-    if not loaded or not peaks or "lr" not in optimizer.defaults or peaks == {own := float(optimizer.defaults["lr"])}:
-        return
-    if len(peaks) == 1:
-        for group in groups:
-            group["initial_lr"] = own
-    warnings.warn(
-        f"the optimizer's loaded state has the peak learning rate {', '.join(f'{peak:.4g}' for peak in sorted(peaks))},"
-        f" and it was made with lr={own:.4g}: AdaptiveWarmup starts from "
-        f"{f'lr={own:.4g}' if len(peaks) == 1 else 'the former'}. Make the scheduler before loading the state, and "
-        "load its own state too where the run goes on",
-        UserWarning,
-        stacklevel=3,
-    )
 
 
 def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:

@@ -11,7 +11,6 @@ arXiv 2502.07529) the same spectral norm as hidden layers.
 
 import math
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -22,7 +21,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.optim import LBFGS, Optimizer
 
 ParameterKind = Literal["matrix", "conv", "embedding", "head", "norm", "bias", "other"]
 
@@ -31,7 +29,7 @@ Role = Literal["hidden", "embedding", "head", "other"]
 KINDS: tuple[ParameterKind, ...] = get_args(ParameterKind)
 ROLES: tuple[Role, ...] = get_args(Role)
 
-_ROLE_OF: dict[ParameterKind, Role] = {"matrix": "hidden", "conv": "hidden", "embedding": "embedding", "head": "head"}
+ROLE_OF: dict[ParameterKind, Role] = {"matrix": "hidden", "conv": "hidden", "embedding": "embedding", "head": "head"}
 
 _NORM_LAYERS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 _RNN_GATES = {"LSTM": 4, "GRU": 3}
@@ -42,14 +40,6 @@ _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "n_exp
 # and the layers of PEFT, which hold adapters or a trained copy beside it.
 _ADAPTED = ("base_layer", "original_module")
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", *_ADAPTED)
-
-# What a name says, where there is no model to ask.
-_HEAD_NAMES = re.compile(
-    r"(lm_|mlm_|cls_)?head|classifier|score|fc|decoder|output(_layer)?|embed_out|unembed(ding)?|logits"
-)
-_EMBEDDING_NAMES = re.compile(r"(^|_)emb(ed|edding|eddings|ed_\w+)?(_|$)|^wte$|^wpe$|^shared$")
-_MATRIX_NAMES = re.compile(r"^weight|proj|^lora_|^w\d|kernel")
-_ADAPTER_NAMES = re.compile(r"lora_\w+|modules_to_save|default")
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,7 @@ class SplitRow:
     @property
     def role(self) -> Role | None:
         """What a schedule takes it for: hidden are matrices and convolutions; norms and biases are `other`."""
-        return None if self.kind is None else _ROLE_OF.get(self.kind, "other")
+        return None if self.kind is None else ROLE_OF.get(self.kind, "other")
 
 
 class ParameterSplit(Sequence[dict[str, Any]]):
@@ -105,8 +95,8 @@ class ParameterSplit(Sequence[dict[str, Any]]):
 
     def __repr__(self) -> str:
         title = ("parameter", "shape", "module", "kind", "why")
-        rows = ((r.name, _shape_text(r.shape), r.module, r.kind or "left out", r.reason) for r in self.rows)
-        return _aligned([title, *rows])
+        rows = ((r.name, shape_text(r.shape), r.module, r.kind or "left out", r.reason) for r in self.rows)
+        return aligned([title, *rows])
 
 
 @dataclass(frozen=True)
@@ -143,7 +133,21 @@ class _Verdict:
 
     @property
     def role(self) -> Role:
-        return _ROLE_OF.get(self.kind, "other")
+        return ROLE_OF.get(self.kind, "other")
+
+
+def role_of(group: Mapping[str, Any]) -> Role | None:
+    """The role of a parameter group, also of one from a state dict that is older than roles; None where it has none.
+
+    Raises:
+        ValueError: The group's `role` is none of `ROLES`.
+    """
+    if "role" in group:
+        if group["role"] not in ROLES:
+            raise ValueError(f"a group's role must be one of {', '.join(ROLES)}, got {group['role']!r}")
+        role: Role = group["role"]
+        return role
+    return ROLE_OF.get(group["kind"], "other") if group.get("kind") in KINDS else None
 
 
 Named = str | nn.Module
@@ -247,6 +251,11 @@ def split_parameters(
     return ParameterSplit((groups[key] for key in sorted(groups)), rows)
 
 
+def layouts_of(model: nn.Module, **sorting: Any) -> dict[Tensor, dict[str, Any]]:
+    """What `split_parameters` would say, in their groups, of all parameters of a model, frozen ones too."""
+    return {parameter: _layout(verdict) for parameter, (_, verdict) in _verdicts(model, **sorting).items()}
+
+
 def _layout(verdict: _Verdict) -> dict[str, Any]:
     """What a group says of its parameters."""
     fields: dict[str, Any] = {"kind": verdict.kind, "role": verdict.role}
@@ -298,12 +307,12 @@ def _verdicts(
         )
         if blocks is not None and (copied or first.name in (fused or {})):
             verdict = _with_blocks(verdict, blocks, first, strict=trained)
-        if verdict.kind in ("norm", "bias") or (verdict.kind == "other" and _is_vector(first.shape)):
+        if verdict.kind in ("norm", "bias") or (verdict.kind == "other" and is_vector(first.shape)):
             verdict = replace(verdict, decays=False, reason=f"{verdict.reason}; no weight decay")
         elif (
             getattr(parameter, "_no_weight_decay", False)
             or first.attribute == "A_log"  # of a state-space layer, which only mamba_ssm itself marks
-            or any(fnmatchcase(_plain(place.name), pattern) for place in places for pattern in undecayed)
+            or any(fnmatchcase(plain_name(place.name), pattern) for place in places for pattern in undecayed)
         ):
             verdict = replace(verdict, decays=False, reason=f"{verdict.reason}; marked: no weight decay")
         verdicts[parameter] = first, verdict
@@ -379,7 +388,7 @@ def _inside(module: nn.Module) -> nn.Module:
     return module if inner is None else _inside(inner)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name without what wrappers add to it."""
     return ".".join(part for part in name.split(".") if part != "module" and part not in _WRAPPED)
 
@@ -387,7 +396,7 @@ def _plain(name: str) -> str:
 def _undecayed(model: nn.Module) -> Iterator[str]:
     """Patterns of the parameters that modules list as not to be decayed, as timm's do."""
     for prefix, module in model.named_modules():
-        start = f"{_plain(prefix)}." if _plain(prefix) else ""
+        start = f"{plain_name(prefix)}." if plain_name(prefix) else ""
         for listed, pattern in (("no_weight_decay", "{}"), ("no_weight_decay_keywords", "*{}*")):
             method = getattr(module, listed, None)
             for name in method() if callable(method) else ():
@@ -428,7 +437,7 @@ def _classify_one(place: _Place, heads: Mapping[int, str]) -> _Verdict:
         return _Verdict("bias", "a bias for each expert")
     if attribute == "weight" and isinstance(module, _ConvNd) and module.transposed and module.groups > 1:
         return _Verdict("other", f"transposed convolution of {module.groups} groups")
-    if head is not None and (attribute == "weight" or not _is_vector(shape)):
+    if head is not None and (attribute == "weight" or not is_vector(shape)):
         return _Verdict("head", head, transposed=_stored_transposed(place))
     if isinstance(module, nn.RNNBase) and len(shape) == 2:
         gates = _RNN_GATES.get(module.mode, 1)
@@ -617,7 +626,7 @@ class _Overrides:
                 if depth_from_end > len(parts):
                     continue
                 name = ".".join(parts[: len(parts) - depth_from_end])
-                names = (name, _plain(name))
+                names = (name, plain_name(name))
                 # The name itself goes before a pattern that matches it.
                 exact = [pattern for pattern in self._given if pattern in names]
                 for pattern in exact + [p for p in self._given if any(fnmatchcase(n, p) for n in names)]:
@@ -666,7 +675,7 @@ def _find_heads(
         if last is not None and id(last) not in inside:
             found[id(last)] = "output head, the last linear layer"
         return found
-    modules = {_plain(name): module for name, module in model.named_modules()} | dict(model.named_modules())
+    modules = {plain_name(name): module for name, module in model.named_modules()} | dict(model.named_modules())
     chosen = set()
     for item in [head] if isinstance(head, Named) else head:
         name = _module_name("head", item, names)
@@ -738,7 +747,8 @@ def _integer(module: object, attribute: str) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def _is_vector(shape: Sequence[int]) -> bool:
+def is_vector(shape: Sequence[int]) -> bool:
+    """Whether at most one dimension is larger than one."""
     return sum(size > 1 for size in shape) <= 1
 
 
@@ -746,235 +756,12 @@ def _copy_group(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, list) else value for key, value in group.items()}
 
 
-def _shape_text(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as tables show it."""
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table of left-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def assign_roles(
-    optimizer: Optimizer,
-    model: nn.Module | None = None,
-    **sorting: Any,
-) -> bool:
-    """Gives every parameter group of an optimizer a role, splitting groups in place where they hold several.
-
-    For an optimizer that was made without `split_parameters`, before or after its first steps: its state, which belongs
-    to the parameters, is untouched. Every part of a group keeps its options, in the place of the group, in the order
-    hidden, embedding, head, other, and within one role in the order it had. A group that has a role, or a `kind` to
-    tell it by, stays as it is, so a second call changes nothing. The new parts also carry `kind`, `blocks` and
-    `transposed` of hidden matrices, unless the optimizer is one of this library, whose step these would change.
-
-    A scheduler notes the groups when it is made: call this before. State dicts saved after it load after it, with the
-    same model and arguments. One that was saved before the split can be loaded before it or, where the optimizer loads
-    as torch's do, after it (bitsandbytes' does not).
-
-    Args:
-        optimizer: Any optimizer, also as wrapped by Accelerate or Lightning.
-        model: The model that it trains. Without it the names that torch keeps of named parameters are used, see
-            `roles_from_names`.
-        sorting: `head`, `overrides`, `fused` and `transposed`, as in `split_parameters`.
-
-    Returns:
-        Whether all groups have a role now. Without a model, False where the names do not say enough; then nothing was
-        changed.
-
-    Raises:
-        TypeError: `optimizer` has no parameter groups, or `model` is not an `nn.Module`.
-        ValueError: Of the optimizer's parameters none is the model's; or its groups can't be split; a role is unknown;
-            and whatever `split_parameters` refuses.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False))
-        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-        >>> assign_roles(optimizer, model)
-        True
-        >>> print(*(group["role"] for group in optimizer.param_groups))
-        hidden embedding head other
-    """
-    optimizer = _innermost(optimizer)
-    groups = optimizer.param_groups
-    pending = [group for group in groups if role_of(group) is None]
-    fields: Mapping[Tensor, dict[str, Any]] = {}
-    if pending and (isinstance(optimizer, LBFGS) or isinstance(getattr(optimizer, "optim", None), Optimizer)):
-        raise ValueError(
-            f"the groups of {type(optimizer).__name__} can't be split once it is made; give it those of "
-            "split_parameters(model), or the scheduler no model where it steps all parameters alike"
-        )
-    if pending and model is not None:
-        verdicts = _verdicts(model, **sorting)
-        fields = {parameter: _layout(verdict) for parameter, (_, verdict) in verdicts.items()}
-        _check_known([p for group in pending for p in group["params"]], fields)
-    elif pending:
-        guessed = roles_from_names(optimizer)
-        if guessed is None:
-            return False
-        fields = {parameter: {"role": role} for parameter, role in guessed.items()}
-
-    before = [list(group["params"]) for group in groups]
-    parts: list[dict[str, Any]] = []
-    origins: list[int] = []
-    for index, group in enumerate(groups):
-        role = role_of(group)
-        group.update({} if role is None else {"role": role})
-        found = [group] if role is not None else list(_parts(group, fields))
-        parts += found
-        origins += [index] * len(found)
-    if len(parts) > len(groups):
-        groups[:] = parts
-        _load_from_before(optimizer, before, origins)
-    return True
-
-
-def role_of(group: Mapping[str, Any]) -> Role | None:
-    """The role of a parameter group, also of one from a state dict that is older than roles; None where it has none.
-
-    Raises:
-        ValueError: The group's `role` is none of `ROLES`.
-    """
-    if "role" in group:
-        if group["role"] not in ROLES:
-            raise ValueError(f"a group's role must be one of {', '.join(ROLES)}, got {group['role']!r}")
-        role: Role = group["role"]
-        return role
-    return _ROLE_OF.get(group["kind"], "other") if group.get("kind") in KINDS else None
-
-
-def roles_from_names(optimizer: Optimizer) -> dict[Tensor, Role] | None:
-    """Guesses what every parameter is from its name and shape, without a model.
-
-    The names are those that torch keeps where an optimizer was made from `model.named_parameters()`. They are taken
-    only where at least one is plainly an embedding's or a head's, and none is a bare number.
-
-    Args:
-        optimizer: Any optimizer, also as wrapped by Accelerate or Lightning.
-
-    Returns:
-        The role of each parameter; None where there are no names, or they do not say enough.
-    """
-    roles: dict[Tensor, Role] = {}
-    for group in _innermost(optimizer).param_groups:
-        if len(group.get("param_names", ())) != len(group["params"]):
-            return None
-        for name, parameter in zip(group["param_names"], group["params"], strict=True):
-            role = _role_by_name(name, parameter.shape)
-            if role is None:
-                return None
-            roles[parameter] = role
-    return roles if {"embedding", "head"} & set(roles.values()) else None
-
-
-def roles_table(optimizer: Optimizer, model: nn.Module | None = None) -> str:
-    """A table to print: for each role how many parameters and entries an optimizer has, and which.
-
-    Args:
-        optimizer: Any optimizer, also as wrapped by Accelerate or Lightning.
-        model: The model, for names where the groups have none, and to show what the optimizer does not step.
-
-    Returns:
-        Lines of role, parameters, entries and names, in which numbers are written as `*`.
-    """
-    known = {} if model is None else {p: name for name, p in model.named_parameters()}
-    members: dict[str, list[tuple[str, Tensor]]] = {role: [] for role in (*ROLES, "no role", "not in the optimizer")}
-    for group in _innermost(optimizer).param_groups:
-        named = dict(zip(group["params"], group.get("param_names", ()), strict=False))
-        members[role_of(group) or "no role"] += [
-            (named.pop(p, known.pop(p, _shape_text(p.shape))), p) for p in group["params"]
-        ]
-    members["not in the optimizer"] = [(name, p) for p, name in known.items() if p.requires_grad]
-    lines = [("role", "parameters", "entries", "names")]
-    for role, pairs in members.items():
-        short = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name, _ in pairs))
-        text = ", ".join(short[:3]) + (f" and {len(short) - 3} more" if len(short) > 3 else "")
-        if pairs:
-            lines.append((role, str(len(pairs)), f"{sum(p.numel() for _, p in pairs):,}", text))
-    return _aligned(lines)
-
-
-def _innermost(optimizer: Any) -> Any:
-    """The optimizer inside of wrappers."""
-    if not hasattr(optimizer, "param_groups"):
-        raise TypeError(f"an optimizer with param_groups is needed, got {type(optimizer).__name__}")
-    inner = getattr(optimizer, "optimizer", None)
-    return _innermost(inner) if hasattr(inner, "param_groups") else optimizer
-
-
-def _check_known(parameters: list[Tensor], fields: Mapping[Tensor, object]) -> None:
-    unknown = [_shape_text(p.shape) for p in parameters if p not in fields]
-    if unknown and len(unknown) == len(parameters):
-        raise ValueError(
-            f"none of the optimizer's {len(unknown)} parameters is the model's; pass the model that it trains, or make "
-            "an optimizer that keeps copies of its own from split_parameters(model)"
-        )
-    if unknown:
-        warnings.warn(
-            f"the optimizer has {len(unknown)} parameters that the model does not have (shapes "
-            f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}); their role is 'other'",
-            stacklevel=3,
-        )
-
-
-def _parts(group: dict[str, Any], fields: Mapping[Tensor, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The group itself, cut down to its first role, and a group like it for each other role and layout."""
-    params, names, options = group["params"], group.get("param_names"), dict(group)
-    members: dict[tuple[tuple[str, Any], ...], list[int]] = {}
-    for index, p in enumerate(params):
-        said = fields.get(p, {"role": "other"})
-        # Our own optimizers have chosen a step already, and of the rest only the role matters.
-        kept = {"role": said["role"]} if "norm" in group or said["role"] == "other" else said
-        members.setdefault(tuple(kept.items()), []).append(index)
-    if not params:
-        yield {**group, "role": "other"}
-    for number, layout in enumerate(sorted(members, key=lambda layout: ROLES.index(dict(layout)["role"]))):
-        # A rate that is a tensor is written in place: every group needs its own.
-        own = {key: v.detach().clone() if isinstance(v, Tensor) else v for key, v in options.items()}
-        part = own if number else group
-        part["params"] = [params[index] for index in members[layout]]
-        if names is not None:
-            part["param_names"] = [names[index] for index in members[layout]]
-        for key, value in layout:
-            part.setdefault(key, value)
-        yield part
-
-
-def _load_from_before(optimizer: Any, before: list[list[Tensor]], origins: list[int]) -> None:
-    """Lets an optimizer load a state dict that was saved before its groups were split; `origins` are their groups."""
-    sizes = [len(params) for params in before]
-    place = {p: index for index, p in enumerate(p for params in before for p in params)}
-    taken = [[place[p] for p in group["params"]] for group in optimizer.param_groups]
-
-    def split_like_the_groups(optimizer: Any, state: dict[str, Any]) -> dict[str, Any] | None:
-        saved, groups = state["param_groups"], optimizer.param_groups
-        if [len(group["params"]) for group in saved] != sizes or len(groups) != len(origins):
-            return None
-        lists = {key: [each for group in saved for each in group.get(key, ())] for key in ("params", "param_names")}
-        parts = []
-        for group, origin, indices in zip(groups, origins, taken, strict=True):
-            own = {key: [each[index] for index in indices] for key, each in lists.items() if each}
-            layout = {key: group[key] for key in ("role", "kind", "blocks", "transposed") if key in group}
-            parts.append({**saved[origin], **layout, **own})
-        return {**state, "param_groups": parts}
-
-    if hasattr(optimizer, "register_load_state_dict_pre_hook"):
-        optimizer.register_load_state_dict_pre_hook(split_like_the_groups)
-
-
-def _role_by_name(name: str, shape: Sequence[int]) -> Role | None:
-    """What a name plainly says; None where it says nothing."""
-    parts = [part for part in _plain(name).split(".") if not _ADAPTER_NAMES.fullmatch(part)]
-    *modules, attribute = parts
-    if _is_vector(shape) or (len(shape) == 3 and shape[0] == 1):
-        return "other"
-    if all(part.isdecimal() for part in modules) and attribute.startswith("weight"):
-        return None
-    layer = modules[-1] if modules else ""
-    if _HEAD_NAMES.fullmatch(layer) and not any(part.isdecimal() for part in modules):
-        return "head"
-    if len(shape) == 2 and _EMBEDDING_NAMES.search(layer) and not re.search("proj|patch", layer):
-        return "embedding"
-    return "hidden" if _MATRIX_NAMES.search(attribute) and "bias" not in attribute else "other"
