@@ -94,10 +94,15 @@ def plan_of_bases(recipe: Recipe, folder: Path) -> list[tuple[str, TrainConfig]]
 
 
 def _run(workload: Workload, method: str, seed: int, rate: float) -> TrainConfig:
-    full = replace(workload.config, target_loss=None, method="auto", sigma=None, level=None).resolve()
+    full = _bare(workload)
     assert full.lr is not None  # noqa: S101 - resolved
     target = workload.config.target_loss if (Method.parse(method).rule or "") in WITH_TARGET else None
     return replace(workload.config, method=method, seed=seed, lr=float(f"{full.lr * rate:.6g}"), target_loss=target)
+
+
+def _bare(workload: Workload) -> TrainConfig:
+    """The workload's settings, filled in, without its method's."""
+    return replace(workload.config, target_loss=None, method="auto", sigma=None, kappa=None, level=None).resolve()
 
 
 def cost(recipe: Recipe) -> str:
@@ -105,7 +110,7 @@ def cost(recipe: Recipe) -> str:
     lines = [recipe.title, recipe.source, recipe.notes, ""]
     total = 0.0
     for workload in recipe.workloads:
-        config = replace(workload.config, target_loss=None, method="auto", sigma=None, level=None).resolve()
+        config = _bare(workload)
         size = size_of(config.model)
         methods = workload.methods or recipe.methods
         runs = len(methods) * len(recipe.seeds) * len(recipe.rates)

@@ -14,16 +14,19 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.constructors import PrimitiveConstructorSpec
 
 from warmgap import __version__
 from warmgap.lab.config import (
     GROUPS,
     DataSettings,
+    MethodSettings,
     OptimizerSettings,
     RunSettings,
     ScheduleSettings,
@@ -35,6 +38,18 @@ from warmgap.lab.methods import EXAMPLES
 # Everything heavy is imported inside functions: help, and mistakes, come at once.
 
 USER_ERROR, DIVERGED, INTERRUPTED = 2, 1, 130
+
+Factor = Annotated[
+    float,
+    PrimitiveConstructorSpec[float](
+        nargs=1,
+        metavar="FACTOR",
+        instance_from_str=lambda words: float(Fraction(words[0])),
+        is_instance=lambda value: isinstance(value, float),
+        str_from_instance=lambda value: [f"{value:g}"],
+    ),
+]
+"""A number, or a fraction such as 1/4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +86,7 @@ class Train:
 
     output: Annotated[Path | None, arg(help="Folder of the run (None: runs/MODEL-OPTIMIZER-METHOD-SEED).")] = None
     resume: Annotated[bool, arg(help="Go on from the folder's last checkpoint.")] = False
+    method: MethodSettings = MethodSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     data: DataSettings = DataSettings()
@@ -132,7 +148,9 @@ class Train:
 class Sweep:
     """Train a grid of runs: optimizers x rates x methods x seeds; finished runs are skipped.
 
-    Example: warmgap sweep --optimizers muon lion:1e-3 --methods auto none linear:10% --rates 0.3 1 3 --seeds 0 1
+    Example: warmgap sweep --optimizers muon lion:1e-3 --methods auto none linear:10% --rates 1/3 1 3 --seeds 0 1
+
+    How much a setting of a rule matters: warmgap sweep --methods gap none --target-loss 1 2 3 --sigma 1e-4 1e-3
     """
 
     optimizers: Annotated[tuple[str, ...], arg(help="Names, or name:lr to give each its peak rate.")] = ("muon",)
@@ -142,7 +160,11 @@ class Sweep:
         "linear:10%",
     )
     seeds: Annotated[tuple[int, ...], arg(help="Seeds.")] = (0,)
-    rates: Annotated[tuple[float, ...], arg(help="Factors of the peak rate.")] = (1.0,)
+    rates: Annotated[tuple[Factor, ...], arg(help="Factors of the peak rate, such as 1/3 1 3.")] = (1.0,)
+    target_loss: Annotated[tuple[float, ...], arg(help="Target losses, for each method that takes one.")] = ()
+    sigma: Annotated[tuple[float, ...], arg(help="Curvature scales of the gap rule (the paper's sigma_F).")] = ()
+    kappa: Annotated[tuple[float, ...], arg(help="Constants of the norm, for the gap rule.")] = ()
+    level: Annotated[tuple[float, ...], arg(help="Losses at which loss-ratio ends its warm-up (the paper's C).")] = ()
     output: Annotated[Path, arg(help="Folder of the sweep.")] = Path("runs/sweep")
     where: EngineSettings = EngineSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -154,10 +176,12 @@ class Sweep:
         """Sweep; 0 where every run finished, 1 where one failed, 130 where it was interrupted."""
         from rich.console import Console
 
+        from warmgap.lab.methods import varied
         from warmgap.lab.sweep import Grid, run_plan, tell
 
         base = _config(self)
-        grid = Grid(base, self.optimizers, self.methods, self.seeds, self.rates)
+        options = {"target": self.target_loss, "sigma": self.sigma, "kappa": self.kappa, "level": self.level}
+        grid = Grid(base, self.optimizers, varied(self.methods, options), self.seeds, self.rates)
         plan, console = grid.plan(), Console()
         _warn_ignored(base)
         _err(f"{len(plan)} runs into {self.output}")
@@ -255,7 +279,7 @@ class Bench:
     workloads: Annotated[tuple[str, ...], arg(help="These workloads only.")] = ()
     methods: Annotated[tuple[str, ...], arg(aliases=("--rules",), help="These methods only.")] = ()
     seeds: Annotated[tuple[int, ...], arg(help="Other seeds than the suite's.")] = ()
-    rates: Annotated[tuple[float, ...], arg(help="Other factors of the peak rate than the suite's.")] = ()
+    rates: Annotated[tuple[Factor, ...], arg(help="Other factors of the peak rate than the suite's.")] = ()
     report: Annotated[Path | None, arg(help="Train nothing: score the results in this file.")] = None
     output: Annotated[Path, arg(help="Folder of runs, results and page.")] = Path("runs/bench")
     where: EngineSettings = EngineSettings()
@@ -315,7 +339,9 @@ class Paper:
             _out(bench.cost(recipe))
             return 0
         folder = self.output or Path("runs") / f"{self.paper}-{self.row}-{self.scale.replace('/', '_')}"
-        command = shlex.join(["warmgap", "paper", self.paper, "--row", self.row, "--scale", self.scale])
+        command = shlex.join(
+            ["warmgap", "paper", self.paper, *_words(self, "row", "scale", "tokens", "methods", "seeds", "corpus")]
+        )
         return bench.train_recipe(recipe, folder, command=command, engine=self.where.engine(), title=recipe.title)
 
 
@@ -323,7 +349,7 @@ class Paper:
 class Smoothness:
     """Measure curvature along a run, fit the assumptions behind warm-up to it, and say whether they hold.
 
-    Example: warmgap smoothness --optimizer lion --steps 200 --rates 0.25 1
+    Example: warmgap smoothness --optimizer gluon --steps 200 --rates 1/4 1 4 --write-radii radii.json
     """
 
     records: Annotated[
@@ -332,13 +358,19 @@ class Smoothness:
     every: Annotated[int, arg(help="Measure every N-th step.")] = 1
     estimator: Annotated[str, arg(help="same-batch, consecutive, directional or eigenvalue.")] = "same-batch"
     norm: Annotated[str, arg(help="auto (the optimizer's), spectral, max, frobenius, euclidean or gluon.")] = "auto"
-    rates: Annotated[tuple[float, ...], arg(help="Train once at each of these multiples of the peak rate.")] = (1.0,)
+    rates: Annotated[
+        tuple[Factor, ...], arg(help="Train once at each of these multiples of the peak rate, such as 1/4 1 4.")
+    ] = (1.0,)
     gap_from: Annotated[float | None, arg(help="Loss that gaps are taken to (None: as recorded; 0 in a new run).")] = (
         None
     )
+    write_radii: Annotated[
+        Path | None, arg(help="Write the layer constants of the run nearest to rate 1 here, for train --radii.")
+    ] = None
     output: Annotated[Path | None, arg(help="Folder (None: runs/smoothness-OPTIMIZER; for records, beside them).")] = (
         None
     )
+    method: MethodSettings = MethodSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     data: DataSettings = DataSettings()
@@ -538,11 +570,7 @@ def _bench(suite: str, folder: Path, where: EngineSettings, *, title: str, **cho
     from warmgap.lab.recipes import Recipe
 
     recipe = Recipe.load(suite if suite.endswith(".toml") else f"suites/{suite}").chosen(**chosen)
-    more = [
-        word
-        for name, values in chosen.items()
-        for word in (f"--{name}", *([values] if name == "split" else map(str, values)))
-    ]
+    more = itertools.chain.from_iterable(_flag(name, value) for name, value in chosen.items())
     command = shlex.join(["warmgap", "bench", "--suite", suite, *more, "--output", str(folder)])
     return bench.train_recipe(recipe, folder, command=command, engine=where.engine(), title=title)
 
@@ -563,6 +591,18 @@ def _told(run: Any, folder: Path) -> int:
         _out(run.summary)
     _out(f"Next: warmgap report {folder}")
     return 0
+
+
+def _words(command: Any, *names: str) -> list[str]:
+    """The flags of these names that were given, as words of a command line."""
+    given = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
+    usual = {field.name: field.default for field in dataclasses.fields(command)}
+    return [word for name in names if given[name] != usual[name] for word in _flag(name, given[name])]
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    values = value if isinstance(value, tuple | list) else [value]
+    return [f"--{name.replace('_', '-')}", *map(str, values)]
 
 
 def _warn_ignored(config: TrainConfig) -> None:

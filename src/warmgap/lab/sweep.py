@@ -15,7 +15,6 @@ from warmgap.lab.config import TrainConfig, from_plain
 from warmgap.lab.engines import Engine, Job, Local
 from warmgap.lab.errors import UserError
 from warmgap.lab.interruption import Interruption
-from warmgap.lab.methods import WITH_TARGET, Method
 from warmgap.lab.store import Run, Store
 
 if TYPE_CHECKING:
@@ -73,8 +72,7 @@ class Grid:
             except ValueError:
                 raise UserError(f"The peak rate of {optimizer!r} is no number: write muon:0.02.") from None
             assert config.lr is not None  # noqa: S101 - resolved
-            target = self.base.target_loss if (Method.parse(method).rule or "") in WITH_TARGET else None
-            config = replace(config, lr=config.lr * rate, method=method, seed=seed, target_loss=target)
+            config = replace(config, lr=config.lr * rate, method=method, seed=seed)
             runs.append(("", config.resolve()))
         return runs
 

@@ -138,7 +138,7 @@ class _Run:
                 config.weight_decay,
                 **{
                     name: getattr(config, name)
-                    for name in ("betas", "momentum", "second_lr")
+                    for name in ("betas", "momentum", "second_lr", "radii")
                     if getattr(config, name) is not None
                 },
             )
@@ -448,13 +448,14 @@ class _Run:
 def _schedulers(config: TrainConfig, method: Method, optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
     """A scheduler for each optimizer; they see the same losses, and so have the same factor."""
     decay = method.decay or config.decay
+    target = config.target_loss if method.target is None else method.target
     if not method.adaptive:
         return [ClockSchedule(optimizer, config.steps, method, decay) for optimizer in optimizers]
     if method.rule == "published":
         assert config.lr is not None  # noqa: S101 - resolved
-        assert config.target_loss is not None  # noqa: S101 - resolved
-        kappa = optimizer_kappa(optimizers[0])
-        target, lr, floor = config.target_loss, config.lr, config.floor
+        assert target is not None  # noqa: S101 - resolved
+        kappa = dict(method.options).get("kappa") or optimizer_kappa(optimizers[0])
+        lr, floor = config.lr, config.floor
         return [
             PublishedSchedule(
                 optimizer, config.steps, method, decay, kappa=kappa, target_loss=target, peak_lr=lr, floor=floor
@@ -469,7 +470,7 @@ def _schedulers(config: TrainConfig, method: Method, optimizers: Sequence[torch.
                 optimizer,
                 config.steps,
                 rule=rule,
-                target_loss="auto" if config.target_loss is None else config.target_loss,
+                target_loss="auto" if target is None else target,
                 floor=config.floor,
                 decay=decay if decay in decays.NAMES else decay_by_name(decay),
                 cap=method.cap,
