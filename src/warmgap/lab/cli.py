@@ -378,7 +378,14 @@ class Smoothness:
 
     def run(self) -> int:
         """Measure or read, print the fits, write the page; 130 where a run was interrupted."""
-        from warmgap.lab.smoothness import Measurement, measure, print_fits, read_trajectories, write_page
+        from warmgap.lab.smoothness import (
+            Measurement,
+            measure,
+            print_fits,
+            read_trajectories,
+            write_layer_constants,
+            write_page,
+        )
 
         config, folder = _config(self), self.output
         if self.records:
@@ -387,13 +394,54 @@ class Smoothness:
         else:
             folder = folder or Path("runs") / f"smoothness-{config.optimizer}"
             _err(f"Measuring {len(self.rates)} runs of {config.optimizer} into {folder}")
-            how = Measurement(self.every, self.estimator, self.norm, self.gap_from or 0.0)
+            norm = "gluon" if self.write_radii is not None and self.norm == "auto" else self.norm
+            how = Measurement(self.every, self.estimator, norm, self.gap_from or 0.0)
             if not measure(config, how, self.rates, folder):
                 _out(f"Interrupted. What was measured so far can be read: warmgap smoothness {folder}")
                 return INTERRUPTED
             trajectories = read_trajectories([folder])
         print_fits(trajectories, target_loss=self.gap_from)
+        if self.write_radii is not None:
+            _out(f"Layer constants of {write_layer_constants(trajectories, self.write_radii).name}: {self.write_radii}")
+            _out(f"Next: warmgap train --optimizer gluon --radii {self.write_radii}")
         _out(f"Page: {write_page(trajectories, folder / 'smoothness.html', target_loss=self.gap_from)}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unified:
+    """Check along runs of several seeds whether gradients point away from where the run ends (arXiv 2502.12329).
+
+    Example: warmgap unified --optimizer sgd --corpus digits --model mlp --seeds 0 1 2 --steps 450 --every 15
+    """
+
+    every: Annotated[int, arg(help="Take a point before every N-th step; each takes as much memory as the model.")] = 20
+    seeds: Annotated[tuple[int, ...], arg(help="Seeds.")] = (0, 1, 2)
+    c1: Annotated[float, arg(help="The constant of the loss gap.")] = 0.1
+    c1_gradient: Annotated[float, arg(help="The constant of the squared gradient.")] = 0.01
+    output: Annotated[Path | None, arg(help="Folder (None: runs/unified-OPTIMIZER).")] = None
+    method: MethodSettings = MethodSettings(method="none")
+    schedule: ScheduleSettings = ScheduleSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    data: DataSettings = DataSettings()
+    run_: Annotated[RunSettings, arg(name="run")] = RunSettings()
+
+    def run(self) -> int:
+        """Train, print the table, write points and pictures; 130 where a run was interrupted."""
+        from warmgap.lab.report import print_table
+
+        config = _config(self)
+        config.resolve()
+        folder = self.output or Path("runs") / f"unified-{config.optimizer}"
+        _err(f"Checking {len(self.seeds)} runs of {config.optimizer} into {folder}")
+        from warmgap.lab.unified import check_runs, save_pictures, unified_rows
+
+        checks = check_runs(config, self.seeds, self.every, folder)
+        if checks is None:
+            return INTERRUPTED
+        c1 = {"gap": self.c1, "gradient": self.c1_gradient}
+        print_table(f"<grad f(x), x - x*> >= c1 P - c2, {len(self.seeds)} seeds", unified_rows(checks, c1))
+        _out(f"Pictures: {', '.join(map(str, save_pictures(checks, c1, folder)))}")
         return 0
 
 
@@ -481,6 +529,7 @@ COMMANDS: dict[str, type[Any]] = {
     "bench": Bench,
     "paper": Paper,
     "smoothness": Smoothness,
+    "unified": Unified,
     "theory": Theory,
     "replay": Replay,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -19,13 +21,13 @@ from warmgap.lab.store import Result, Store
 from warmgap.smoothness import (
     Fit,
     LayerFits,
-    RateDependence,
     Record,
     block_names,
     block_records,
     fit_gap_linear,
     fit_layers,
     fit_smoothness,
+    layer_dependence,
     rate_dependence,
     read_records,
 )
@@ -246,21 +248,47 @@ def layers_sentence(layers: LayerFits) -> str:
     )
 
 
-def compare_rates(trajectories: Sequence[Trajectory]) -> list[tuple[str, Sequence[Trajectory], RateDependence]]:
-    """Runs at several rates that lie beside each other in folders `rate-...`, compared."""
+def compare_rates(trajectories: Sequence[Trajectory]) -> list[tuple[str, Sequence[Trajectory], list[str]]]:
+    """Runs at several rates that lie beside each other in folders `rate-...`, and what their comparison says."""
     groups: dict[Path, list[Trajectory]] = {}
     for trajectory in trajectories:
         if trajectory.path.parent.name.startswith("rate-"):
             groups.setdefault(trajectory.path.parent.parent, []).append(trajectory)
-    found: list[tuple[str, Sequence[Trajectory], RateDependence]] = []
+    found: list[tuple[str, Sequence[Trajectory], list[str]]] = []
     for place, members in groups.items():
-        if len(members) > 1:
-            try:
-                dependence = rate_dependence({float(index): run.records for index, run in enumerate(members)})
-            except ValueError:
-                continue  # a run too short for any comparison says so in its own table
-            found.append((place.name, members, dependence))
+        records = {_rate(run.path): run.records for run in members}
+        sentences = []
+        for compare in (rate_dependence, layer_dependence) if len(records) > 1 else ():
+            # Runs too short for a comparison say so in their own tables; records without blocks have no layers.
+            with contextlib.suppress(ValueError):
+                sentences.append(compare(records).sentence)
+        if sentences:
+            found.append((place.name, members, sentences))
     return found
+
+
+def _rate(path: Path) -> float:
+    """The factor of the peak rate that the folder of a run's records names; 1 where it names none."""
+    try:
+        return float(path.parent.name.removeprefix("rate-"))
+    except ValueError:
+        return 1.0
+
+
+def write_layer_constants(trajectories: Sequence[Trajectory], path: Path) -> Trajectory:
+    """Write the layer constants of the run nearest to rate 1 to a file for `warmgap train --radii`; return that run.
+
+    Raises:
+        UserError: Its records have no blocks, or not in Gluon's norms, or the place cannot be written to.
+    """
+    from warmgap.torch.gluon_fits import write_radii
+
+    chosen = min(trajectories, key=lambda run: abs(math.log(_rate(run.path))))
+    try:
+        write_radii(path, fit_layers(chosen.records))
+    except ValueError as error:
+        raise UserError(f"No layer constants: {error}.") from error
+    return chosen
 
 
 def print_fits(trajectories: Sequence[Trajectory], *, target_loss: float | None = None) -> None:
@@ -281,8 +309,8 @@ def print_fits(trajectories: Sequence[Trajectory], *, target_loss: float | None 
             console.print(table)
         console.print(*analysis.notes, sep="\n", highlight=False, markup=False)
         console.print()
-    for name, members, dependence in compare_rates(trajectories):
-        console.print(f"{name}, {len(members)} rates. {dependence.sentence}", highlight=False, markup=False)
+    for name, members, sentences in compare_rates(trajectories):
+        console.print(f"{name}, {len(members)} rates.", *sentences, highlight=False, markup=False)
 
 
 def write_page(trajectories: Sequence[Trajectory], path: Path, *, target_loss: float | None = None) -> Path:
@@ -295,8 +323,8 @@ def write_page(trajectories: Sequence[Trajectory], path: Path, *, target_loss: f
     from warmgap.lab.report import write_page as write
 
     sections = []
-    for name, members, dependence in compare_rates(trajectories):
-        section = Section(f"{name}: several rates", [dependence.sentence])
+    for name, members, sentences in compare_rates(trajectories):
+        section = Section(f"{name}: several rates", sentences)
         caption = (
             "If the ratio belongs to the function, the clouds lie on top of each other. If it only follows the step "
             "length, they lie apart by the factors between the rates."

@@ -11,9 +11,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.torch
@@ -34,12 +34,20 @@ from warmgap.lab.optimizers import OPTIMIZERS
 from warmgap.lab.schedules import ClockSchedule, PublishedSchedule
 from warmgap.lab.store import METRICS, Result
 from warmgap.lab.tasks import make_task
-from warmgap.torch import AdaptiveWarmup, SmoothnessProbe
+from warmgap.torch import AdaptiveWarmup
 from warmgap.torch.recognition import optimizer_kappa
 
 __all__ = ["TrainConfig", "train"]
 
-MakeProbe = Callable[[torch.optim.Optimizer, nn.Module], SmoothnessProbe]
+
+class Probe(Protocol):
+    """Looks at a run's steps while they are made."""
+
+    def measure(self, closure: Callable[[], Iterable[Tensor]], *, step: int) -> contextlib.AbstractContextManager[Any]:
+        """Look at the step that is made inside; the closure gives the losses of its micro-batches, which sum to it."""
+
+
+MakeProbe = Callable[[torch.optim.Optimizer, nn.Module], Probe]
 Sink = Callable[[Sequence[Sequence[Any]]], None]
 """Takes rows of metrics while the run goes on."""
 
