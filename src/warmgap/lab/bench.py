@@ -13,7 +13,7 @@ from warmgap.lab.methods import WITH_TARGET, Method
 from warmgap.lab.model import size_of
 from warmgap.lab.recipes import Recipe, Workload
 from warmgap.lab.results import trial, write_results
-from warmgap.lab.sweep import INTERRUPTED, run_folder, run_plan, tell
+from warmgap.lab.sweep import INTERRUPTED, run_folder, run_plan, report_outcome
 
 RESULTS_FILE = "results.json"
 PAGE = "report.html"
@@ -48,12 +48,12 @@ def train_recipe(
     bases = plan_of_bases(recipe, folder)
     if bases:
         runs = run_plan(bases, folder / "bases", command=f"{command} (bases)", engine=engine, console=console)
-        if (code := tell(runs, folder / "bases", console)) != 0:
+        if (code := report_outcome(runs, folder / "bases", console)) != 0:
             return code
     plan = plan_of(recipe, folder)
     console.print(f"{len(plan)} runs of {len(recipe.workloads)} workloads into {folder}", highlight=False)
     runs = run_plan(plan, folder, command=command, asked={"title": recipe.title}, engine=engine, console=console)
-    code = tell(runs, folder, console)
+    code = report_outcome(runs, folder, console)
     trials = [trial(run, folder, json.loads(label)) for run, (label, _) in zip(runs, plan, strict=True)]
     finished = [each for each in trials if each.counted is not None]
     if code == INTERRUPTED or not finished:

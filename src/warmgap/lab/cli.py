@@ -116,7 +116,7 @@ class Train:
             if identity in known and not self.resume:
                 raise UserError(f"{folder} already holds this run ({run.status}): give --resume, or another --output.")
             if run.finished:
-                return _told(run, folder)
+                return _report_end(run, folder)
             if not store.claim(identity):
                 raise UserError(f"{folder} is being trained by another process: wait for it, or give another --output.")
             from warmgap.lab.store import Result
@@ -130,7 +130,7 @@ class Train:
                 store.finish(identity, Result("failed", str(error)))
                 raise
             store.finish(identity, result)
-            return _told(store.run(identity), folder)
+            return _report_end(store.run(identity), folder)
 
     def _worker(self, config: TrainConfig, folder: Path, identity: str) -> int:
         from warmgap.lab.store import FILE, Store
@@ -177,7 +177,7 @@ class Sweep:
         from rich.console import Console
 
         from warmgap.lab.methods import varied
-        from warmgap.lab.sweep import Grid, run_plan, tell
+        from warmgap.lab.sweep import Grid, run_plan, report_outcome
 
         base = _config(self)
         options = {"target": self.target_loss, "sigma": self.sigma, "kappa": self.kappa, "level": self.level}
@@ -194,7 +194,7 @@ class Sweep:
             engine=self.where.engine(),
             console=console,
         )
-        code = tell(runs, self.output, console)
+        code = report_outcome(runs, self.output, console)
         if code == 0:
             _out(f"Next: warmgap report {self.output}")
         return code
@@ -379,6 +379,7 @@ class Smoothness:
     def run(self) -> int:
         """Measure or read, print the fits, write the page; 130 where a run was interrupted."""
         from warmgap.lab.smoothness import (
+            Findings,
             Measurement,
             measure,
             print_fits,
@@ -400,11 +401,12 @@ class Smoothness:
                 _out(f"Interrupted. What was measured so far can be read: warmgap smoothness {folder}")
                 return INTERRUPTED
             trajectories = read_trajectories([folder])
-        print_fits(trajectories, target_loss=self.gap_from)
+        findings = Findings.of(trajectories, target_loss=self.gap_from)
+        print_fits(findings)
         if self.write_radii is not None:
             _out(f"Layer constants of {write_layer_constants(trajectories, self.write_radii).name}: {self.write_radii}")
             _out(f"Next: warmgap train --optimizer gluon --radii {self.write_radii}")
-        _out(f"Page: {write_page(trajectories, folder / 'smoothness.html', target_loss=self.gap_from)}")
+        _out(f"Page: {write_page(findings, folder / 'smoothness.html')}")
         return 0
 
 
@@ -624,7 +626,7 @@ def _bench(suite: str, folder: Path, where: EngineSettings, *, title: str, **cho
     return bench.train_recipe(recipe, folder, command=command, engine=where.engine(), title=title)
 
 
-def _told(run: Any, folder: Path) -> int:
+def _report_end(run: Any, folder: Path) -> int:
     """Say how a run ended."""
     if run.status == "interrupted":
         _out(f"Interrupted after step {run.step}: run the same command with --resume to go on.")

@@ -45,7 +45,7 @@ READING = (
 SCORES = (
     "Regret: final loss minus that of the workload's best clock schedule, which is chosen on the other seeds. In "
     "deviations: divided by what a change of the seed alone does to the loss. Within 1: share of workloads with a "
-    "regret of one deviation at most. Fallen: runs that diverged, or whose rule could not go on; they count with their "
+    "regret of one deviation at most. Failures: runs that diverged, or whose rule could not go on; they count with their "
     "first loss. Against the best clock schedule, the single one that is best over all development workloads: mean "
     "difference in deviations, and the larger p-value of a paired t test and Wilcoxon's."
 )
@@ -249,8 +249,8 @@ def _rows(cell: Cell, trials: Sequence[Trial], *, several: bool) -> list[dict[st
         if any(trial.printed is not None for trial in trials):
             printed = [trial.printed for trial in own if trial.printed is not None]
             row["printed in the paper"] = f"{printed[0]:.3f}" if printed else ""
-        fallen = int(cell.fallen[at].sum())
-        row["seeds"] = str(len(cell.seeds)) + (f", {fallen} fallen" if fallen else "")
+        failures = int(cell.failures[at].sum())
+        row["seeds"] = str(len(cell.seeds)) + (f", {failures} failures" if failures else "")
         rows.append(row)
     return [dict(row) for row in _marked(rows)]
 

@@ -291,15 +291,35 @@ def write_layer_constants(trajectories: Sequence[Trajectory], path: Path) -> Tra
     return chosen
 
 
-def print_fits(trajectories: Sequence[Trajectory], *, target_loss: float | None = None) -> None:
+@dataclass(frozen=True)
+class Findings:
+    """What the records of several runs say.
+
+    Attributes:
+        runs: Each run with its fits.
+        rates: Runs at several rates compared, see `compare_rates`.
+        target_loss: The loss that gaps are taken to; None as recorded.
+    """
+
+    runs: Sequence[tuple[Trajectory, Analysis]]
+    rates: Sequence[tuple[str, Sequence[Trajectory], list[str]]]
+    target_loss: float | None = None
+
+    @classmethod
+    def of(cls, trajectories: Sequence[Trajectory], *, target_loss: float | None = None) -> Findings:
+        """Analyse these runs."""
+        runs = [(each, analyse(each, target_loss=target_loss)) for each in trajectories]
+        return cls(runs, compare_rates(trajectories), target_loss)
+
+
+def print_fits(findings: Findings) -> None:
     """Print a table of fits a run, and what to think of them."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    for trajectory in trajectories:
-        analysis = analyse(trajectory, target_loss=target_loss)
+    for trajectory, analysis in findings.runs:
         console.print(trajectory.heading, style="italic", highlight=False, markup=False)
         rows = analysis.rows()
         if rows:
@@ -309,11 +329,11 @@ def print_fits(trajectories: Sequence[Trajectory], *, target_loss: float | None 
             console.print(table)
         console.print(*analysis.notes, sep="\n", highlight=False, markup=False)
         console.print()
-    for name, members, sentences in compare_rates(trajectories):
+    for name, members, sentences in findings.rates:
         console.print(f"{name}, {len(members)} rates.", *sentences, highlight=False, markup=False)
 
 
-def write_page(trajectories: Sequence[Trajectory], path: Path, *, target_loss: float | None = None) -> Path:
+def write_page(findings: Findings, path: Path) -> Path:
     """Write a page with pictures and fits.
 
     Raises:
@@ -322,8 +342,8 @@ def write_page(trajectories: Sequence[Trajectory], path: Path, *, target_loss: f
     from warmgap.lab.report import Section
     from warmgap.lab.report import write_page as write
 
-    sections = []
-    for name, members, sentences in compare_rates(trajectories):
+    sections, target_loss = [], findings.target_loss
+    for name, members, sentences in findings.rates:
         section = Section(f"{name}: several rates", sentences)
         caption = (
             "If the ratio belongs to the function, the clouds lie on top of each other. If it only follows the step "
@@ -331,8 +351,7 @@ def write_page(trajectories: Sequence[Trajectory], path: Path, *, target_loss: f
         )
         section.draw(_rates_picture(members, target_loss), caption)
         sections.append(section)
-    for trajectory in trajectories:
-        analysis = analyse(trajectory, target_loss=target_loss)
+    for trajectory, analysis in findings.runs:
         section = Section(trajectory.heading, analysis.notes)
         if analysis.fits:
             caption = "A dot is a measured step, coloured by when it was made. The run goes from right to left."

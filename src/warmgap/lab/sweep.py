@@ -149,7 +149,7 @@ def run_plan(
 
 
 def _prepare(jobs: Sequence[Job]) -> None:
-    """Make the data once, here, so that a mistake in the corpus is told once and the workers find them ready."""
+    """Make the data once, here, so that a mistake in the corpus is reported once and the workers find them ready."""
     from warmgap.lab.tasks import prepare
 
     seen = set()
@@ -161,7 +161,7 @@ def _prepare(jobs: Sequence[Job]) -> None:
             prepare(config)
 
 
-def tell(runs: Sequence[Run], folder: Path, console: Console) -> int:
+def report_outcome(runs: Sequence[Run], folder: Path, console: Console) -> int:
     """Say how a sweep ended; return the exit code: 0 all finished, 1 a run failed, 130 interrupted."""
     runs = list({run.id: run for run in runs}.values())
     finished = sum(run.finished for run in runs)

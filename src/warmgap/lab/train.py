@@ -54,7 +54,7 @@ Sink = Callable[[Sequence[Sequence[Any]]], None]
 CHECKPOINT_VERSION = 3
 _EVAL_BATCH = 4096  # predictions evaluated at once
 _READ_EVERY = 10  # steps between two looks of the host at the device's numbers
-_TELL_EVERY = 0.5  # seconds between two calls of the sink
+_SEND_EVERY = 0.5  # seconds between two calls of the sink
 _PHASES = ("warmup", "stable", "decay")
 _PACKAGES = ("warmgap", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
@@ -121,7 +121,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, folder: Path | None, probe: MakeProbe | None, *, resume: bool) -> None:
         self.config, self.folder = config, folder
-        # Without an accelerator it must be told, or it leaves the processes of `torchrun` each to itself.
+        # Without an accelerator it must be said, or it leaves the processes of `torchrun` each to itself.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.device = self.accelerator.device
         micro_batches = config.accumulation * self.accelerator.num_processes
@@ -167,7 +167,7 @@ class _Run:
         self.started = time.monotonic()
         self.metrics: list[list[Any]] = []
         self.pending: list[tuple[Tensor, list[Any]]] = []
-        self.told = 0
+        self.sent = 0
         if folder is not None and resume and (checkpoint := last_checkpoint(folder)):
             self.load(checkpoint)
         self.accelerator.wait_for_everyone()
@@ -175,7 +175,7 @@ class _Run:
     # --------------------------------------------------------------------------------------------------------- the loop
 
     def go(self, stop: Interruption, display: _Display, sink: Sink | None) -> Result:
-        config, last_told, message = self.config, 0.0, ""
+        config, last_sent, message = self.config, 0.0, ""
         while self.step < config.steps and self.status == "running":
             try:
                 self.pending.append(self.one_step())
@@ -189,9 +189,9 @@ class _Run:
                 if self.agreed(stop.requested):
                     self.status = "interrupted"
                 self.read(display, evaluates=evaluates)
-                if sink is not None and self.accelerator.is_main_process and time.monotonic() - last_told > _TELL_EVERY:
-                    sink(self.metrics[self.told :])
-                    self.told, last_told = len(self.metrics), time.monotonic()
+                if sink is not None and self.accelerator.is_main_process and time.monotonic() - last_sent > _SEND_EVERY:
+                    sink(self.metrics[self.sent :])
+                    self.sent, last_sent = len(self.metrics), time.monotonic()
             if self.status != "diverged" and (saves or self.status == "interrupted"):
                 self.save()
         if self.status in ("running", "interrupted") and self.step == config.steps:

@@ -61,7 +61,7 @@ class StepLengthDiagnosis:
         if self.verdict == "local" and math.isnan(self.share):
             return "The estimate is local: it is the curvature at the point itself, whatever the step."
         if self.verdict == "unknown":
-            return "How long the steps are cannot be told: the gradient is zero in every record."
+            return "Unclear how long the steps are: the gradient is zero in every record."
         seen = f"a step changes the gradient by {self.share:.2g} of itself (quartiles {self.low:.2g}, {self.high:.2g})"
         if self.verdict == "local":
             return f"The estimate is local: {seen}."
@@ -159,7 +159,7 @@ class RateDependence:
             "step length": f"The estimate follows the step length: {seen}; its constants give back the rate put in.",
             "function": f"The estimate belongs to the function: {seen}.",
             "both": f"The estimate depends on the function and on the step length: {seen}.",
-            "unclear": f"Whether the estimate follows the step length cannot be told: {seen}; measure longer.",
+            "unclear": f"Unclear whether the estimate follows the step length: {seen}; measure longer.",
         }[self.verdict]
 
 

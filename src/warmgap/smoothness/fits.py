@@ -71,7 +71,7 @@ class Trend:
         return {
             "rises": "The ratio rises with the gap, as the assumption says.",
             "falls": "The ratio falls as the gap rises: the opposite of the assumption.",
-            "unclear": "Whether the ratio rises or falls with the gap cannot be told from these records.",
+            "unclear": "Unclear from these records whether the ratio rises or falls with the gap.",
         }[self.verdict]
 
 
@@ -372,7 +372,7 @@ class LayerDependence:
             "step length": f"The layers' constants follow the step length: {seen}; 1/L1 gives back the radius put in.",
             "function": f"The layers' constants belong to the function: {seen}.",
             "both": f"The layers' constants depend on the function and on the step length: {seen}.",
-            "unclear": f"Whether the layers' constants follow the step length cannot be told: {seen}; measure longer.",
+            "unclear": f"Unclear whether the layers' constants follow the step length: {seen}; measure longer.",
         }[self.verdict]
 
 
