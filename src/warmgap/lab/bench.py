@@ -13,7 +13,7 @@ from warmgap.lab.methods import WITH_TARGET, Method
 from warmgap.lab.model import size_of
 from warmgap.lab.recipes import Recipe, Workload
 from warmgap.lab.results import trial, write_results
-from warmgap.lab.sweep import INTERRUPTED, run_folder, run_plan, report_outcome
+from warmgap.lab.sweep import INTERRUPTED, report_outcome, run_folder, run_plan
 
 RESULTS_FILE = "results.json"
 PAGE = "report.html"

@@ -177,7 +177,7 @@ class Sweep:
         from rich.console import Console
 
         from warmgap.lab.methods import varied
-        from warmgap.lab.sweep import Grid, run_plan, report_outcome
+        from warmgap.lab.sweep import Grid, report_outcome, run_plan
 
         base = _config(self)
         options = {"target": self.target_loss, "sigma": self.sigma, "kappa": self.kappa, "level": self.level}

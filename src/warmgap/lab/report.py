@@ -45,9 +45,9 @@ READING = (
 SCORES = (
     "Regret: final loss minus that of the workload's best clock schedule, which is chosen on the other seeds. In "
     "deviations: divided by what a change of the seed alone does to the loss. Within 1: share of workloads with a "
-    "regret of one deviation at most. Failures: runs that diverged, or whose rule could not go on; they count with their "
-    "first loss. Against the best clock schedule, the single one that is best over all development workloads: mean "
-    "difference in deviations, and the larger p-value of a paired t test and Wilcoxon's."
+    "regret of one deviation at most. Failures: runs that diverged, or whose rule could not go on; they count with "
+    "their first loss. Against the best clock schedule, the single one that is best over all development workloads: "
+    "mean difference in deviations, and the larger p-value of a paired t test and Wilcoxon's."
 )
 
 

@@ -111,6 +111,21 @@ class SmoothnessProbe:
     Raises:
         TypeError: If `optimizer` is not an optimizer, or a parameter is sharded.
         ValueError: If an argument is out of range, no parameter is left to measure, or the file is none of records.
+
+    Example:
+        >>> import torch
+        >>> from warmgap.torch import Muon
+        >>> model = torch.nn.Linear(4, 4, bias=False)
+        >>> optimizer = Muon(model.parameters(), lr=0.01)
+        >>> probe = SmoothnessProbe(optimizer, model=model)
+        >>> x = torch.eye(4)
+        >>> loss = lambda: model(x).square().mean()
+        >>> loss().backward()
+        >>> with probe.measure(loss):
+        ...     optimizer.step()
+        >>> record = probe.records[0]
+        >>> record.loss_after < record.loss, record.blocks[0].name
+        (True, 'weight')
     """
 
     def __init__(
