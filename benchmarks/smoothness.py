@@ -131,7 +131,7 @@ def verdicts(runs: Runs) -> list[str]:
             for counts in who.values()
         ]
         rows.append((f"{name}, {sum(map(len, runs.values()))} runs", *cells))
-    return table(("", "rises", "cannot be told", "falls"), rows)
+    return table(("", "rises", "unclear", "falls"), rows)
 
 
 def exponents(runs: Runs) -> list[str]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ import pytest
 from warmgap.lab import cli
 from warmgap.lab.cli import main
 from warmgap.lab.config import TrainConfig
+from warmgap.lab.store import Store
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -171,3 +174,35 @@ def test_losses_are_replayed(
         code, _, err = run(capsys, "replay", *words)
         assert code == 2
         assert sentence in err
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+def test_from_curvature_to_gluons_radii(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, images: TrainConfig
+) -> None:
+    radii = str(tmp_path / "radii.json")
+    own = replace(images, optimizer="gluon", steps=20, method="none", batch_size=64).words()
+    words = ["--rates", "1/2", "--write-radii", radii, "--output", str(tmp_path / "measured")]
+    code, out, _ = run(capsys, "smoothness", *own, *words)
+    assert code == 0
+    assert f"Next: warmgap train --optimizer gluon --radii {radii}" in out
+    assert run(capsys, "train", *own, "--radii", radii, "--output", str(tmp_path / "run"))[0] == 0
+    with Store(tmp_path / "run", create=False) as store:
+        config = store.runs()[0].config
+    assert config["lr"] == 1.0
+    assert len(config["radii"]) == 16
+    assert "has no radii" in run(capsys, "train", *images.words(), "--radii", radii)[2]
+    assert "There is no file nowhere" in run(capsys, "train", *own, "--radii", "nowhere")[2]
+
+
+def test_the_unified_assumption_is_checked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, images: TrainConfig
+) -> None:
+    own = replace(images, optimizer="sgd", method="none").words()
+    words = ["--every", "2", "--seeds", "0", "1", "--output", str(tmp_path)]
+    code, out, _ = run(capsys, "unified", *own, *words)
+    assert code == 0
+    assert re.search(r"loss gap +10 +0.1 ", out)
+    assert (tmp_path / "unified-gradient.png").exists()
+    assert len(json.loads((tmp_path / "unified.json").read_text())["gap"]) == 2
+    assert "give a smaller --every" in run(capsys, "unified", *own, "--every", "10")[2]

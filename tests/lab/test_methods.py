@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmgap.lab.errors import UserError
-from warmgap.lab.methods import DECAYS, RULES, Length, Method, decay_by_name
+from warmgap.lab.methods import DECAYS, RULES, Length, Method, decay_by_name, varied
 
 NAMES = [
     "auto", "gap@all", "gap,sigma=0.01", "none", "linear:10%", "linear:400", "hold:40%", "geometric:40%@hidden",
@@ -76,3 +76,12 @@ def test_options_come_from_settings_too() -> None:
 def test_lengths_and_decays() -> None:
     assert [Length.parse(name).steps(300) for name in ("10%", "40", "0")] == [30, 40, 0]
     assert all(decay_by_name(name)(0.0) == 1.0 for name in DECAYS)
+
+
+def test_options_are_varied_for_the_methods_that_have_them() -> None:
+    assert varied(("gap@all", "none"), {"target": (1, 2), "sigma": (0.1,), "level": ()}) == (
+        "gap,sigma=0.1,target=1@all", "gap,sigma=0.1,target=2@all", "none",
+    )  # fmt: skip
+    assert varied(("gap", "auto"), {}) == ("gap", "auto")
+    with pytest.raises(UserError, match="No method of the sweep has a level"):
+        varied(("gap", "none"), {"level": (4.0,)})

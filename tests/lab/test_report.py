@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from warmgap.lab.pictures import option_groups
 from warmgap.lab.recipes import Recipe, papers, rows
 from warmgap.lab.report import print_scores, print_tables, write_report
 from warmgap.lab.results import read_results, read_runs, write_results
@@ -89,7 +90,7 @@ def test_the_page_holds_everything_it_shows(folder: Path, tmp_path: Path) -> Non
     assert "No memory." in page.text
     assert "Made by: warmgap sweep --made-by-hand." in page.text
     assert page.text.count("best clock schedule") >= 3
-    assert "2, 1 fallen" in page.text
+    assert "2, 1 failures" in page.text
     assert len(re.findall(r'draw\("', text)) == 4  # curves, rates, profile, regrets
     assert "prefers-color-scheme: dark" in text
     assert (tmp_path / "overview.png").stat().st_size > 10_000
@@ -160,3 +161,16 @@ def test_the_rule_of_scaling() -> None:
 
 def test_every_row_of_the_paper_is_there() -> None:
     assert len(rows("2602.05813")) == 13
+
+
+def test_settings_of_a_rule_are_drawn(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        for method in ("gap,target=0", "gap,target=1", "gap,target=2", "gap,sigma=0.1,target=2", "none"):
+            config = {"optimizer": "lion", "model": "tiny", "corpus": "wiki", "steps": 5, "seed": 0, "lr": 0.1}
+            config["method"] = method
+            store.add([(method, method, config, "warmgap train")])
+            store.finish(method, Result("done", "", {"final_val_loss": float(len(method))}))
+    page = write_report(read_runs(tmp_path), tmp_path / "report.html", title="A title", folder=tmp_path)
+    assert "Final loss against the target of a rule" in page.read_text()
+    assert (tmp_path / "options.png").stat().st_size > 10_000
+    assert option_groups(["gap,target=0", "gap,target=1", "auto"]) == {}

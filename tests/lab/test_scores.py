@@ -39,7 +39,7 @@ def test_a_run_that_fell_counts_with_its_first_loss_and_not_in_the_deviation() -
     (without,) = scores.cells(trials("w", GOOD))
     assert cell.deviation == without.deviation
     found = {each.method: each for each in scores.score([cell], reference="none")}
-    assert found["hold:40%"].fallen == 1
+    assert found["hold:40%"].failures == 1
 
 
 def test_a_method_without_every_seed_is_left_out() -> None:

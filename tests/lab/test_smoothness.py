@@ -8,12 +8,14 @@ import pytest
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
 from warmgap.lab.smoothness import (
+    Findings,
     Measurement,
     analyse,
     compare_rates,
     measure,
     print_fits,
     read_trajectories,
+    write_layer_constants,
     write_page,
 )
 from warmgap.lab.store import Store
@@ -36,13 +38,18 @@ def test_runs_are_measured_fitted_and_shown(
     assert [t.name for t in trajectories] == ["lion, peak rate 0.0005 (rate-0.5)", "lion, peak rate 0.001 (rate-1)"]
     assert all(len(t.records) == 40 for t in trajectories)
     assert {row["method"] for row in analyse(trajectories[0], resamples=20).rows()} >= {"nnls", "envelope"}
-    ((_, members, dependence),) = compare_rates(trajectories)
+    ((_, members, sentences),) = compare_rates(trajectories)
     assert len(members) == 2
-    assert dependence.sentence
+    assert "at the same gap" in sentences[0]
+    assert "layers" in sentences[1]
+    radii = tmp_path / "radii.json"
+    with pytest.raises(UserError, match="No layer constants: Gluon's radii need constants in its own norms"):
+        write_layer_constants(trajectories, radii)
 
-    page = write_page(trajectories[:1], tmp_path / "smoothness.html").read_text()
+    findings = Findings.of(trajectories[:1])
+    page = write_page(findings, tmp_path / "smoothness.html").read_text()
     assert page.count('draw("') == 2
-    print_fits(trajectories[:1])
+    print_fits(findings)
     assert "H0, H1" in capsys.readouterr().out
     with pytest.raises(UserError, match="already holds a run"):
         measure(config, Measurement(), [1.0], tmp_path)

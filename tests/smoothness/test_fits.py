@@ -114,7 +114,7 @@ def test_constants_are_kept_from_turning_negative_where_the_assumption_asks_for_
 def test_a_ratio_without_a_trend_is_said_to_have_none() -> None:
     fit = fit_gap_linear(records_of(lambda _: 5.0, noise=0.1), resamples=100)
     assert fit.trend.verdict == "unclear"
-    assert any("cannot be told" in note for note in fit.notes)
+    assert any("Unclear from these records" in note for note in fit.notes)
 
 
 def test_a_constant_ratio_has_no_r2_and_no_violations() -> None:

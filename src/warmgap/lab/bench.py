@@ -13,7 +13,7 @@ from warmgap.lab.methods import WITH_TARGET, Method
 from warmgap.lab.model import size_of
 from warmgap.lab.recipes import Recipe, Workload
 from warmgap.lab.results import trial, write_results
-from warmgap.lab.sweep import INTERRUPTED, run_folder, run_plan, tell
+from warmgap.lab.sweep import INTERRUPTED, report_outcome, run_folder, run_plan
 
 RESULTS_FILE = "results.json"
 PAGE = "report.html"
@@ -48,12 +48,12 @@ def train_recipe(
     bases = plan_of_bases(recipe, folder)
     if bases:
         runs = run_plan(bases, folder / "bases", command=f"{command} (bases)", engine=engine, console=console)
-        if (code := tell(runs, folder / "bases", console)) != 0:
+        if (code := report_outcome(runs, folder / "bases", console)) != 0:
             return code
     plan = plan_of(recipe, folder)
     console.print(f"{len(plan)} runs of {len(recipe.workloads)} workloads into {folder}", highlight=False)
     runs = run_plan(plan, folder, command=command, asked={"title": recipe.title}, engine=engine, console=console)
-    code = tell(runs, folder, console)
+    code = report_outcome(runs, folder, console)
     trials = [trial(run, folder, json.loads(label)) for run, (label, _) in zip(runs, plan, strict=True)]
     finished = [each for each in trials if each.counted is not None]
     if code == INTERRUPTED or not finished:
@@ -94,10 +94,15 @@ def plan_of_bases(recipe: Recipe, folder: Path) -> list[tuple[str, TrainConfig]]
 
 
 def _run(workload: Workload, method: str, seed: int, rate: float) -> TrainConfig:
-    full = replace(workload.config, target_loss=None, method="auto", sigma=None, level=None).resolve()
+    full = _bare(workload)
     assert full.lr is not None  # noqa: S101 - resolved
     target = workload.config.target_loss if (Method.parse(method).rule or "") in WITH_TARGET else None
     return replace(workload.config, method=method, seed=seed, lr=float(f"{full.lr * rate:.6g}"), target_loss=target)
+
+
+def _bare(workload: Workload) -> TrainConfig:
+    """The workload's settings, filled in, without its method's."""
+    return replace(workload.config, target_loss=None, method="auto", sigma=None, kappa=None, level=None).resolve()
 
 
 def cost(recipe: Recipe) -> str:
@@ -105,7 +110,7 @@ def cost(recipe: Recipe) -> str:
     lines = [recipe.title, recipe.source, recipe.notes, ""]
     total = 0.0
     for workload in recipe.workloads:
-        config = replace(workload.config, target_loss=None, method="auto", sigma=None, level=None).resolve()
+        config = _bare(workload)
         size = size_of(config.model)
         methods = workload.methods or recipe.methods
         runs = len(methods) * len(recipe.seeds) * len(recipe.rates)

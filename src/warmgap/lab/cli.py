@@ -14,16 +14,19 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.constructors import PrimitiveConstructorSpec
 
 from warmgap import __version__
 from warmgap.lab.config import (
     GROUPS,
     DataSettings,
+    MethodSettings,
     OptimizerSettings,
     RunSettings,
     ScheduleSettings,
@@ -35,6 +38,18 @@ from warmgap.lab.methods import EXAMPLES
 # Everything heavy is imported inside functions: help, and mistakes, come at once.
 
 USER_ERROR, DIVERGED, INTERRUPTED = 2, 1, 130
+
+Factor = Annotated[
+    float,
+    PrimitiveConstructorSpec[float](
+        nargs=1,
+        metavar="FACTOR",
+        instance_from_str=lambda words: float(Fraction(words[0])),
+        is_instance=lambda value: isinstance(value, float),
+        str_from_instance=lambda value: [f"{value:g}"],
+    ),
+]
+"""A number, or a fraction such as 1/4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +86,7 @@ class Train:
 
     output: Annotated[Path | None, arg(help="Folder of the run (None: runs/MODEL-OPTIMIZER-METHOD-SEED).")] = None
     resume: Annotated[bool, arg(help="Go on from the folder's last checkpoint.")] = False
+    method: MethodSettings = MethodSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     data: DataSettings = DataSettings()
@@ -100,7 +116,7 @@ class Train:
             if identity in known and not self.resume:
                 raise UserError(f"{folder} already holds this run ({run.status}): give --resume, or another --output.")
             if run.finished:
-                return _told(run, folder)
+                return _report_end(run, folder)
             if not store.claim(identity):
                 raise UserError(f"{folder} is being trained by another process: wait for it, or give another --output.")
             from warmgap.lab.store import Result
@@ -114,7 +130,7 @@ class Train:
                 store.finish(identity, Result("failed", str(error)))
                 raise
             store.finish(identity, result)
-            return _told(store.run(identity), folder)
+            return _report_end(store.run(identity), folder)
 
     def _worker(self, config: TrainConfig, folder: Path, identity: str) -> int:
         from warmgap.lab.store import FILE, Store
@@ -132,7 +148,9 @@ class Train:
 class Sweep:
     """Train a grid of runs: optimizers x rates x methods x seeds; finished runs are skipped.
 
-    Example: warmgap sweep --optimizers muon lion:1e-3 --methods auto none linear:10% --rates 0.3 1 3 --seeds 0 1
+    Example: warmgap sweep --optimizers muon lion:1e-3 --methods auto none linear:10% --rates 1/3 1 3 --seeds 0 1
+
+    How much a setting of a rule matters: warmgap sweep --methods gap none --target-loss 1 2 3 --sigma 1e-4 1e-3
     """
 
     optimizers: Annotated[tuple[str, ...], arg(help="Names, or name:lr to give each its peak rate.")] = ("muon",)
@@ -142,7 +160,11 @@ class Sweep:
         "linear:10%",
     )
     seeds: Annotated[tuple[int, ...], arg(help="Seeds.")] = (0,)
-    rates: Annotated[tuple[float, ...], arg(help="Factors of the peak rate.")] = (1.0,)
+    rates: Annotated[tuple[Factor, ...], arg(help="Factors of the peak rate, such as 1/3 1 3.")] = (1.0,)
+    target_loss: Annotated[tuple[float, ...], arg(help="Target losses, for each method that takes one.")] = ()
+    sigma: Annotated[tuple[float, ...], arg(help="Curvature scales of the gap rule (the paper's sigma_F).")] = ()
+    kappa: Annotated[tuple[float, ...], arg(help="Constants of the norm, for the gap rule.")] = ()
+    level: Annotated[tuple[float, ...], arg(help="Losses at which loss-ratio ends its warm-up (the paper's C).")] = ()
     output: Annotated[Path, arg(help="Folder of the sweep.")] = Path("runs/sweep")
     where: EngineSettings = EngineSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -154,10 +176,12 @@ class Sweep:
         """Sweep; 0 where every run finished, 1 where one failed, 130 where it was interrupted."""
         from rich.console import Console
 
-        from warmgap.lab.sweep import Grid, run_plan, tell
+        from warmgap.lab.methods import varied
+        from warmgap.lab.sweep import Grid, report_outcome, run_plan
 
         base = _config(self)
-        grid = Grid(base, self.optimizers, self.methods, self.seeds, self.rates)
+        options = {"target": self.target_loss, "sigma": self.sigma, "kappa": self.kappa, "level": self.level}
+        grid = Grid(base, self.optimizers, varied(self.methods, options), self.seeds, self.rates)
         plan, console = grid.plan(), Console()
         _warn_ignored(base)
         _err(f"{len(plan)} runs into {self.output}")
@@ -170,7 +194,7 @@ class Sweep:
             engine=self.where.engine(),
             console=console,
         )
-        code = tell(runs, self.output, console)
+        code = report_outcome(runs, self.output, console)
         if code == 0:
             _out(f"Next: warmgap report {self.output}")
         return code
@@ -255,7 +279,7 @@ class Bench:
     workloads: Annotated[tuple[str, ...], arg(help="These workloads only.")] = ()
     methods: Annotated[tuple[str, ...], arg(aliases=("--rules",), help="These methods only.")] = ()
     seeds: Annotated[tuple[int, ...], arg(help="Other seeds than the suite's.")] = ()
-    rates: Annotated[tuple[float, ...], arg(help="Other factors of the peak rate than the suite's.")] = ()
+    rates: Annotated[tuple[Factor, ...], arg(help="Other factors of the peak rate than the suite's.")] = ()
     report: Annotated[Path | None, arg(help="Train nothing: score the results in this file.")] = None
     output: Annotated[Path, arg(help="Folder of runs, results and page.")] = Path("runs/bench")
     where: EngineSettings = EngineSettings()
@@ -315,7 +339,9 @@ class Paper:
             _out(bench.cost(recipe))
             return 0
         folder = self.output or Path("runs") / f"{self.paper}-{self.row}-{self.scale.replace('/', '_')}"
-        command = shlex.join(["warmgap", "paper", self.paper, "--row", self.row, "--scale", self.scale])
+        command = shlex.join(
+            ["warmgap", "paper", self.paper, *_words(self, "row", "scale", "tokens", "methods", "seeds", "corpus")]
+        )
         return bench.train_recipe(recipe, folder, command=command, engine=self.where.engine(), title=recipe.title)
 
 
@@ -323,7 +349,7 @@ class Paper:
 class Smoothness:
     """Measure curvature along a run, fit the assumptions behind warm-up to it, and say whether they hold.
 
-    Example: warmgap smoothness --optimizer lion --steps 200 --rates 0.25 1
+    Example: warmgap smoothness --optimizer gluon --steps 200 --rates 1/4 1 4 --write-radii radii.json
     """
 
     records: Annotated[
@@ -332,13 +358,19 @@ class Smoothness:
     every: Annotated[int, arg(help="Measure every N-th step.")] = 1
     estimator: Annotated[str, arg(help="same-batch, consecutive, directional or eigenvalue.")] = "same-batch"
     norm: Annotated[str, arg(help="auto (the optimizer's), spectral, max, frobenius, euclidean or gluon.")] = "auto"
-    rates: Annotated[tuple[float, ...], arg(help="Train once at each of these multiples of the peak rate.")] = (1.0,)
+    rates: Annotated[
+        tuple[Factor, ...], arg(help="Train once at each of these multiples of the peak rate, such as 1/4 1 4.")
+    ] = (1.0,)
     gap_from: Annotated[float | None, arg(help="Loss that gaps are taken to (None: as recorded; 0 in a new run).")] = (
         None
     )
+    write_radii: Annotated[
+        Path | None, arg(help="Write the layer constants of the run nearest to rate 1 here, for train --radii.")
+    ] = None
     output: Annotated[Path | None, arg(help="Folder (None: runs/smoothness-OPTIMIZER; for records, beside them).")] = (
         None
     )
+    method: MethodSettings = MethodSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     data: DataSettings = DataSettings()
@@ -346,7 +378,15 @@ class Smoothness:
 
     def run(self) -> int:
         """Measure or read, print the fits, write the page; 130 where a run was interrupted."""
-        from warmgap.lab.smoothness import Measurement, measure, print_fits, read_trajectories, write_page
+        from warmgap.lab.smoothness import (
+            Findings,
+            Measurement,
+            measure,
+            print_fits,
+            read_trajectories,
+            write_layer_constants,
+            write_page,
+        )
 
         config, folder = _config(self), self.output
         if self.records:
@@ -355,13 +395,55 @@ class Smoothness:
         else:
             folder = folder or Path("runs") / f"smoothness-{config.optimizer}"
             _err(f"Measuring {len(self.rates)} runs of {config.optimizer} into {folder}")
-            how = Measurement(self.every, self.estimator, self.norm, self.gap_from or 0.0)
+            norm = "gluon" if self.write_radii is not None and self.norm == "auto" else self.norm
+            how = Measurement(self.every, self.estimator, norm, self.gap_from or 0.0)
             if not measure(config, how, self.rates, folder):
                 _out(f"Interrupted. What was measured so far can be read: warmgap smoothness {folder}")
                 return INTERRUPTED
             trajectories = read_trajectories([folder])
-        print_fits(trajectories, target_loss=self.gap_from)
-        _out(f"Page: {write_page(trajectories, folder / 'smoothness.html', target_loss=self.gap_from)}")
+        findings = Findings.of(trajectories, target_loss=self.gap_from)
+        print_fits(findings)
+        if self.write_radii is not None:
+            _out(f"Layer constants of {write_layer_constants(trajectories, self.write_radii).name}: {self.write_radii}")
+            _out(f"Next: warmgap train --optimizer gluon --radii {self.write_radii}")
+        _out(f"Page: {write_page(findings, folder / 'smoothness.html')}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unified:
+    """Check along runs of several seeds whether gradients point away from where the run ends (arXiv 2502.12329).
+
+    Example: warmgap unified --optimizer sgd --corpus digits --model mlp --seeds 0 1 2 --steps 450 --every 15
+    """
+
+    every: Annotated[int, arg(help="Take a point before every N-th step; each takes as much memory as the model.")] = 20
+    seeds: Annotated[tuple[int, ...], arg(help="Seeds.")] = (0, 1, 2)
+    c1: Annotated[float, arg(help="The constant of the loss gap.")] = 0.1
+    c1_gradient: Annotated[float, arg(help="The constant of the squared gradient.")] = 0.01
+    output: Annotated[Path | None, arg(help="Folder (None: runs/unified-OPTIMIZER).")] = None
+    method: MethodSettings = MethodSettings(method="none")
+    schedule: ScheduleSettings = ScheduleSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    data: DataSettings = DataSettings()
+    run_: Annotated[RunSettings, arg(name="run")] = RunSettings()
+
+    def run(self) -> int:
+        """Train, print the table, write points and pictures; 130 where a run was interrupted."""
+        from warmgap.lab.report import print_table
+
+        config = _config(self)
+        config.resolve()
+        folder = self.output or Path("runs") / f"unified-{config.optimizer}"
+        _err(f"Checking {len(self.seeds)} runs of {config.optimizer} into {folder}")
+        from warmgap.lab.unified import check_runs, save_pictures, unified_rows
+
+        checks = check_runs(config, self.seeds, self.every, folder)
+        if checks is None:
+            return INTERRUPTED
+        c1 = {"gap": self.c1, "gradient": self.c1_gradient}
+        print_table(f"<grad f(x), x - x*> >= c1 P - c2, {len(self.seeds)} seeds", unified_rows(checks, c1))
+        _out(f"Pictures: {', '.join(map(str, save_pictures(checks, c1, folder)))}")
         return 0
 
 
@@ -449,6 +531,7 @@ COMMANDS: dict[str, type[Any]] = {
     "bench": Bench,
     "paper": Paper,
     "smoothness": Smoothness,
+    "unified": Unified,
     "theory": Theory,
     "replay": Replay,
 }
@@ -538,16 +621,12 @@ def _bench(suite: str, folder: Path, where: EngineSettings, *, title: str, **cho
     from warmgap.lab.recipes import Recipe
 
     recipe = Recipe.load(suite if suite.endswith(".toml") else f"suites/{suite}").chosen(**chosen)
-    more = [
-        word
-        for name, values in chosen.items()
-        for word in (f"--{name}", *([values] if name == "split" else map(str, values)))
-    ]
+    more = itertools.chain.from_iterable(_flag(name, value) for name, value in chosen.items())
     command = shlex.join(["warmgap", "bench", "--suite", suite, *more, "--output", str(folder)])
     return bench.train_recipe(recipe, folder, command=command, engine=where.engine(), title=title)
 
 
-def _told(run: Any, folder: Path) -> int:
+def _report_end(run: Any, folder: Path) -> int:
     """Say how a run ended."""
     if run.status == "interrupted":
         _out(f"Interrupted after step {run.step}: run the same command with --resume to go on.")
@@ -563,6 +642,18 @@ def _told(run: Any, folder: Path) -> int:
         _out(run.summary)
     _out(f"Next: warmgap report {folder}")
     return 0
+
+
+def _words(command: Any, *names: str) -> list[str]:
+    """The flags of these names that were given, as words of a command line."""
+    given = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
+    usual = {field.name: field.default for field in dataclasses.fields(command)}
+    return [word for name in names if given[name] != usual[name] for word in _flag(name, given[name])]
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    values = value if isinstance(value, tuple | list) else [value]
+    return [f"--{name.replace('_', '-')}", *map(str, values)]
 
 
 def _warn_ignored(config: TrainConfig) -> None:

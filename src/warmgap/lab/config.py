@@ -27,21 +27,28 @@ PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleSettings:
+class MethodSettings:
     """What sets the learning rate."""
 
     method: Annotated[
         str, arg(aliases=("--rule",), help=f"A rule ({', '.join(RULES)}) or a schedule by step count: {EXAMPLES}.")
     ] = "auto"
-    steps: Annotated[int, arg(help="Optimizer steps in the whole run.")] = 600
-    lr: Annotated[float | None, arg(help="Peak learning rate (None: the optimizer's tuned one).")] = None
-    decay: Annotated[str, arg(help=f"Decay at the end: {', '.join(DECAYS)}.")] = "cosine"
-    floor: Annotated[float, arg(help="Starting / peak learning rate, for rules that have one.")] = 0.01
     target_loss: Annotated[
         float | None, arg(help=f"Loss taken as optimal, for {', '.join(WITH_TARGET)} (None: estimated).")
     ] = None
     sigma: Annotated[float | None, arg(help="Curvature scale of the gap rule (the paper's sigma_F).")] = None
+    kappa: Annotated[float | None, arg(help="Its constant of the norm (None: from the optimizer and shapes).")] = None
     level: Annotated[float | None, arg(help="Loss at which loss-ratio ends its warm-up (the paper's C).")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """The schedule."""
+
+    steps: Annotated[int, arg(help="Optimizer steps in the whole run.")] = 600
+    lr: Annotated[float | None, arg(help="Peak learning rate (None: the optimizer's tuned one).")] = None
+    decay: Annotated[str, arg(help=f"Decay at the end: {', '.join(DECAYS)}.")] = "cosine"
+    floor: Annotated[float, arg(help="Starting / peak learning rate, for rules that have one.")] = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +63,11 @@ class OptimizerSettings:
     second_lr: Annotated[float | None, arg(help="Peak rate of what Muon leaves to AdamW (None: the same as --lr).")] = (
         None
     )
-    weight_decay: Annotated[float, arg(help="Decoupled weight decay.")] = 0.1
+    weight_decay: Annotated[float, arg(help="Weight decay, decoupled but for sgd.")] = 0.1
     clip: Annotated[float, arg(help="Largest gradient norm, 0 for no clipping.")] = 0.5
+    radii: Annotated[
+        Path | None, arg(help="Layer constants for gluon, from `warmgap smoothness --write-radii`; --lr is 1 then.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +104,7 @@ class RunSettings:
     threads: Annotated[int | None, arg(help="CPU threads a process may use (None: the machine's).")] = None
 
 
-GROUPS = (ScheduleSettings, OptimizerSettings, DataSettings, RunSettings)
+GROUPS = (MethodSettings, ScheduleSettings, OptimizerSettings, DataSettings, RunSettings)
 
 _ASIDE = ("threads", "save_every")
 """Settings that say how to run and change no number of the run."""
@@ -107,13 +117,13 @@ _LOWEST = {
 }  # fmt: skip
 
 _RANGES = {
-    "lr": "above 0", "second_lr": "above 0", "sigma": "above 0", "level": "above 0", "corpus_megabytes": "above 0",
-    "weight_decay": "at least 0", "clip": "at least 0", "target_loss": "",
+    "lr": "above 0", "second_lr": "above 0", "sigma": "above 0", "kappa": "above 0", "level": "above 0",
+    "corpus_megabytes": "above 0", "weight_decay": "at least 0", "clip": "at least 0", "target_loss": "",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings):
+class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings, MethodSettings):
     """One training run. Fields left at None are filled in by `resolve`, which also checks all of them."""
 
     def resolve(self) -> TrainConfig:
@@ -136,18 +146,19 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
                 f"models {', '.join(IMAGE_MODELS)} go together, and the other models learn from texts."
             )
         self._check_numbers()
-        method = Method.parse(self.method).with_options(sigma=self.sigma, level=self.level)
+        method = Method.parse(self.method).with_options(sigma=self.sigma, kappa=self.kappa, level=self.level)
         method.check(self.steps)
         if self.target_loss is not None and method.rule not in WITH_TARGET:
             raise UserError(f"The method {method} has no use for a target loss: leave --target-loss out.")
-        if method.rule == "published" and self.target_loss is None:
+        if method.rule == "published" and self.target_loss is method.target is None:
             raise UserError("The published rule takes its target loss by hand: give --target-loss.")
         chosen = OPTIMIZERS[self.optimizer]
-        for name in ("betas", "momentum", "second_lr"):
+        for name in ("betas", "momentum", "second_lr", "radii"):
             if getattr(self, name) is not None and name not in chosen.settings:
                 raise UserError(f"The optimizer {self.optimizer} has no {name}: leave {_flag(name)} out.")
-        full: dict[str, Any] = {"method": str(method), "sigma": None, "level": None}
-        full["lr"] = chosen.lr if self.lr is None else self.lr
+        full: dict[str, Any] = {"method": str(method), "sigma": None, "kappa": None, "level": None}
+        own = chosen.lr if self.radii is None else 1.0  # with measured radii 1 is the theory's step
+        full["lr"] = own if self.lr is None else self.lr
         for name in _OF_TEXTS:
             if size is not None and getattr(self, name) is None:
                 full[name] = getattr(size, name)
@@ -199,10 +210,10 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
     def numbers(self) -> dict[str, Any]:
         """The settings that decide the numbers of the run, resolved, as plain values; those that are None left out.
 
-        Instead of the folder to start from there is a hash of its weights.
+        Instead of a file that a run reads there is a hash of it.
 
         Raises:
-            UserError: As `resolve` does, or there are no weights to start from.
+            UserError: As `resolve` does, or there is no such file.
         """
         full = self.resolve()
         found = {name: value for name, value in vars(full).items() if name not in _ASIDE and value is not None}
@@ -211,7 +222,11 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
         if full.start_from is not None:
             from warmgap.lab.checkpoints import final_weights
 
-            found["start_from"] = hashlib.sha256(final_weights(full.start_from).read_bytes()).hexdigest()[:16]
+            found["start_from"] = _hash(final_weights(full.start_from))
+        if full.radii is not None:
+            if not full.radii.is_file():
+                raise UserError(f"There is no file {full.radii}: warmgap smoothness --write-radii makes one.")
+            found["radii"] = _hash(full.radii)
         return found
 
     def fingerprint(self) -> str:
@@ -250,9 +265,14 @@ def from_plain(settings: Mapping[str, Any]) -> TrainConfig:
     given = dict(settings)
     if given.get("betas") is not None:
         given["betas"] = tuple(given["betas"])
-    if given.get("start_from") is not None:
-        given["start_from"] = Path(given["start_from"])
+    for name in ("start_from", "radii"):
+        if given.get(name) is not None:
+            given[name] = Path(given[name])
     return TrainConfig(**given)
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _flag(name: str) -> str:

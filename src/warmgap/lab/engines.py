@@ -59,12 +59,12 @@ class Engine(Protocol):
         """Train the jobs that `claim` grants, resuming those with a checkpoint; end early where `stop` asks for it."""
 
 
-def train_job(job: Job, tell: Callable[[Any], None] | None = None) -> Result:
+def train_job(job: Job, report: Callable[[Any], None] | None = None) -> Result:
     """Train one run; whatever goes wrong becomes a result."""
     from warmgap.lab.train import train
 
     try:
-        return train(job.config, job.folder, resume=True, sink=tell)
+        return train(job.config, job.folder, resume=True, sink=report)
     except UserError as error:
         return Result("failed", str(error))
     except Exception as error:  # of anything: it goes wrong for this run only

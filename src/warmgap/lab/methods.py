@@ -8,12 +8,15 @@ A method is an adaptive rule (`auto`, `gap`, ...) or a clock schedule, a functio
     hold:40%                the peak until 40 % of the run, then the decay
     linear:10%+hold:60%/linear      both, with a linear decay
     gap@all, gap,sigma=0.01         a rule with its roles and its options
+    gap,target=3                    a rule with its target loss
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,14 +26,17 @@ from warmgap.lab.errors import UserError
 RULES: dict[str, tuple[str, ...]] = {
     "auto": ("cap", "hold"),
     "spectral": ("cap", "hold"),
-    "gap": ("cap", "max_warmup", "sigma"),
+    "gap": ("cap", "kappa", "max_warmup", "sigma", "target"),
     "loss-ratio": ("cap", "level", "max_warmup"),
-    "power": ("cap", "max_warmup", "rho"),
-    "published": ("sigma",),
+    "power": ("cap", "max_warmup", "rho", "target"),
+    "published": ("kappa", "sigma", "target"),
 }
-"""The adaptive rules by name, each with the options it knows. `level` is the paper's C; `cap=0` is no cap."""
+"""The adaptive rules by name, each with the options it knows.
 
-WITH_TARGET = ("gap", "power", "published")
+`level` is the paper's C, `target` the target loss (else the run's); `cap=0` is no cap.
+"""
+
+WITH_TARGET = tuple(rule for rule, options in RULES.items() if "target" in options)
 """The rules that take a target loss."""
 
 SHAPES = {"linear": 0.01, "geometric": 0.25}
@@ -183,7 +189,7 @@ class Method:
     @property
     def rule_name(self) -> str:
         """The rule with its settings, as `warmgap.rules.by_name` reads it: `gap(sigma=0.01, roles='all')`."""
-        settings = [f"{name}={value!r}" for name, value in self.options if name != "cap"]
+        settings = [f"{name}={value!r}" for name, value in self.options if name not in ("cap", "target")]
         settings += [f"roles={self.roles!r}"] if self.roles else []
         return f"{self.rule}({', '.join(settings)})" if settings else str(self.rule)
 
@@ -192,6 +198,11 @@ class Method:
         """The spectral cap that is asked for, None for none."""
         value = dict(self.options).get("cap")
         return "auto" if value is None else (value or None)
+
+    @property
+    def target(self) -> float | None:
+        """The target loss that it names."""
+        return dict(self.options).get("target")
 
     @property
     def label(self) -> str:
@@ -240,6 +251,24 @@ class Method:
         start, progress = SHAPES[self.shape], step / warmup
         rising = start + (1.0 - start) * progress if self.shape == "linear" else start ** (1.0 - progress)
         return rising * base, base if self.roles == "hidden" else rising * base
+
+
+def varied(methods: Sequence[str], options: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+    """Each method with every combination of these values of its options; methods that know none stay as they are.
+
+    Raises:
+        UserError: No method has such an option.
+    """
+    found: list[Method] = []
+    for method in map(Method.parse, methods):
+        own = {name: values for name, values in options.items() if values and name in RULES.get(method.rule or "", ())}
+        found += [
+            method.with_options(**dict(zip(own, values, strict=True))) for values in itertools.product(*own.values())
+        ]
+    for name, values in options.items():
+        if values and not any(name in dict(method.options) for method in found):
+            raise UserError(f"No method of the sweep has a {name}: add one such as gap, or leave it out.")
+    return tuple(dict.fromkeys(map(str, found)))
 
 
 def decay_by_name(name: str) -> Any:

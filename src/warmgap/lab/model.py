@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of a LLaMA model, and what it is trained with unless told otherwise.
+    """The shape of a LLaMA model, and what it is trained with by default.
 
     Attributes:
         layers: Number of blocks.

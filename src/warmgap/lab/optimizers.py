@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Choice:
         lr: Peak learning rate, the best of a grid of factors 2 to 3 in runs of 200 to 400 steps of `tiny` on `wiki`.
         make: Makes it of parameter groups, peak rate, weight decay and settings: one optimizer, or several that share
             the parameters out among them, the one whose norm counts first.
-        settings: What may be set besides, of `betas`, `momentum` and `second_lr`, with its name there.
+        settings: What may be set besides, of `betas`, `momentum`, `second_lr` and `radii`, with its name there.
     """
 
     lr: float
@@ -35,7 +36,16 @@ class Choice:
         from warmgap.torch import split_parameters
 
         given = {self.settings[name]: value for name, value in settings.items() if value is not None}
-        return self.make(split_parameters(model), lr=lr, weight_decay=weight_decay, **given)
+        radii = given.pop("radii", None)
+        groups = split_parameters(model) if radii is None else _measured_groups(model, radii)
+        return self.make(groups, lr=lr, weight_decay=weight_decay, **given)
+
+
+def _measured_groups(model: nn.Module, radii: Path) -> Any:
+    """The groups of Gluon with the constants in a file of `warmgap smoothness --write-radii`."""
+    from warmgap.torch.gluon_fits import gluon_groups, read_radii
+
+    return gluon_groups(model, read_radii(radii))
 
 
 def _own(kind: str) -> Make:
@@ -45,6 +55,12 @@ def _own(kind: str) -> Make:
         return [getattr(torch, kind)(groups, **settings)]
 
     return make
+
+
+def _sgd(groups: Any, **settings: Any) -> list[Optimizer]:
+    import torch
+
+    return [torch.optim.SGD(groups, **({"momentum": 0.9} | settings))]
 
 
 def _adamw(groups: Any, **settings: Any) -> list[Optimizer]:
@@ -87,7 +103,8 @@ OPTIMIZERS = {
     "signum": Choice(3e-3, _own("Signum"), _MOMENTUM),
     "normalized-sgd": Choice(1e-1, _own("NormalizedSGD"), _MOMENTUM),
     "scion": Choice(1e-3, _own("Scion"), _MOMENTUM),
-    "gluon": Choice(1e-3, _own("Gluon"), _MOMENTUM),
+    "gluon": Choice(1e-3, _own("Gluon"), {**_MOMENTUM, "radii": "radii"}),
+    "sgd": Choice(3e-1, _sgd, _MOMENTUM),
     "adamw": Choice(3e-3, _adamw, _BETAS),
     "torch-muon": Choice(1e-2, _torch_muon, {**_BETAS, **_MOMENTUM, "second_lr": "second_lr"}),
     "lion-pytorch": Choice(1e-3, _lion_pytorch, _BETAS),

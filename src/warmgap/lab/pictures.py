@@ -1,4 +1,4 @@
-"""The interactive pictures of a page, by plotly, and the one picture of the README, by matplotlib.
+"""The interactive pictures of a page, by plotly, and the same as PNG files, by matplotlib.
 
 A method has the same colour in every picture: adaptive rules strong ones (Okabe and Ito's palette, for colour-blind
 readers), clock schedules shades of blue and grey with dashes.
@@ -6,11 +6,15 @@ readers), clock schedules shades of blue and grey with dashes.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from warmgap.lab.errors import UserError
+from warmgap.lab.methods import Method
 from warmgap.lab.results import Trial, is_clock, label_of
 from warmgap.lab.scores import TAUS, Cell, Score
 from warmgap.lab.store import Store
@@ -172,44 +176,76 @@ def regret_picture(cells: Sequence[Cell], methods: Sequence[str]) -> Figure:
     return figure
 
 
-def overview(cells_by_workload: Mapping[str, Sequence[Cell]], path: Path) -> None:
-    """Final loss against peak rate as a PNG, a panel a workload."""
+def option_groups(methods: Sequence[str]) -> dict[str, dict[str, dict[float, str]]]:
+    """The options in which three methods or more differ alone: option -> method without it -> value -> method."""
+    found: dict[str, dict[str, dict[float, str]]] = {}
+    for name in methods:
+        with contextlib.suppress(UserError):
+            method = Method.parse(name)
+            for option, value in method.options:
+                rest = replace(method, options=tuple(pair for pair in method.options if pair[0] != option))
+                found.setdefault(option, {}).setdefault(str(rest), {})[value] = name
+    kept = {
+        option: {rest: values for rest, values in by_rest.items() if len(values) > 2}
+        for option, by_rest in found.items()
+    }
+    return {option: by_rest for option, by_rest in kept.items() if by_rest}
+
+
+def option_picture(cell: Cell, option: str, by_rest: Mapping[str, Mapping[float, str]]) -> Figure:
+    """Final loss against the value of one option: the mean over seeds, every seed a dot, other methods as lines."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for at, (rest, values) in enumerate(by_rest.items()):
+        ordered = sorted(values)
+        rows = [cell.losses[cell.methods.index(values[value])] for value in ordered]
+        colour = STRONG[at % len(STRONG)]
+        line = {"color": colour, "width": 3}
+        figure.add_scatter(x=ordered, y=[row.mean() for row in rows], mode="lines+markers", line=line, name=rest)
+        figure.add_scatter(
+            x=[value for value, row in zip(ordered, rows, strict=True) for _ in row],
+            y=[loss for row in rows for loss in row], mode="markers",
+            marker={"color": colour, "size": 4, "opacity": 0.6}, showlegend=False, hoverinfo="skip",
+        )  # fmt: skip
+    ends = [min(map(min, by_rest.values())), max(map(max, by_rest.values()))]
+    for method in (name for name in cell.methods if is_clock(name) or name == "auto"):
+        colour, dash = styles(cell.methods)[method]
+        level = float(cell.losses[cell.methods.index(method)].mean())
+        line = {"color": colour if is_clock(method) else "#333333", "dash": dash, "width": 2}
+        figure.add_scatter(x=ends, y=[level, level], mode="lines", line=line, name=label_of(method))
+    wide = ends[0] > 0.0 and ends[1] > 10.0 * ends[0]
+    figure.update_xaxes(title=option.replace("target", "target loss"), type="log" if wide else "linear")
+    return figure.update_yaxes(title="final validation loss")
+
+
+def save_png(figures: Sequence[tuple[str, Figure]], path: Path) -> Path:
+    """Lines and dots of plotly figures as a PNG by matplotlib, a titled panel each."""
     from matplotlib.figure import Figure as Canvas
 
-    count = len(cells_by_workload)
-    figure = Canvas(figsize=(5.0 * count, 4.4), layout="constrained", facecolor="white", dpi=160)
-    panels = figure.subplots(1, count, squeeze=False)[0]
-    dashes = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 2))}
-    for axes, (workload, cells) in zip(panels, cells_by_workload.items(), strict=True):
-        for method, (colour, dash) in styles(m for cell in cells for m in cell.methods).items():
-            own = sorted((cell for cell in cells if method in cell.methods), key=lambda cell: cell.lr)
-            rows = [cell.losses[cell.methods.index(method)] for cell in own]
-            rates, means = [cell.lr for cell in own], [row.mean() for row in rows]
-            width = 1.8 if is_clock(method) else 3.0
-            axes.plot(
-                rates,
-                means,
-                color=colour,
-                linestyle=dashes[dash],
-                linewidth=width,
-                label=label_of(method),
-                marker="o",
-                markersize=4,
-            )
-            axes.fill_between(
-                rates, [row.min() for row in rows], [row.max() for row in rows], color=colour, alpha=0.15, linewidth=0
-            )
-        axes.set(
-            xscale="log",
-            xlabel="peak learning rate",
-            title=workload,
-            ylim=_range([cell.losses.mean(axis=1) for cell in cells]),
-        )
-        axes.set_xticks([cell.lr for cell in cells], [f"{cell.lr:.2g}" for cell in cells], minor=False)
-        axes.set_xticks([], minor=True)
+    canvas = Canvas(figsize=(5.0 * len(figures), 4.4), layout="constrained", facecolor="white", dpi=160)
+    panels = canvas.subplots(1, len(figures), squeeze=False)[0]
+    dashes = {"dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 2))}
+    labels: dict[str, Any] = {}
+    for axes, (title, figure) in zip(panels, figures, strict=True):
+        for trace in figure.data:
+            colour = trace.line.color or trace.marker.color
+            style = {"color": colour, "linewidth": (trace.line.width or 2) * 0.8, "markersize": trace.marker.size or 4}
+            style["linestyle"] = dashes.get(trace.line.dash, "-") if "lines" in trace.mode else "none"
+            style["marker"] = "o" if "markers" in trace.mode else None
+            (drawn,) = axes.plot(trace.x, trace.y, alpha=trace.marker.opacity or 1.0, **style)
+            if trace.showlegend is not False:
+                labels.setdefault(trace.name, drawn)
+        xaxis, yaxis = figure.layout.xaxis, figure.layout.yaxis
+        axes.set_title(title, fontsize=10, wrap=True)
+        axes.set(xlabel=xaxis.title.text, xscale=xaxis.type or "linear", ylim=yaxis.range)
+        if xaxis.type == "log":
+            ticks = sorted({x for trace in figure.data for x in trace.x})
+            axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+            axes.set_xticks([], minor=True)
         axes.grid(color="#E4E4E4", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("final validation loss")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
-    figure.savefig(path, metadata={"Software": None})
+    panels[0].set_ylabel(figures[0][1].layout.yaxis.title.text)
+    canvas.legend(labels.values(), labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    canvas.savefig(path, metadata={"Software": None})
+    return path

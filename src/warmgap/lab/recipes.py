@@ -206,10 +206,10 @@ def _scaled(workload: Workload, share: float, corpus: str | None, methods: Seque
     steps = max(2, round(config.steps * share**0.5))
     batch = max(1, round(config.batch_size * share**0.25))
     usual = config.vocab_size or size.vocab_size
-    target = None if config.target_loss is None else config.target_loss * math.log(vocabulary) / math.log(usual)
+    same_share = math.log(vocabulary) / math.log(usual)
     config = replace(
         config,
-        target_loss=target and round(target, 3),
+        target_loss=None if config.target_loss is None else round(config.target_loss * same_share, 3),
         model=f"{max(1, round(size.layers * cube))}x{width}",
         tied=size.tied if config.tied is None else config.tied,
         vocab_size=vocabulary,
@@ -221,7 +221,7 @@ def _scaled(workload: Workload, share: float, corpus: str | None, methods: Seque
         eval_every=0 if not config.eval_every else max(1, round(config.eval_every * share**0.5)),
         precision="fp32",
     )
-    shares = {method: _in_shares(method, workload.config.steps) for method in (*own, *workload.printed)}
+    shares = {method: _in_shares(method, workload.config.steps, same_share) for method in (*own, *workload.printed)}
     return replace(
         workload,
         config=config,
@@ -230,9 +230,12 @@ def _scaled(workload: Workload, share: float, corpus: str | None, methods: Seque
     )
 
 
-def _in_shares(text: str, steps: int) -> str:
-    """A method with its lengths as shares of a run of `steps`."""
+def _in_shares(text: str, steps: int, same_share: float) -> str:
+    """A method with its lengths as shares of a run of `steps`, and the losses it names times `same_share`."""
     method = Method.parse(text)
+    losses = {name: value for name, value in method.options if name in ("level", "target")}
+    if losses:
+        method = method.with_options(**{name: round(value * same_share, 3) for name, value in losses.items()})
     lengths: dict[str, Any] = {
         name: Length(round(length.value / steps, 6), share=True)
         for name in ("warmup", "hold")

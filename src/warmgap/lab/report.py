@@ -45,9 +45,9 @@ READING = (
 SCORES = (
     "Regret: final loss minus that of the workload's best clock schedule, which is chosen on the other seeds. In "
     "deviations: divided by what a change of the seed alone does to the loss. Within 1: share of workloads with a "
-    "regret of one deviation at most. Fallen: runs that diverged, or whose rule could not go on; they count with their "
-    "first loss. Against the best clock schedule, the single one that is best over all development workloads: mean "
-    "difference in deviations, and the larger p-value of a paired t test and Wilcoxon's."
+    "regret of one deviation at most. Failures: runs that diverged, or whose rule could not go on; they count with "
+    "their first loss. Against the best clock schedule, the single one that is best over all development workloads: "
+    "mean difference in deviations, and the larger p-value of a paired t test and Wilcoxon's."
 )
 
 
@@ -114,7 +114,9 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
 
 
 def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Path, notes: str = "") -> Path:
-    """Write the page of these trials, and beside it `overview.png` where there are several rates.
+    """Write the page of these trials.
+
+    Beside it comes `overview.png` where there are several rates, and `options.png` where an option of a rule varies.
 
     Raises:
         UserError: A place that cannot be written to.
@@ -126,7 +128,8 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
     by_workload = {
         name: [cell for cell in cells if cell.workload == name] for name in dict.fromkeys(c.workload for c in cells)
     }
-    flat = {name: own for name, own in by_workload.items() if len(own) > 1}
+    flat = {name: pictures.rates_picture(own) for name, own in by_workload.items() if len(own) > 1}
+    varied: list[tuple[str, Any]] = []
     for workload in dict.fromkeys(trial.workload for trial in trials):
         own = by_workload.get(workload, [])
         members = [trial for trial in trials if trial.workload == workload]
@@ -135,7 +138,13 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
             caption = (
                 "Final loss against peak rate: mean over seeds, each seed a dot. What is far above the rest is cut."
             )
-            section.draw(pictures.rates_picture(own), caption)
+            section.draw(flat[workload], caption)
+        for cell in own:
+            for option, by_rest in pictures.option_groups(cell.methods).items():
+                figure = pictures.option_picture(cell, option, by_rest)
+                varied.append((f"{cell.name}, peak rate {cell.lr:.3g}", figure))
+                caption = f"Final loss against the {option} of a rule, peak rate {cell.lr:.3g}; dashes: other methods."
+                section.draw(figure, caption)
         shown = _typical(members)
         if any(trial.run for trial in shown):
             words = f"peak rate {shown[0].lr:.3g}, seed {shown[0].seed}. A diamond is something that the schedule did."
@@ -143,9 +152,10 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
         section.tables.append([row for cell in own for row in _rows(cell, members, several=len(own) > 1)])
         section.runs = [_run(trial) for trial in members if trial.run is not None]
         sections.append(section)
-    if flat and len(flat) <= 4:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pictures.overview(flat, path.with_name("overview.png"))
+    for name, figures in (("overview", list(flat.items())), ("options", varied)):
+        if figures and len(figures) <= 4:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pictures.save_png(figures, path.with_name(f"{name}.png"))
     lead = [notes, f"{len(trials)} runs of {len({trial.workload for trial in trials})} workloads. {READING}"]
     return write_page(path, title, lead, sections, footer=_commands(folder))
 
@@ -239,8 +249,8 @@ def _rows(cell: Cell, trials: Sequence[Trial], *, several: bool) -> list[dict[st
         if any(trial.printed is not None for trial in trials):
             printed = [trial.printed for trial in own if trial.printed is not None]
             row["printed in the paper"] = f"{printed[0]:.3f}" if printed else ""
-        fallen = int(cell.fallen[at].sum())
-        row["seeds"] = str(len(cell.seeds)) + (f", {fallen} fallen" if fallen else "")
+        failures = int(cell.failures[at].sum())
+        row["seeds"] = str(len(cell.seeds)) + (f", {failures} failures" if failures else "")
         rows.append(row)
     return [dict(row) for row in _marked(rows)]
 
@@ -307,17 +317,18 @@ def print_tables(trials: Sequence[Trial]) -> None:
     """Print a table a workload and rate."""
     for cell in scores.cells(trials):
         members = [trial for trial in trials if trial.workload == cell.workload]
-        _print(f"{cell.name}, peak rate {cell.lr:.3g}", _rows(cell, members, several=False))
+        print_table(f"{cell.name}, peak rate {cell.lr:.3g}", _rows(cell, members, several=False))
 
 
 def print_scores(trials: Sequence[Trial]) -> None:
     """Print the scores over workloads, where there are several."""
     for section in _scored(scores.cells(trials)):
         for rows in section.tables:
-            _print(section.title, rows)
+            print_table(section.title, rows)
 
 
-def _print(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as a table, those of adaptive methods bold."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -325,10 +336,10 @@ def _print(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     names = [name for name in (rows[0] if rows else ()) if name not in _WIDE]
     for name in names:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name != names[0], overflow="fold")
     for row in rows:
-        table.add_row(*(str(row[name]) for name in names), style="bold" if row["_class"] == "adaptive" else None)
+        table.add_row(*(str(row[name]) for name in names), style="bold" if row.get("_class") == "adaptive" else None)
     Console().print(table)
 
 
-__all__ = ["Section", "print_scores", "print_tables", "write_page", "write_report"]
+__all__ = ["Section", "print_scores", "print_table", "print_tables", "write_page", "write_report"]

@@ -36,7 +36,7 @@ class Cell:
         methods: The methods that have every seed.
         seeds: The seeds.
         losses: Shape `(methods, seeds)`, a run that diverged with its first loss.
-        fallen: Which runs diverged or could not go on; same shape.
+        failures: Which runs diverged or could not go on; same shape.
     """
 
     workload: str
@@ -46,7 +46,7 @@ class Cell:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     losses: Floats
-    fallen: NDArray[np.bool_]
+    failures: NDArray[np.bool_]
 
     @property
     def name(self) -> str:
@@ -60,8 +60,8 @@ class Cell:
 
     @property
     def deviation(self) -> float:
-        """Seed deviation: root mean square over the clock schedules of which no run fell."""
-        rows = [row for row in self.clocks if not self.fallen[row].any()] or self.clocks
+        """Seed deviation: root mean square over the clock schedules without failures."""
+        rows = [row for row in self.clocks if not self.failures[row].any()] or self.clocks
         return max(float(np.sqrt(np.mean(self.losses[rows].var(axis=1, ddof=1)))), 1e-9)
 
     def regrets(self) -> Floats:
@@ -89,9 +89,9 @@ def cells(trials: Sequence[Trial]) -> list[Cell]:
             method: [runs[seed] for seed in seeds] for method, runs in by_method.items() if runs.keys() >= set(seeds)
         }
         losses = np.array([[trial.counted for trial in runs] for runs in rows.values()], dtype=float)
-        fallen = np.array([[trial.loss is None for trial in runs] for runs in rows.values()])
+        failures = np.array([[trial.loss is None for trial in runs] for runs in rows.values()])
         first = members[0]
-        found.append(Cell(workload, first.rate, lr, first.split, tuple(rows), tuple(seeds), losses, fallen))
+        found.append(Cell(workload, first.rate, lr, first.split, tuple(rows), tuple(seeds), losses, failures))
     return found
 
 
@@ -113,7 +113,7 @@ class Score:
         high: Upper end.
         within: Share of cells with a regret of one deviation at most.
         worst: The cell with the largest regret in deviations, and that regret.
-        fallen: Runs that diverged or could not go on.
+        failures: Runs that diverged or could not go on.
         against: Mean difference to the best clock schedule in deviations; None for that one itself.
         p: p-value of that difference: the larger one of the paired t test's and Wilcoxon's.
         profile: Share of cells with a regret of at most each of `TAUS`, in deviations.
@@ -127,7 +127,7 @@ class Score:
     high: float
     within: float
     worst: tuple[str, float]
-    fallen: int
+    failures: int
     against: float | None
     p: float | None
     profile: tuple[float, ...]
@@ -186,7 +186,7 @@ def score(found: Sequence[Cell], *, reference: str) -> list[Score]:
                 high=high,
                 within=float((regrets <= 1.0).mean()),
                 worst=(found[at].name, float(regrets[at])),
-                fallen=int(sum(cell.fallen[cell.methods.index(method)].sum() for cell in found)),
+                failures=int(sum(cell.failures[cell.methods.index(method)].sum() for cell in found)),
                 against=against,
                 p=p,
                 profile=tuple(float((regrets <= tau).mean()) for tau in TAUS),
@@ -276,7 +276,7 @@ def summary_rows(scores: Sequence[Score]) -> list[Mapping[str, str]]:
             "95% interval": f"{each.low:+.2f} to {each.high:+.2f}",
             "within 1": f"{each.within:.0%}",
             "worst": f"{each.worst[1]:+.1f} on {each.worst[0]}",
-            "fallen": str(each.fallen),
+            "failures": str(each.failures),
             "against best clock": "" if each.against is None else f"{each.against:+.2f} (p = {each.p:.2g})",
             "verdict": each.verdict,
         }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -19,13 +21,13 @@ from warmgap.lab.store import Result, Store
 from warmgap.smoothness import (
     Fit,
     LayerFits,
-    RateDependence,
     Record,
     block_names,
     block_records,
     fit_gap_linear,
     fit_layers,
     fit_smoothness,
+    layer_dependence,
     rate_dependence,
     read_records,
 )
@@ -246,32 +248,78 @@ def layers_sentence(layers: LayerFits) -> str:
     )
 
 
-def compare_rates(trajectories: Sequence[Trajectory]) -> list[tuple[str, Sequence[Trajectory], RateDependence]]:
-    """Runs at several rates that lie beside each other in folders `rate-...`, compared."""
+def compare_rates(trajectories: Sequence[Trajectory]) -> list[tuple[str, Sequence[Trajectory], list[str]]]:
+    """Runs at several rates that lie beside each other in folders `rate-...`, and what their comparison says."""
     groups: dict[Path, list[Trajectory]] = {}
     for trajectory in trajectories:
         if trajectory.path.parent.name.startswith("rate-"):
             groups.setdefault(trajectory.path.parent.parent, []).append(trajectory)
-    found: list[tuple[str, Sequence[Trajectory], RateDependence]] = []
+    found: list[tuple[str, Sequence[Trajectory], list[str]]] = []
     for place, members in groups.items():
-        if len(members) > 1:
-            try:
-                dependence = rate_dependence({float(index): run.records for index, run in enumerate(members)})
-            except ValueError:
-                continue  # a run too short for any comparison says so in its own table
-            found.append((place.name, members, dependence))
+        records = {_rate(run.path): run.records for run in members}
+        sentences = []
+        for compare in (rate_dependence, layer_dependence) if len(records) > 1 else ():
+            # Runs too short for a comparison say so in their own tables; records without blocks have no layers.
+            with contextlib.suppress(ValueError):
+                sentences.append(compare(records).sentence)
+        if sentences:
+            found.append((place.name, members, sentences))
     return found
 
 
-def print_fits(trajectories: Sequence[Trajectory], *, target_loss: float | None = None) -> None:
+def _rate(path: Path) -> float:
+    """The factor of the peak rate that the folder of a run's records names; 1 where it names none."""
+    try:
+        return float(path.parent.name.removeprefix("rate-"))
+    except ValueError:
+        return 1.0
+
+
+def write_layer_constants(trajectories: Sequence[Trajectory], path: Path) -> Trajectory:
+    """Write the layer constants of the run nearest to rate 1 to a file for `warmgap train --radii`; return that run.
+
+    Raises:
+        UserError: Its records have no blocks, or not in Gluon's norms, or the place cannot be written to.
+    """
+    from warmgap.torch.gluon_fits import write_radii
+
+    chosen = min(trajectories, key=lambda run: abs(math.log(_rate(run.path))))
+    try:
+        write_radii(path, fit_layers(chosen.records))
+    except ValueError as error:
+        raise UserError(f"No layer constants: {error}.") from error
+    return chosen
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the records of several runs say.
+
+    Attributes:
+        runs: Each run with its fits.
+        rates: Runs at several rates compared, see `compare_rates`.
+        target_loss: The loss that gaps are taken to; None as recorded.
+    """
+
+    runs: Sequence[tuple[Trajectory, Analysis]]
+    rates: Sequence[tuple[str, Sequence[Trajectory], list[str]]]
+    target_loss: float | None = None
+
+    @classmethod
+    def of(cls, trajectories: Sequence[Trajectory], *, target_loss: float | None = None) -> Findings:
+        """Analyse these runs."""
+        runs = [(each, analyse(each, target_loss=target_loss)) for each in trajectories]
+        return cls(runs, compare_rates(trajectories), target_loss)
+
+
+def print_fits(findings: Findings) -> None:
     """Print a table of fits a run, and what to think of them."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    for trajectory in trajectories:
-        analysis = analyse(trajectory, target_loss=target_loss)
+    for trajectory, analysis in findings.runs:
         console.print(trajectory.heading, style="italic", highlight=False, markup=False)
         rows = analysis.rows()
         if rows:
@@ -281,11 +329,11 @@ def print_fits(trajectories: Sequence[Trajectory], *, target_loss: float | None 
             console.print(table)
         console.print(*analysis.notes, sep="\n", highlight=False, markup=False)
         console.print()
-    for name, members, dependence in compare_rates(trajectories):
-        console.print(f"{name}, {len(members)} rates. {dependence.sentence}", highlight=False, markup=False)
+    for name, members, sentences in findings.rates:
+        console.print(f"{name}, {len(members)} rates.", *sentences, highlight=False, markup=False)
 
 
-def write_page(trajectories: Sequence[Trajectory], path: Path, *, target_loss: float | None = None) -> Path:
+def write_page(findings: Findings, path: Path) -> Path:
     """Write a page with pictures and fits.
 
     Raises:
@@ -294,17 +342,16 @@ def write_page(trajectories: Sequence[Trajectory], path: Path, *, target_loss: f
     from warmgap.lab.report import Section
     from warmgap.lab.report import write_page as write
 
-    sections = []
-    for name, members, dependence in compare_rates(trajectories):
-        section = Section(f"{name}: several rates", [dependence.sentence])
+    sections, target_loss = [], findings.target_loss
+    for name, members, sentences in findings.rates:
+        section = Section(f"{name}: several rates", sentences)
         caption = (
             "If the ratio belongs to the function, the clouds lie on top of each other. If it only follows the step "
             "length, they lie apart by the factors between the rates."
         )
         section.draw(_rates_picture(members, target_loss), caption)
         sections.append(section)
-    for trajectory in trajectories:
-        analysis = analyse(trajectory, target_loss=target_loss)
+    for trajectory, analysis in findings.runs:
         section = Section(trajectory.heading, analysis.notes)
         if analysis.fits:
             caption = "A dot is a measured step, coloured by when it was made. The run goes from right to left."

@@ -15,7 +15,6 @@ from warmgap.lab.config import TrainConfig, from_plain
 from warmgap.lab.engines import Engine, Job, Local
 from warmgap.lab.errors import UserError
 from warmgap.lab.interruption import Interruption
-from warmgap.lab.methods import WITH_TARGET, Method
 from warmgap.lab.store import Run, Store
 
 if TYPE_CHECKING:
@@ -73,8 +72,7 @@ class Grid:
             except ValueError:
                 raise UserError(f"The peak rate of {optimizer!r} is no number: write muon:0.02.") from None
             assert config.lr is not None  # noqa: S101 - resolved
-            target = self.base.target_loss if (Method.parse(method).rule or "") in WITH_TARGET else None
-            config = replace(config, lr=config.lr * rate, method=method, seed=seed, target_loss=target)
+            config = replace(config, lr=config.lr * rate, method=method, seed=seed)
             runs.append(("", config.resolve()))
         return runs
 
@@ -151,7 +149,7 @@ def run_plan(
 
 
 def _prepare(jobs: Sequence[Job]) -> None:
-    """Make the data once, here, so that a mistake in the corpus is told once and the workers find them ready."""
+    """Make the data once, here, so that a mistake in the corpus is reported once and the workers find them ready."""
     from warmgap.lab.tasks import prepare
 
     seen = set()
@@ -163,7 +161,7 @@ def _prepare(jobs: Sequence[Job]) -> None:
             prepare(config)
 
 
-def tell(runs: Sequence[Run], folder: Path, console: Console) -> int:
+def report_outcome(runs: Sequence[Run], folder: Path, console: Console) -> int:
     """Say how a sweep ended; return the exit code: 0 all finished, 1 a run failed, 130 interrupted."""
     runs = list({run.id: run for run in runs}.values())
     finished = sum(run.finished for run in runs)

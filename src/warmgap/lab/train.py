@@ -11,9 +11,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.torch
@@ -34,19 +34,27 @@ from warmgap.lab.optimizers import OPTIMIZERS
 from warmgap.lab.schedules import ClockSchedule, PublishedSchedule
 from warmgap.lab.store import METRICS, Result
 from warmgap.lab.tasks import make_task
-from warmgap.torch import AdaptiveWarmup, SmoothnessProbe
+from warmgap.torch import AdaptiveWarmup
 from warmgap.torch.recognition import optimizer_kappa
 
 __all__ = ["TrainConfig", "train"]
 
-MakeProbe = Callable[[torch.optim.Optimizer, nn.Module], SmoothnessProbe]
+
+class Probe(Protocol):
+    """Looks at a run's steps while they are made."""
+
+    def measure(self, closure: Callable[[], Iterable[Tensor]], *, step: int) -> contextlib.AbstractContextManager[Any]:
+        """Look at the step that is made inside; the closure gives the losses of its micro-batches, which sum to it."""
+
+
+MakeProbe = Callable[[torch.optim.Optimizer, nn.Module], Probe]
 Sink = Callable[[Sequence[Sequence[Any]]], None]
 """Takes rows of metrics while the run goes on."""
 
 CHECKPOINT_VERSION = 3
 _EVAL_BATCH = 4096  # predictions evaluated at once
 _READ_EVERY = 10  # steps between two looks of the host at the device's numbers
-_TELL_EVERY = 0.5  # seconds between two calls of the sink
+_SEND_EVERY = 0.5  # seconds between two calls of the sink
 _PHASES = ("warmup", "stable", "decay")
 _PACKAGES = ("warmgap", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
@@ -113,7 +121,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, folder: Path | None, probe: MakeProbe | None, *, resume: bool) -> None:
         self.config, self.folder = config, folder
-        # Without an accelerator it must be told, or it leaves the processes of `torchrun` each to itself.
+        # Without an accelerator it must be said, or it leaves the processes of `torchrun` each to itself.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.device = self.accelerator.device
         micro_batches = config.accumulation * self.accelerator.num_processes
@@ -138,7 +146,7 @@ class _Run:
                 config.weight_decay,
                 **{
                     name: getattr(config, name)
-                    for name in ("betas", "momentum", "second_lr")
+                    for name in ("betas", "momentum", "second_lr", "radii")
                     if getattr(config, name) is not None
                 },
             )
@@ -159,7 +167,7 @@ class _Run:
         self.started = time.monotonic()
         self.metrics: list[list[Any]] = []
         self.pending: list[tuple[Tensor, list[Any]]] = []
-        self.told = 0
+        self.sent = 0
         if folder is not None and resume and (checkpoint := last_checkpoint(folder)):
             self.load(checkpoint)
         self.accelerator.wait_for_everyone()
@@ -167,7 +175,7 @@ class _Run:
     # --------------------------------------------------------------------------------------------------------- the loop
 
     def go(self, stop: Interruption, display: _Display, sink: Sink | None) -> Result:
-        config, last_told, message = self.config, 0.0, ""
+        config, last_sent, message = self.config, 0.0, ""
         while self.step < config.steps and self.status == "running":
             try:
                 self.pending.append(self.one_step())
@@ -181,9 +189,9 @@ class _Run:
                 if self.agreed(stop.requested):
                     self.status = "interrupted"
                 self.read(display, evaluates=evaluates)
-                if sink is not None and self.accelerator.is_main_process and time.monotonic() - last_told > _TELL_EVERY:
-                    sink(self.metrics[self.told :])
-                    self.told, last_told = len(self.metrics), time.monotonic()
+                if sink is not None and self.accelerator.is_main_process and time.monotonic() - last_sent > _SEND_EVERY:
+                    sink(self.metrics[self.sent :])
+                    self.sent, last_sent = len(self.metrics), time.monotonic()
             if self.status != "diverged" and (saves or self.status == "interrupted"):
                 self.save()
         if self.status in ("running", "interrupted") and self.step == config.steps:
@@ -448,13 +456,14 @@ class _Run:
 def _schedulers(config: TrainConfig, method: Method, optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
     """A scheduler for each optimizer; they see the same losses, and so have the same factor."""
     decay = method.decay or config.decay
+    target = config.target_loss if method.target is None else method.target
     if not method.adaptive:
         return [ClockSchedule(optimizer, config.steps, method, decay) for optimizer in optimizers]
     if method.rule == "published":
         assert config.lr is not None  # noqa: S101 - resolved
-        assert config.target_loss is not None  # noqa: S101 - resolved
-        kappa = optimizer_kappa(optimizers[0])
-        target, lr, floor = config.target_loss, config.lr, config.floor
+        assert target is not None  # noqa: S101 - resolved
+        kappa = dict(method.options).get("kappa") or optimizer_kappa(optimizers[0])
+        lr, floor = config.lr, config.floor
         return [
             PublishedSchedule(
                 optimizer, config.steps, method, decay, kappa=kappa, target_loss=target, peak_lr=lr, floor=floor
@@ -469,7 +478,7 @@ def _schedulers(config: TrainConfig, method: Method, optimizers: Sequence[torch.
                 optimizer,
                 config.steps,
                 rule=rule,
-                target_loss="auto" if config.target_loss is None else config.target_loss,
+                target_loss="auto" if target is None else target,
                 floor=config.floor,
                 decay=decay if decay in decays.NAMES else decay_by_name(decay),
                 cap=method.cap,

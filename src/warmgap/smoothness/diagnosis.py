@@ -43,6 +43,10 @@ class StepLengthDiagnosis:
             nearly constant, so that the estimate is the dual norm over the step length up to a constant.
             `"long steps"`: large, but it varies: the estimate mixes both. `"unknown"`: no record has a gradient that is
             not zero, and the numbers are NaN.
+
+    Example:
+        >>> StepLengthDiagnosis(0.1, 0.08, 0.12, "local").sentence
+        'The estimate is local: a step changes the gradient by 0.1 of itself (quartiles 0.08, 0.12).'
     """
 
     share: float
@@ -61,7 +65,7 @@ class StepLengthDiagnosis:
         if self.verdict == "local" and math.isnan(self.share):
             return "The estimate is local: it is the curvature at the point itself, whatever the step."
         if self.verdict == "unknown":
-            return "How long the steps are cannot be told: the gradient is zero in every record."
+            return "Unclear how long the steps are: the gradient is zero in every record."
         seen = f"a step changes the gradient by {self.share:.2g} of itself (quartiles {self.low:.2g}, {self.high:.2g})"
         if self.verdict == "local":
             return f"The estimate is local: {seen}."
@@ -81,6 +85,11 @@ def diagnose_step_length(records: Sequence[Record]) -> StepLengthDiagnosis:
 
     Raises:
         ValueError: If no record has a finite ratio, step length and dual norm.
+
+    Example:
+        >>> from warmgap.smoothness import Record
+        >>> diagnose_step_length([Record(n, 2.0, 1.0, 4.0, 0.1, 2.0) for n in range(9)]).verdict
+        'local'
     """
     return diagnosis_of(points_of(records))
 
@@ -114,6 +123,10 @@ def belongs(interval: tuple[float, float]) -> Belongs:
     `"function"` where the interval lies above -1/2 and reaches 0, up to a tenth; `"step length"` where it lies below
     -1/2 and reaches -1, up to a tenth, or further; `"both"` where it reaches neither; `"unclear"` where it is too wide
     for any of these.
+
+    Example:
+        >>> belongs((-0.2, 0.1)), belongs((-1.1, -0.7))
+        ('function', 'step length')
     """
     low, high = interval
     zero, one = low <= 0.1 and high >= -0.1, low <= -0.9
@@ -134,6 +147,10 @@ class RateDependence:
         bins: Bins of the gap in which at least two runs have points.
         interval: Its interval of 95 % coverage, from a block bootstrap over each run. Runs that differ in their seed
             alone differ by more: compare the exponents of several.
+
+    Example:
+        >>> RateDependence(-0.98, bins=6, interval=(-1.1, -0.9)).verdict
+        'step length'
     """
 
     exponent: float
@@ -159,7 +176,7 @@ class RateDependence:
             "step length": f"The estimate follows the step length: {seen}; its constants give back the rate put in.",
             "function": f"The estimate belongs to the function: {seen}.",
             "both": f"The estimate depends on the function and on the step length: {seen}.",
-            "unclear": f"Whether the estimate follows the step length cannot be told: {seen}; measure longer.",
+            "unclear": f"Unclear whether the estimate follows the step length: {seen}; measure longer.",
         }[self.verdict]
 
 
@@ -177,6 +194,16 @@ def rate_dependence(
     Raises:
         ValueError: If there are fewer than two runs, one has no usable record or a gap that is not above 0, bins is
             not a whole number of at least 1, or resamples not one of at least 20.
+
+    Example:
+        >>> from warmgap.smoothness import Record
+        >>> gaps = [8 * 0.95**n for n in range(60)]
+        >>> runs = {
+        ...     rate: [Record(n, gap, gap, 1 + gap, 0.01 * rate, 1.0) for n, gap in enumerate(gaps)]
+        ...     for rate in (0.25, 1, 4)
+        ... }
+        >>> rate_dependence(runs).verdict  # the ratio is 1 + gap, whatever the step
+        'function'
     """
     import numpy as np
 

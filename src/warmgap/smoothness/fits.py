@@ -59,6 +59,10 @@ class Trend:
         slope: Slope of the straight line through ratio against gap, dK/dgap.
         interval: Its interval.
         verdict: `"rises"` or `"falls"` where the interval lies on one side of zero, else `"unclear"`.
+
+    Example:
+        >>> Trend(18.0, (17.0, 19.0), "rises").sentence
+        'The ratio rises with the gap, as the assumption says.'
     """
 
     slope: float
@@ -71,7 +75,7 @@ class Trend:
         return {
             "rises": "The ratio rises with the gap, as the assumption says.",
             "falls": "The ratio falls as the gap rises: the opposite of the assumption.",
-            "unclear": "Whether the ratio rises or falls with the gap cannot be told from these records.",
+            "unclear": "Unclear from these records whether the ratio rises or falls with the gap.",
         }[self.verdict]
 
 
@@ -98,6 +102,16 @@ class Fit:
         dropped: Rows that were not: not finite, or of a step that moved nothing.
         block: The block's name, empty for the whole model.
         norm: The norm of the records.
+
+    Example:
+        >>> from warmgap.smoothness import Record
+        >>> gaps = [8 * 0.95**n for n in range(60)]
+        >>> records = [Record(n, 2 + gap, gap, 4 + 18 * gap, 1e-3, 1.0) for n, gap in enumerate(gaps)]
+        >>> fit = fit_gap_linear(records)
+        >>> f"{fit(1.0):.2f}", fit.trend.verdict, fit.violations
+        ('22.00', 'rises', 0.0)
+        >>> f"{fit.rule(target_loss=2.0).peak_gap:.3f}"
+        '0.111'
     """
 
     assumption: Literal["rho", "H0, H1", "L0, L1"]
@@ -226,6 +240,14 @@ def fit_smoothness(
         ValueError: If an argument is out of range; there are too few usable records; all gaps are the same; or a gap is
             not above zero.
 
+    Example:
+        >>> from warmgap.smoothness import Record
+        >>> gaps = [8 * 0.95**n for n in range(60)]
+        >>> records = [Record(n, 2 + gap, gap, 4 + 18 * gap, 1e-3, 1.0) for n, gap in enumerate(gaps)]
+        >>> fit = fit_smoothness(records)
+        >>> print({name: round(value, 3) for name, value in fit.constants.items()})
+        {'K0': 4.0, 'K1': 18.0, 'Krho': 0.0}
+
     Source: arXiv 2602.05813, Assumption 2 (in the form of a bound on the Hessian along the trajectory).
     """
     points = _gap_points(records, at, target_loss)
@@ -263,6 +285,14 @@ def fit_gap_linear(
 ) -> Fit:
     """Fit `ratio <= H0 + H1*gap`; the arguments and errors are those of `fit_smoothness`.
 
+    Example:
+        >>> from warmgap.smoothness import Record
+        >>> gaps = [8 * 0.95**n for n in range(60)]
+        >>> records = [Record(n, 2 + gap, gap, 4 + 18 * gap, 1e-3, 1.0) for n, gap in enumerate(gaps)]
+        >>> fit = fit_gap_linear(records)
+        >>> print({name: round(value, 3) for name, value in fit.constants.items()})
+        {'H0': 4.0, 'H1': 18.0}
+
     Source: arXiv 2510.03164, the (H0, H1) condition.
     """
     import numpy as np
@@ -284,6 +314,10 @@ class LayerFits:
     Attributes:
         fits: A fit a block, by the block's name.
         skipped: Why a block has none, by its name.
+
+    Example:
+        >>> LayerFits({}, {"embedding": "it never moved"}).skipped
+        {'embedding': 'it never moved'}
     """
 
     fits: dict[str, Fit]
@@ -311,6 +345,16 @@ def fit_layers(
 
     Raises:
         ValueError: If an argument is out of range, or no record has a block.
+
+    Example:
+        >>> from warmgap.smoothness import Block, Record
+        >>> records = [
+        ...     Record(n, 2.0, 1.0, 1.0, 0.1, 1.0, blocks=(Block("head", "gluon spectral", 2 + 3 * n, 0.1, 1 + n),))
+        ...     for n in range(20)
+        ... ]
+        >>> fit = fit_layers(records).fits["head"]
+        >>> print({name: round(value, 2) for name, value in fit.constants.items()})
+        {'L0': 0.0, 'L1': 2.94}
 
     Source: arXiv 2505.13416 (Gluon), the layer-wise (L0, L1) assumption and its measurement.
     """
@@ -349,6 +393,10 @@ class LayerDependence:
             radius 1/L1 only gives back the one that was measured with.
         exponent: Their median.
         interval: Its interval of 95 % coverage, from a block bootstrap over each run.
+
+    Example:
+        >>> LayerDependence({"head": -1.0, "body": -0.9}, -0.95, (-1.1, -0.9)).verdict
+        'step length'
     """
 
     exponents: dict[str, float]
@@ -372,7 +420,7 @@ class LayerDependence:
             "step length": f"The layers' constants follow the step length: {seen}; 1/L1 gives back the radius put in.",
             "function": f"The layers' constants belong to the function: {seen}.",
             "both": f"The layers' constants depend on the function and on the step length: {seen}.",
-            "unclear": f"Whether the layers' constants follow the step length cannot be told: {seen}; measure longer.",
+            "unclear": f"Unclear whether the layers' constants follow the step length: {seen}; measure longer.",
         }[self.verdict]
 
 
@@ -396,6 +444,18 @@ def layer_dependence(
     Raises:
         ValueError: If an argument is out of range, there are fewer than two runs, or no layer has an L1 above 0 and
             steps of different length in two of them.
+
+    Example:
+        >>> from warmgap.smoothness import Block, Record
+        >>> runs = {
+        ...     rate: [
+        ...         Record(n, 2.0, 1.0, 1.0, rate, 1.0, blocks=(Block("head", "gluon", (1 + n) / rate, rate, 1 + n),))
+        ...         for n in range(20)
+        ...     ]
+        ...     for rate in (0.25, 1.0, 4.0)
+        ... }
+        >>> layer_dependence(runs, resamples=20).verdict  # L1 is 1 / step length
+        'step length'
 
     Source: arXiv 2505.13416, whose layer-wise measurement this puts to the test.
     """

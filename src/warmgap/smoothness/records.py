@@ -26,6 +26,10 @@ class Block:
         ratio: Dual norm of the gradient's change / norm of the block's step; NaN where the block did not move.
         step_length: Norm of the block's step.
         dual_norm: Dual norm of the block's gradient at the start of the step.
+
+    Example:
+        >>> Block("head.weight", "spectral", ratio=2.0, step_length=0.1, dual_norm=3.0).ratio
+        2.0
     """
 
     name: str
@@ -51,6 +55,11 @@ class Record:
         norm: The norms of the blocks, such as `"spectral"`, several joined by `+`.
         blocks: The same numbers block by block.
         others: Further curvature estimates of the same step, by name.
+
+    Example:
+        >>> record = Record(step=0, loss=2.5, gap=0.5, ratio=4.0, step_length=1e-3, dual_norm=1.0)
+        >>> Record.from_json(record.to_json()).ratio
+        4.0
     """
 
     step: int
@@ -90,6 +99,11 @@ def append_record(path: str | os.PathLike[str], record: Record) -> None:
 
     Raises:
         OSError: If the file cannot be written.
+
+    Example:
+        >>> append_record("records.jsonl", Record(0, loss=2.5, gap=0.5, ratio=4.0, step_length=1e-3, dual_norm=1.0))
+        >>> len(read_records("records.jsonl"))
+        1
     """
     place = Path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +123,11 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     Raises:
         OSError: If the file cannot be read.
         ValueError: If another line is not a record; the message says which.
+
+    Example:
+        >>> append_record("run.jsonl", Record(0, loss=2.5, gap=0.5, ratio=4.0, step_length=1e-3, dual_norm=1.0))
+        >>> read_records("run.jsonl")[0].ratio
+        4.0
     """
     place = Path(path)
     lines = place.read_bytes().split(b"\n")[:-1]  # what follows the last end of line is empty, or cut off
@@ -130,7 +149,13 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
 
 
 def block_names(records: Iterable[Record]) -> list[str]:
-    """Return the names of the blocks, in the order in which they first appear."""
+    """Return the names of the blocks, in the order in which they first appear.
+
+    Example:
+        >>> blocks = (Block("head", "max", 2.0, 0.1, 3.0), Block("body", "max", 1.0, 0.1, 5.0))
+        >>> block_names([Record(0, 2.5, 0.5, 4.0, 1e-3, 1.0, blocks=blocks)])
+        ['head', 'body']
+    """
     return list(dict.fromkeys(block.name for record in records for block in record.blocks))
 
 
@@ -139,6 +164,11 @@ def block_records(records: Iterable[Record], name: str) -> list[Record]:
 
     Raises:
         ValueError: If no record has a block of that name.
+
+    Example:
+        >>> blocks = (Block("head", "max", 2.0, 0.1, 3.0), Block("body", "max", 1.0, 0.1, 5.0))
+        >>> block_records([Record(0, 2.5, 0.5, 4.0, 1e-3, 1.0, blocks=blocks)], "body")[0].ratio
+        1.0
     """
     records = list(records)
     found = [

@@ -33,6 +33,11 @@ class UnifiedCheck:
         inner: `<grad f(x), x - x*>` of each point.
         progress: P of each point.
         dropped: Points that were not finite.
+
+    Example:
+        >>> check = UnifiedCheck.of(inner=[2.0, 1.0, 0.1], progress=[1.0, 0.5, 0.2])
+        >>> check.largest_c1, check.c2(1.0), round(check.outliers(1.0), 2)
+        (0.5, 0.1, 0.33)
     """
 
     inner: NDArray[Any]
@@ -97,6 +102,10 @@ def pooled(checks: Sequence[UnifiedCheck]) -> UnifiedCheck:
 
     Raises:
         ValueError: If there is none.
+
+    Example:
+        >>> pooled([UnifiedCheck.of([2.0], [1.0]), UnifiedCheck.of([0.5], [1.0])]).largest_c1
+        0.5
     """
     import numpy as np
 
@@ -115,6 +124,10 @@ def unified_figure(checks: Sequence[UnifiedCheck], c1: float) -> Figure:
 
     Raises:
         ValueError: If there is no check, they differ in length, or c1 is not a finite number.
+
+    Example:
+        >>> seeds = [UnifiedCheck.of([2.0, 1.0], [1.0, 0.5]), UnifiedCheck.of([1.5, 0.9], [1.0, 0.6])]
+        >>> unified_figure(seeds, c1=1.0).savefig("unified.png")
     """
     import numpy as np
     from matplotlib.figure import Figure

@@ -85,6 +85,12 @@ GUARANTEES = (
 
 
 def check_all() -> Iterator[Check]:
-    """Run the examples of every guarantee, one after the other."""
+    """Run the examples of every guarantee, one after the other.
+
+    Example:
+        >>> import itertools
+        >>> all(check.holds for check in itertools.islice(check_all(), 3))
+        True
+    """
     for guarantee in GUARANTEES:
         yield from guarantee.examples()

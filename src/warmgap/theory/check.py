@@ -40,6 +40,10 @@ class Check:
         looseness: By how much the constants may shrink (where there are none: the bound be tightened) before the row
             fails: 1 where the guarantee is tight on this problem, infinite where no factor up to a million is seen, NaN
             where it was not measured. See `loosen`.
+
+    Example:
+        >>> Check("Theorem", "cosh", "steps", measured=10.0, bound=12.0).holds
+        True
     """
 
     guarantee: str
@@ -85,6 +89,10 @@ def loosen(run: Callable[[float], Check]) -> Check:
     Args:
         run: The check with every constant of the assumption divided by a factor of at least 1 (for a row that has none:
             with its bound tightened by it). Step sizes and bounds that follow from the constants follow them.
+
+    Example:
+        >>> loosen(lambda factor: Check("Theorem", "cosh", "steps", 10.0, 20.0 / factor)).looseness > 1.9
+        True
     """
     found, low, high = run(1.0), 1.0, 2.0
     if not found.holds:

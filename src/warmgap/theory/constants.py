@@ -36,6 +36,12 @@ class Constants:
 
     Raises:
         ValueError: If a constant is negative or rho is not above 0.
+
+    Example:
+        >>> Constants(1.0, 2.0)(3.0)
+        7.0
+        >>> Constants(1.0, 0.0, 1.0).step_size(gap=1.0, distance=2.0)
+        0.25
     """
 
     K0: float

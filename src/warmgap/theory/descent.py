@@ -14,7 +14,13 @@ from warmgap.theory.problems import Problem
 
 
 class Iterate(NamedTuple):
-    """What a step is computed from."""
+    """What a step is computed from.
+
+    Example:
+        >>> import numpy as np
+        >>> Iterate(0, np.zeros(2), gap=0.0, gradient=np.zeros(2)).gap
+        0.0
+    """
 
     step: int
     x: Array
@@ -32,6 +38,13 @@ class Trajectory:
         duals: The dual norm of the gradient at each of them.
         distances: The norm of the distance to the minimiser at each of them.
         step_sizes: The T step sizes.
+
+    Example:
+        >>> import numpy as np
+        >>> from warmgap.theory import problems
+        >>> run = descend(problems.quadratic("max", (2,)), np.array([1.0, 1.0]), lambda it: 0.25, steps=9)
+        >>> run.steps_to(0.1)
+        3.0
     """
 
     points: Array
@@ -66,6 +79,14 @@ def descend(
         eps: The gap at which to stop.
         weight_decay: Decoupled weight decay.
         direction: The direction of an iterate; the LMO of the gradient in the problem's norm unless given.
+
+    Example:
+        >>> import numpy as np
+        >>> from warmgap.theory import problems
+        >>> problem = problems.quadratic("frobenius", (2,))
+        >>> run = descend(problem, np.array([3.0, 4.0]), lambda it: 1.0, steps=9)
+        >>> run.distances.round(6).tolist()[:6]
+        [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
     """
     points, gaps, gradients, sizes = [np.asarray(start, dtype=float)], [], [], []
     with np.errstate(over="ignore", invalid="ignore"):

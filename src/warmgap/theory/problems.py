@@ -58,6 +58,12 @@ class Problem:
         gradient: The gradient at a point (a subgradient where there is none).
         constants: The constants of its curvature bound in this norm.
         radius: A bound on ||x|| over the points whose gap is at most the given one.
+
+    Example:
+        >>> import numpy as np
+        >>> problem = cosh("frobenius", (2,))
+        >>> f"{problem.value(np.array([1.0, 0.0])):.3f}", problem.constants(1.0)
+        ('0.543', 2.0)
     """
 
     name: str

@@ -111,6 +111,21 @@ class SmoothnessProbe:
     Raises:
         TypeError: If `optimizer` is not an optimizer, or a parameter is sharded.
         ValueError: If an argument is out of range, no parameter is left to measure, or the file is none of records.
+
+    Example:
+        >>> import torch
+        >>> from warmgap.torch import Muon
+        >>> model = torch.nn.Linear(4, 4, bias=False)
+        >>> optimizer = Muon(model.parameters(), lr=0.01)
+        >>> probe = SmoothnessProbe(optimizer, model=model)
+        >>> x = torch.eye(4)
+        >>> loss = lambda: model(x).square().mean()
+        >>> loss().backward()
+        >>> with probe.measure(loss):
+        ...     optimizer.step()
+        >>> record = probe.records[0]
+        >>> record.loss_after < record.loss, record.blocks[0].name
+        (True, 'weight')
     """
 
     def __init__(
@@ -172,7 +187,7 @@ class SmoothnessProbe:
                 an iterable of such losses, which are summed and differentiated one at a time: with accumulation, a
                 generator of `loss / micro_batches`. It may enter autocast; it must not call `backward`.
             step: Number of the step; steps of the optimizer made since the probe was, unless given. It must be given
-                where the probe's file held records already.
+                where the probe's file has records already.
 
         Raises:
             TypeError: If the closure returns no tensor.
@@ -182,7 +197,7 @@ class SmoothnessProbe:
         """
         if step is None and self._recorded:
             raise ValueError(
-                f"{self._path} held records before this probe was made, and steps counted from 0 would mix with them; "
+                f"{self._path} had records before this probe was made, and steps counted from 0 would mix with them; "
                 "where they are of this run, give measure the number of the step, else another path"
             )
         number = self._steps if step is None else check_count("step", step, minimum=0)
@@ -257,8 +272,8 @@ class SmoothnessProbe:
             for index, g in enumerate(found):
                 if g is not None:
                     g = g.to_dense() if g.layout != torch.strided else g  # of an embedding with sparse=True
-                    held = gradients[index]
-                    gradients[index] = g if held is None else held + g
+                    kept = gradients[index]
+                    gradients[index] = g if kept is None else kept + g
             total = total.to(torch.promote_types(total.dtype, loss.dtype)) + loss.detach().to(total.device)
         full = [torch.zeros_like(p) if g is None else g.detach() for g, p in zip(gradients, self._params, strict=True)]
         return self._mean(total), [self._mean(g if scale == 1.0 else _wide(g) / scale) for g in full]
@@ -277,11 +292,11 @@ class SmoothnessProbe:
     @contextlib.contextmanager
     def _aside(self, random: _RandomState) -> Iterator[None]:
         """Everything that a closure may touch, put back afterwards."""
-        held = [(p, p.grad) for p in self._all]
+        before = [(p, p.grad) for p in self._all]
         modules = [] if self._model is None else list(self._model.modules())
         places = [(module._buffers, dict(module._buffers)) for module in modules if module._buffers]
         buffers = [(b, b.detach().clone()) for _, found in places for b in found.values() if b is not None]
-        for p, _ in held:
+        for p, _ in before:
             p.grad = None
         # An autocast region around the loop keeps casts of the weights, which a step makes stale.
         torch.clear_autocast_cache()
@@ -290,7 +305,7 @@ class SmoothnessProbe:
                 yield
         finally:
             torch.clear_autocast_cache()
-            for p, gradient in held:
+            for p, gradient in before:
                 p.grad = gradient
             with torch.no_grad():
                 for place, found in places:

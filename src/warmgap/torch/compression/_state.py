@@ -194,6 +194,10 @@ class Traffic:
         message: What one worker has to say: the length of its messages.
         sent: What leaves one worker's machine for it, in a ring.
         dense: What would leave it without compression, for an all-reduce in a ring.
+
+    Example:
+        >>> print(Traffic(message=40, sent=60, dense=3200) + Traffic(message=40, sent=60, dense=3200))
+        message 80 B, sent 120 B, without compression 6.4 kB
     """
 
     message: int = 0

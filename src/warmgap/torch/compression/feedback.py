@@ -244,19 +244,19 @@ class ErrorFeedback:
         """Give and take messages, and put G in place of these gradients."""
         names = [self._names[p] for p in params]
         messages: dict[str, Message] = {}
-        whole: dict[str, bool] = {}
+        dense: dict[str, bool] = {}
         for name, p, gradient in zip(names, params, gradients, strict=True):
             step = self._steps[name]
-            whole[name] = self._settings.sends_all(p, step)
+            dense[name] = self._settings.sends_all(p, step)
             seed = self._settings.seed_of(self._places[name], step)
-            messages[name] = self._worker.message(name, gradient, step, seed, sends_all=whole[name])
+            messages[name] = self._worker.message(name, gradient, step, seed, sends_all=dense[name])
             self._steps[name] = step + 1
-        self._share(messages, whole)
+        self._share(messages, dense)
         self._count(messages)
         for name, gradient in zip(names, gradients, strict=True):
             gradient.copy_(local(self._server[name]))
 
-    def _share(self, messages: Mapping[str, Message], whole: Mapping[str, bool]) -> None:
+    def _share(self, messages: Mapping[str, Message], dense: Mapping[str, bool]) -> None:
         """Bring G up to date: messages go to everyone, or are added up, whichever is less traffic."""
         count = self.workers
         servers = {name: local(self._server[name]) for name in messages}
@@ -268,15 +268,15 @@ class ErrorFeedback:
             for name in gathered:
                 size = len(messages[name])
                 parts = [tuple(next(arrived) for _ in range(size)) for arrived in by_rank]
-                found = (part[0] if whole[name] else decode(part, servers[name]) for part in parts)
-                _renew(servers[name], mean(found, count), whole=whole[name])
+                found = (part[0] if dense[name] else decode(part, servers[name]) for part in parts)
+                _renew(servers[name], mean(found, count), dense=dense[name])
         for dtype in {servers[name].dtype for name in added}:
             group = [name for name in added if servers[name].dtype == dtype]
-            mine = [messages[name][0] if whole[name] else decode(messages[name], servers[name]) for name in group]
+            mine = [messages[name][0] if dense[name] else decode(messages[name], servers[name]) for name in group]
             flat = torch.cat([x.reshape(-1) for x in mine])
             flat = flat if count == 1 else _sum_in_order(flat, self._group, count).div_(count)
             for name, x in zip(group, flat.split([x.numel() for x in mine]), strict=True):
-                _renew(servers[name], x.reshape(servers[name].shape), whole=whole[name])
+                _renew(servers[name], x.reshape(servers[name].shape), dense=dense[name])
 
     def _count(self, messages: Mapping[str, Message]) -> None:
         traffic = traffic_of([(message, local(self._server[name])) for name, message in messages.items()], self.workers)
@@ -337,9 +337,9 @@ class ErrorFeedback:
                 )
 
 
-def _renew(server: Tensor, x: Tensor, *, whole: bool) -> None:
+def _renew(server: Tensor, x: Tensor, *, dense: bool) -> None:
     """G after a mean of estimates, or of messages."""
-    if whole:
+    if dense:
         server.copy_(x)
     else:
         server.add_(x)
