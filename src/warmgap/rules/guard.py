@@ -78,11 +78,11 @@ class DivergenceGuard:
     bfloat16 rounds) above its lowest since the last alarm; or above one and a half times the first losses, or, where
     those lie around or below 0, above them by half of their size and by five standard deviations; or where three losses
     in a row were not finite. Each alarm of a rise that is no higher than the one before, so that the loss had come down
-    again in between, doubles these three standard deviations. An alarm halves the scale, but never below 1/8; the average starts anew, and for ten steps
-    there is no other alarm. From then on the scale rises by the same part at every step: it doubles in a twentieth of
-    the run (at least 20 steps), and in twice as many each time that there is an alarm after it had come back. After
-    four alarms of a rising loss, each at a higher one, the guard goes off for good, and the scale doubles at every step
-    up to 1.
+    again in between, doubles these three standard deviations. An alarm halves the scale, but never below 1/8; the
+    average starts anew, and for ten steps there is no other alarm. From then on the scale rises by the same part at
+    every step: it doubles in a twentieth of the run (at least 20 steps), and in twice as many each time that there is
+    an alarm after it had come back. After four alarms of a rising loss, each at a higher one, the guard goes off for
+    good, and the scale doubles at every step up to 1.
 
     Attributes:
         loss_filter: How the raw losses are cleaned.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 NEVER_STEPPED = 10
-"""Calls of a scheduler before its optimizer's first step after which a warning says so."""
+"""Calls of a scheduler before its optimizer's first step, or while another moves the weights, that make a warning."""
 
 STOOD_STILL = 100
 """Calls without a new step after which a warning says so; a host may call once a process."""
@@ -69,6 +69,8 @@ class StepCount:
         self.any = False
         self.skipped: float | Tensor = 0.0
         self._waited = 0
+        self._moved = 0  # of these calls, those before which the weights had changed
+        self._weights: int | None = None
         self._several = 0
         self._warned = False
 
@@ -100,7 +102,7 @@ class StepCount:
         made, skipped = self.made, self.skipped
         self.reset()
         if not waits:
-            self._waited = 0
+            self._waited, self._moved, self._weights = 0, 0, None
             if made < 2:
                 self._several = 0
                 return skipped
@@ -114,9 +116,18 @@ class StepCount:
                 )
             return skipped
         self._waited += 1
-        if self._waited == (STOOD_STILL if self.any else NEVER_STEPPED):
+        weights = _changes(optimizer)
+        self._moved += self._weights is not None and weights != self._weights
+        self._weights = weights
+        if self._waited == STOOD_STILL or (self._moved if self.any else self._waited) == NEVER_STEPPED:
             _warn(_standing_still(optimizer, self._waited, self.any))
         return skipped
+
+
+def _changes(optimizer: Optimizer) -> int:
+    """Return how often the weights were written, by whomever; without a look at them."""
+    firsts = [group["params"][0] for group in optimizer.param_groups if group["params"]]
+    return sum(first._version for first in firsts if not first.is_inference())
 
 
 def _standing_still(optimizer: Optimizer, calls: int, any_step: bool) -> str:
@@ -124,7 +135,8 @@ def _standing_still(optimizer: Optimizer, calls: int, any_step: bool) -> str:
     if any_step:
         return (
             f"AdaptiveWarmup stood still for {calls} calls: the step() of {name} did not run, and it only moves with "
-            "the optimizer it was made for"
+            "the optimizer it was made for: where that was replaced, make a new scheduler on the new one, and load the "
+            "old one's state_dict()"
         )
     inner = [key for key, value in vars(optimizer).items() if isinstance(value, Optimizer) and value is not optimizer]
     instead = f"on the one inside: AdaptiveWarmup(optimizer.{inner[0]}, ...)" if inner else "on the one that steps"
