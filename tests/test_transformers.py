@@ -211,7 +211,7 @@ def test_a_run_resumed_from_the_model_alone_decays_to_its_end(tmp_path: Path) ->
 
 def test_a_plain_trainers_run_goes_on_with_its_optimizer_and_the_schedule_of_its_step(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5}
-    trainer(tmp_path, of=Trainer, **settings).train()  # type: ignore[arg-type] # it has the same way of being made
+    trainer(tmp_path, of=Trainer, **settings).train()
     resumed, whole = trainer(tmp_path, **settings), trainer(tmp_path / "whole")
     whole.train()
     with pytest.warns(UserWarning, match="checkpoint-5 holds another scheduler: it goes on at step 5 of 10"):

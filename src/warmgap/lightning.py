@@ -8,11 +8,16 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning
-from torch import Tensor
-from torch.optim import Optimizer
+from warmgap._checks import not_installed as _not_installed
+
+try:
+    import torch
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning
+    from torch import Tensor
+    from torch.optim import Optimizer
+except ModuleNotFoundError as _error:
+    raise _not_installed(_error, "warmgap.lightning", "lightning", "torch", "lightning") from None
 
 from warmgap.torch import AdaptiveWarmup
 

@@ -13,11 +13,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from transformers import Trainer, TrainerState
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from warmgap._checks import not_installed as _not_installed
+
+try:
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import Trainer, TrainerState
+    from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+except ModuleNotFoundError as _error:
+    raise _not_installed(_error, "warmgap.transformers", "transformers", "torch", "transformers") from None
 
 from warmgap.torch import AdaptiveWarmup, split_parameters
 from warmgap.torch.scheduler import _caught_up
