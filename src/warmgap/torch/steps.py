@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -36,23 +38,58 @@ def watch(optimizer: Optimizer, watcher: Watcher) -> None:
     A gradient scaler does not call the `step` of an optimizer whose gradients overflowed, so that nothing is called
     here. Optimizers with fused kernels get the scaler's verdict as `optimizer.found_inf` and skip inside the kernel
     (`torch.amp.GradScaler.step`): then the verdict is passed on, unread where it lies on a device.
+
+    Some engines (DeepSpeed's ZeRO 1 and 2) leave the optimizer one of its groups at a time and call `step` for each:
+    that is one step, and the watcher sees all groups.
     """
     owner = weakref.ref(watcher)
+    whole = [optimizer.param_groups]  # as last seen
+
+    def seen(stepping: Optimizer) -> Watcher | None:
+        """Return the watcher, if it is to be called; None for the later parts of a step."""
+        groups = stepping.param_groups
+        known = {id(group): index for index, group in enumerate(whole[0])}
+        if groups is whole[0] or len(groups) >= len(known) or not all(id(group) in known for group in groups):
+            whole[0] = groups
+        elif known[id(groups[0])] > 0:
+            return None
+        return owner()
+
+    @contextlib.contextmanager
+    def showing(stepping: Optimizer) -> Iterator[None]:
+        """Show all groups for a moment."""
+        groups = stepping.param_groups
+        if groups is whole[0]:
+            yield
+            return
+        stepping.param_groups = whole[0]
+        try:
+            yield
+        finally:
+            stepping.param_groups = groups
 
     def before(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found = getattr(stepping, "found_inf", None)
         overflowed = isinstance(found, Tensor) and found.device.type == "cpu" and found.item() > 0.0
-        if (alive := owner()) is not None and not overflowed:
+        if (alive := seen(stepping)) is None or overflowed:
+            return
+        with showing(stepping):
             alive.before_step(closure=any(callable(value) for value in (*args, *kwargs.values())))
 
     def after(stepping: Optimizer, *_: Any) -> None:
-        if (alive := owner()) is not None:
-            found = getattr(stepping, "found_inf", None)
+        if (alive := seen(stepping)) is None:
+            return
+        found = getattr(stepping, "found_inf", None)
+        with showing(stepping):
             alive.after_step(found if isinstance(found, Tensor) else 0.0)
+
+    def loaded(stepping: Optimizer) -> None:
+        whole[0] = stepping.param_groups
 
     # A compiled step leaves them out of its graphs.
     optimizer.register_step_pre_hook(torch.compiler.disable(before))
     optimizer.register_step_post_hook(torch.compiler.disable(after))
+    optimizer.register_load_state_dict_post_hook(loaded)
 
 
 class StepCount:
