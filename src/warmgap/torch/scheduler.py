@@ -315,10 +315,12 @@ class AdaptiveWarmup(LRScheduler):
             return
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._join()
+        starts = self._state.step == 0 and not self._calibrated
+        # First: under Join a rank without batches can measure its step only after it, and ranks exchange in one order.
+        loss = self._loss.peek().result() if starts and self.schedule.rule.needs_loss else None
         if self.cap is not None:
             self.cap.before(closure=closure)
-        if self._state.step == 0 and not self._calibrated:
-            loss = self._loss.peek().result() if self.schedule.rule.needs_loss else None
+        if starts:
             self._start(loss if loss is not None and math.isfinite(loss) else None)
         self._set_lrs()
 
