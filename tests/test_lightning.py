@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
@@ -326,6 +327,14 @@ def test_under_manual_optimization_each_schedule_sees_its_own_loss(shared: bool,
 def test_under_manual_optimization_a_scheduler_that_is_never_stepped_is_said(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Lion made 10 steps and its AdaptiveWarmup none: under manual optimization"):
         trainer(tmp_path).fit(Manual(shared=False, steps=False), loader(8))
+
+
+def test_a_run_that_ends_long_before_its_schedule_says_so(tmp_path: Path) -> None:
+    grows_less = GradientAccumulationScheduler({0: 8, 1: 4})  # 3 and 6 steps, where the trainer estimates 48
+    with pytest.warns(
+        UserWarning, match="ended after 9 optimizer steps, and the schedule was made for 48.* total_iter"
+    ):
+        trainer(tmp_path, grows_less).fit(Regression(), loader(4))
 
 
 def test_roles_come_from_the_module(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from warmgap.torch import AdaptiveWarmup, Lion, Muon
 from warmgap.transformers import WarmgapTrainer, split_factory
@@ -207,6 +207,18 @@ def test_a_run_resumed_from_the_model_alone_decays_to_its_end(tmp_path: Path) ->
     assert resumed.lr_scheduler.phase == "decay"
     assert logged(resumed, "lr")[7:] == pytest.approx(logged(whole, "lr")[7:])  # the first are held by the cap
     assert logged(resumed, "lr")[-1] < 0.2 * 3e-3
+
+
+def test_a_plain_trainers_run_goes_on_with_its_optimizer_and_the_schedule_of_its_step(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5}
+    trainer(tmp_path, of=Trainer, **settings).train()
+    resumed, whole = trainer(tmp_path, **settings), trainer(tmp_path / "whole")
+    whole.train()
+    with pytest.warns(UserWarning, match="checkpoint-5 holds another scheduler: it goes on at step 5 of 10"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert resumed.lr_scheduler.last_epoch == 10
+    assert logged(resumed, "lr")[-3:] == pytest.approx(logged(whole, "lr")[-3:])
+    assert {float(state["step"]) for state in resumed.lr_scheduler.optimizer.state.values()} == {10.0}
 
 
 def test_settings_of_trainers_own_schedulers_are_said_to_have_no_effect(tmp_path: Path) -> None:

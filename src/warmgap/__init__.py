@@ -44,5 +44,6 @@ def __getattr__(name: str) -> Any:
         "WarmgapTrainer": "transformers",
     }
     if name in places:
-        raise AttributeError(f"{name} is in warmgap.{places[name]}: from warmgap.{places[name]} import {name}")
+        # an AttributeError's words are lost in `from warmgap import AdaptiveWarmup`
+        raise ImportError(f"{name} is in warmgap.{places[name]}: from warmgap.{places[name]} import {name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def not_installed(error: ModuleNotFoundError, module: str, extra: str, *packages: str) -> ModuleNotFoundError:
+    """Return what to raise where a framework is missing: what to install, or `error` where it is not one of these."""
+    if error.name not in packages:
+        return error
+    return ModuleNotFoundError(
+        f"{module} needs {' and '.join(packages)}, and {error.name} is not installed: pip install 'warmgap[{extra}]'",
+        name=error.name,
+    )
+
+
 def plain_fields(item: Any) -> None:
     """Turn the NumPy scalars among a frozen dataclass's fields into Python numbers, so that its state is plain."""
     for field in dataclasses.fields(item):

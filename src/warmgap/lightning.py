@@ -8,17 +8,23 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning
-from torch import Tensor
-from torch.optim import Optimizer
+from warmgap._checks import not_installed as _not_installed
+
+try:
+    import torch
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning
+    from torch import Tensor
+    from torch.optim import Optimizer
+except ModuleNotFoundError as _error:
+    raise _not_installed(_error, "warmgap.lightning", "lightning", "torch", "lightning") from None
 
 from warmgap.torch import AdaptiveWarmup
 
 __all__ = ["WarmupCallback", "configure_warmup"]
 
 _NEVER_CALLED = 10  # optimizer steps without a step of the scheduler after which a warning says so
+_ENDED = 0.9  # share of a schedule that a whole run makes at least
 _BACKBONE = 10.0  # by how much Lightning's finetuning callbacks lower the rate of what they unfreeze
 
 _configured: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -142,6 +148,21 @@ class WarmupCallback(Callback):
                     f"{type(scheduler.optimizer).__name__} made {scheduler._steps.made} steps and its AdaptiveWarmup "
                     "none: under manual optimization Lightning steps no scheduler; call scheduler.step() after "
                     "optimizer.step(), on each of self.lr_schedulers()",
+                    UserWarning,
+                    stacklevel=2,
+                )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where a run that nothing stopped early has ended long before its schedule did."""
+        if not pl_module.automatic_optimization or trainer.should_stop or trainer.interrupted:
+            return
+        for scheduler in _schedulers(trainer):
+            made, total = scheduler.last_epoch, scheduler.total_iters
+            if made < _ENDED * total:
+                warnings.warn(
+                    f"training has ended after {made} optimizer steps, and the schedule was made for {total}, so that "
+                    f"the rate has not decayed to its end: give total_iters={made} if this is the whole run (the "
+                    "trainer's estimate knows nothing of an accumulation that changes during the run)",
                     UserWarning,
                     stacklevel=2,
                 )

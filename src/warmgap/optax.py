@@ -15,14 +15,19 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jax import Array
+from warmgap._checks import check_positive
+from warmgap._checks import not_installed as _not_installed
+
+try:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from jax import Array
+except ModuleNotFoundError as _error:
+    raise _not_installed(_error, "warmgap.optax", "optax", "jax", "optax") from None
 
 from warmgap import decay as decays
-from warmgap._checks import check_positive
 from warmgap._ops import LARGEST
 from warmgap.rules import Rule, by_name, default_rho
 from warmgap.schedule import Schedule, ScheduleState

@@ -13,10 +13,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from transformers import Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from warmgap._checks import not_installed as _not_installed
+
+try:
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import Trainer, TrainerState
+    from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+except ModuleNotFoundError as _error:
+    raise _not_installed(_error, "warmgap.transformers", "transformers", "torch", "transformers") from None
 
 from warmgap.torch import AdaptiveWarmup, split_parameters
 from warmgap.torch.roles import assign_roles
@@ -34,8 +40,8 @@ class WarmupTrainerMixin(_Base):  # type: ignore[misc] # transformers has no typ
     `lr_scheduler_type` and the warm-up arguments have no effect, and a warning says so where they are given. Hidden
     matrices, embeddings and head are told apart by the model, and the optimizer's groups split by these roles. Training
     logs gain `lr` (of the step just made), `phase` (`"warmup"`, `"stable"` or `"decay"`) and, for rules that follow it,
-    `gap`. Trainer's checkpoints hold the schedule; after one without it (`save_only_model=True`) the schedule goes on
-    from the step count alone, and a warning says so.
+    `gap`. Trainer's checkpoints hold the schedule; after one without it (`save_only_model=True`, or a plain Trainer's)
+    the schedule goes on from the step count alone, and a warning says so.
 
     The loss is what `training_step` returns, summed over the micro-batches of the optimizer step and weighted over the
     ranks by their tokens. Where the model does not take `num_items_in_batch`, Trainer trains on the mean of the
@@ -86,14 +92,24 @@ class WarmupTrainerMixin(_Base):  # type: ignore[misc] # transformers has no typ
             return
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        saved = None if checkpoint is None else Path(checkpoint) / SCHEDULER_NAME
+        anothers = saved is not None and saved.is_file() and _is_anothers(saved)
+        if anothers:  # then Trainer is to load the optimizer alone
+            scheduler, self.lr_scheduler = self.lr_scheduler, _Unloaded()
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        finally:
+            if anothers:
+                self.lr_scheduler = scheduler
         state = None if checkpoint is None else Path(checkpoint) / TRAINER_STATE_NAME
         if state is None or self.lr_scheduler.last_epoch > 0 or not state.is_file():
             return
         steps = TrainerState.load_from_json(str(state)).global_step
+        why = "holds another scheduler" if anothers else "holds no schedule (save_only_model=True)"
+        afresh = "" if anothers else ", and the optimizer starts afresh"
         warnings.warn(
-            f"{checkpoint} holds no schedule (save_only_model=True): it goes on at step {steps} of "
-            f"{self.lr_scheduler.total_iters} without the losses of the steps before, and the optimizer starts afresh",
+            f"{checkpoint} {why}: it goes on at step {steps} of {self.lr_scheduler.total_iters} without the losses of "
+            f"the steps before{afresh}",
             UserWarning,
             stacklevel=2,
         )
@@ -161,6 +177,18 @@ def _warn_of_ignored(args: Any) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+class _Unloaded:
+    """Stands where a scheduler would load a state, and leaves it alone."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        del state_dict
+
+
+def _is_anothers(saved: Path) -> bool:
+    """Return whether a scheduler's state was saved by another class of scheduler."""
+    return "version" not in torch.load(saved, map_location="cpu", weights_only=True)
 
 
 def _go_on_at(scheduler: AdaptiveWarmup, steps: int) -> None:

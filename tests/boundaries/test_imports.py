@@ -184,3 +184,39 @@ def test_importing_warmgap_is_light() -> None:
     assert loaded.isdisjoint({*FRAMEWORKS, *NUMERICS, "typing_extensions", "asyncio", "unittest"})
     # Its own two dozen modules and what the standard library's dataclasses bring.
     assert len(loaded) < 100
+
+
+def test_a_missing_framework_is_named_with_what_to_install() -> None:
+    program = """
+import sys
+missing = []
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Finder)
+first = ["torch"], ("torch", "transformers", "lightning")
+second = ["transformers", "lightning", "jax"], ("transformers", "lightning", "optax")
+for missing, modules in (first, second):
+    for module in modules:
+        try:
+            __import__("warmgap." + module)
+        except ModuleNotFoundError as error:
+            print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "warmgap.torch needs torch, and torch is not installed: pip install 'warmgap[torch]'",
+        "warmgap.transformers needs torch and transformers, and torch is not installed: "
+        "pip install 'warmgap[transformers]'",
+        "warmgap.lightning needs torch and lightning, and torch is not installed: pip install 'warmgap[lightning]'",
+        "warmgap.transformers needs torch and transformers, and transformers is not installed: "
+        "pip install 'warmgap[transformers]'",
+        "warmgap.lightning needs torch and lightning, and lightning is not installed: pip install 'warmgap[lightning]'",
+        "warmgap.optax needs jax and optax, and jax is not installed: pip install 'warmgap[optax]'",
+    ]
+
+
+def test_what_lies_in_a_part_is_said_to_lie_there() -> None:
+    with pytest.raises(ImportError, match=r"AdaptiveWarmup is in warmgap\.torch: from warmgap\.torch import Ad"):
+        from warmgap import AdaptiveWarmup  # type: ignore[attr-defined]  # noqa: F401

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from tests.contracts.training import OPTIMIZERS, Work, pytorch
+from tests.leaving import leave
 
 from warmgap.rules import SpectralRule
 
@@ -22,5 +23,4 @@ if __name__ == "__main__":
     trained["the default rule"] = pytorch(Work("troubled", rule=SpectralRule(), cap=5e-4), folder)
     answer = {name: {"rates": run.rates, "weights": run.weights} for name, run in trained.items()}
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(answer))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()

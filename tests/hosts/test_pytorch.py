@@ -71,6 +71,24 @@ def test_a_closure_is_one_step() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights, strict=True))
 
 
+def test_lbfgs_steps_all_parameters_alike() -> None:
+    model, loss_of = problem()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    scheduler = AdaptiveWarmup(optimizer, TOTAL)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        return loss
+
+    before = loss_of().item()
+    for _ in range(TOTAL):
+        scheduler.step(optimizer.step(closure))
+    assert scheduler.last_epoch == TOTAL
+    assert loss_of().item() < 0.5 * before
+
+
 def test_two_optimizers_keep_the_ratio_of_their_rates() -> None:
     model, loss_of = problem()
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]

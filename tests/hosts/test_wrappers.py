@@ -108,6 +108,52 @@ def test_sam_is_scheduled_by_its_base_optimizer_and_says_so_where_it_is_not() ->
     assert sam.param_groups[0]["lr"] < 0.05
 
 
+@pytest.mark.parametrize("rule", ["auto", "gap"])
+def test_an_engine_that_steps_one_group_at_a_time_makes_one_step(rule: str) -> None:
+    def train(at_a_time: bool) -> tuple[list[float], AdaptiveWarmup]:
+        model, loss_of = problem()
+        optimizer = torch.optim.AdamW(split_parameters(model), 1e-2)
+        scheduler = AdaptiveWarmup(optimizer, TOTAL, rule=rule, norm="max", cap=None)
+
+        def step() -> None:  # as DeepSpeed's ZeRO does
+            groups = optimizer.param_groups
+            for group in groups if at_a_time else ():
+                optimizer.param_groups = [group]
+                optimizer.step()
+            optimizer.param_groups = groups
+            if not at_a_time:
+                optimizer.step()
+
+        return loop(model, loss_of, scheduler, step), scheduler
+
+    rates, scheduler = train(at_a_time=True)
+    assert rates == train(at_a_time=False)[0]
+    assert scheduler.last_epoch == TOTAL
+
+
+def test_an_optimizer_that_takes_the_place_of_the_scheduled_one_is_noticed_within_ten_calls() -> None:
+    model, loss_of = problem()
+    scheduler = AdaptiveWarmup(torch.optim.AdamW(model.parameters(), 1e-2), TOTAL, model=model)
+    loop(model, loss_of, scheduler, scheduler.optimizer.step, calls=5)
+    other = torch.optim.AdamW(model.parameters(), 1e-2)
+    with pytest.warns(UserWarning, match="stood still .* make a new scheduler on the new one, and load the old one's"):
+        loop(model, loss_of, scheduler, other.step, calls=11)
+
+
+def test_a_second_scheduler_on_the_same_optimizer_is_noticed() -> None:
+    model, loss_of = problem()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    left_over = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TOTAL)
+    scheduler = AdaptiveWarmup(optimizer, TOTAL, model=model)
+
+    def step() -> None:
+        optimizer.step()
+        left_over.step()
+
+    with pytest.warns(UserWarning, match="something else .* changes the rate at every step .* decay='constant'"):
+        loop(model, loss_of, scheduler, step)
+
+
 @pytest.mark.parametrize("outside", [False, True])
 def test_lookahead_is_scheduled_from_inside_and_from_outside(outside: bool) -> None:
     model, loss_of = problem()

@@ -78,7 +78,8 @@ class Reference:
         if self.rest > 0 or self.off or not mature:
             return False
         average, best = self.averages[-1], min(self.averages[6:])
-        if average > best + max(3.0 * self.largest_noise, abs(best) / 128.0):
+        fell_between = len(self.alarm_losses) - self.in_a_row
+        if average > best + max(3.0 * 2.0**fell_between * self.largest_noise, abs(best) / 128.0):
             return True
         if len(self.losses) < 8:
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -55,6 +56,34 @@ def test_noise_with_heavy_tails_is_hardly_ever_one() -> None:
     rng = np.random.default_rng(0)
     runs = [[6.0 + 0.05 * float(x) for x in rng.standard_t(3, size=1000)] for _ in range(20)]
     assert sum(bool(alarms(losses)) for losses in runs) <= 1
+
+
+def in_order(seed: int) -> list[float]:
+    """Losses of data in order: neighbours are alike, so that they wander by far more than they differ."""
+    rng, wander, losses = random.Random(seed), 0.0, []  # noqa: S311
+    for t in range(1000):
+        wander = 0.9 * wander + rng.gauss(0.0, 0.022)
+        losses.append((2.0 + 3.0 * math.exp(-t / 80)) * (1.0 + wander))
+    return losses
+
+
+def in_blocks(seed: int) -> list[float]:
+    """Losses of two kinds of data, ten steps each."""
+    return noisy([(2.0 + 3.0 * math.exp(-t / 80)) * (1.0 if t // 10 % 2 else 0.5) for t in range(1000)], 0.04, seed)
+
+
+def of_two_kinds(seed: int) -> list[float]:
+    """Losses of two kinds of data, by chance."""
+    rng = random.Random(seed)  # noqa: S311
+    return [(2.0 + 3.0 * math.exp(-t / 80)) * rng.choice((0.5, 1.0)) for t in range(1000)]
+
+
+@pytest.mark.parametrize("course", [in_order, in_blocks, of_two_kinds])
+def test_losses_that_rise_and_fall_with_the_data_soon_count_as_usual(course: Callable[[int], list[float]]) -> None:
+    for seed in range(8):
+        states = watched(course(seed))
+        assert states[-1].rises <= 4
+        assert sum(state.scale for state in states) > 0.7 * len(states)  # of the rate, on average over the run
 
 
 @pytest.mark.parametrize(("at", "spike"), [(0, 1e4), (0, 1e30), (3, 1e4), (3, -1e6), (30, 1e30), (30, -1e6)])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.golden.courses import COURSES
+from tests.golden.courses import COURSES, noisy
 from tests.rules.reference import Reference
 
 from warmgap import Schedule
@@ -100,6 +100,30 @@ def compare(losses: list[float], known: bool, hold: float, floor: float) -> None
 @pytest.mark.parametrize("course", COURSES)
 def test_it_is_its_reference_on_every_course(course: str) -> None:
     compare(COURSES[course][:700], True, 0.4, 0.01)
+
+
+def towards(start: float, by: float, last: float) -> list[float]:
+    return [start + by * (1.0 - math.exp(-t / last)) for t in range(1000)]
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        pytest.param(noisy(towards(0.0, 0.02, 300), 2e-4, 0), id="GRPO, KL from the reference"),
+        pytest.param(noisy(towards(0.7, 3.3, 200), 0.2, 0), id="a GAN's generator"),
+        pytest.param([0.0] * 5 + noisy(towards(0.0, 1.0, 50), 0.01, 0)[:-5], id="0 at first"),
+        pytest.param(noisy([math.log(1 + min(t, 300)) for t in range(1000)], 0.05, 0), id="a queue that grows"),
+    ],
+)
+def test_a_loss_that_measures_no_progress_does_no_harm_and_the_rule_to_use_is_named(losses: list[float]) -> None:
+    schedule = Schedule(len(losses))
+    state, factors = schedule.first(schedule.init(), losses[0]), []
+    with pytest.warns(UserWarning, match="it does not measure the progress .* rule='linear' uses no losses"):  # noqa: PT031
+        for loss in losses:
+            factors.append(state.factor)
+            state = schedule.step(state, loss)
+    assert sum(factors[:400]) > 0.75 * 400  # of the peak, until the decay
+    assert factors[200:400] == [1.0] * 200
 
 
 pieces = st.tuples(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from warmgap.torch import LossMean
 
 WORKER = Path(__file__).parent / "rank_worker.py"
+TESTS = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
 
 
 def run_ranks(ranks: int, folder: Path, *resume: str) -> list[dict[str, Any]]:
@@ -22,6 +24,7 @@ def run_ranks(ranks: int, folder: Path, *resume: str) -> list[dict[str, Any]]:
     processes = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(rank), str(ranks), str(store), *resume],
+            env=os.environ | {"PYTHONPATH": TESTS},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

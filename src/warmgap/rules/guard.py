@@ -16,6 +16,7 @@ from warmgap._ops import Floats, Ops
 from warmgap.signal import FilterState, LossFilter
 
 TOLERANCE = 3.0  # standard deviations of a single loss by which the average may lie above its lowest
+TOLERATED = 2.0  # the same is multiplied by this with each rise that was followed by no higher one
 ROUNDING = 2.0**-7  # share of a loss that is no rise: a step of bfloat16
 BURST = 0.5  # share of the level of the first losses by which the average may lie above it
 SWING = 5.0  # the same in standard deviations, for a level that hardly differs from 0, or is negative
@@ -76,11 +77,12 @@ class DivergenceGuard:
     There is an alarm where the averaged loss lies more than three standard deviations of a single loss (and more than
     bfloat16 rounds) above its lowest since the last alarm; or above one and a half times the first losses, or, where
     those lie around or below 0, above them by half of their size and by five standard deviations; or where three losses
-    in a row were not finite. An alarm halves the scale, but never below 1/8; the average starts anew, and for ten steps
-    there is no other alarm. From then on the scale rises by the same part at every step: it doubles in a twentieth of
-    the run (at least 20 steps), and in twice as many each time that there is an alarm after it had come back. After
-    four alarms of a rising loss, each at a higher one, the guard goes off for good, and the scale doubles at every step
-    up to 1.
+    in a row were not finite. Each alarm of a rise that is no higher than the one before, so that the loss had come down
+    again in between, doubles these three standard deviations. An alarm halves the scale, but never below 1/8; the
+    average starts anew, and for ten steps there is no other alarm. From then on the scale rises by the same part at
+    every step: it doubles in a twentieth of the run (at least 20 steps), and in twice as many each time that there is
+    an alarm after it had come back. After four alarms of a rising loss, each at a higher one, the guard goes off for
+    good, and the scale doubles at every step up to 1.
 
     Attributes:
         loss_filter: How the raw losses are cleaned.
@@ -113,7 +115,9 @@ class DivergenceGuard:
         rest = ops.maximum(0, state.rest - 1)
         missing = ops.where(finite, 0, state.missing + 1)
 
-        risen = clean > best + ops.maximum(TOLERANCE * noise, ROUNDING * abs(best))
+        # losses of data in order, or of several kinds, vary far more than neighbouring ones differ
+        tolerance = TOLERANCE * ops.power(TOLERATED, state.rises - state.higher)
+        risen = clean > best + ops.maximum(tolerance * noise, ROUNDING * abs(best))
         higher = (state.rises == 0) | (clean > state.last + noise)  # one that stays high after an alarm is no other
         high = ops.when(higher & (clean > level), lambda: self._high(clean, level, noise, ops), higher & False)
         awake = (rest == 0) & ops.no(state.off)

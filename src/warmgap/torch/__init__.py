@@ -1,13 +1,11 @@
 """The PyTorch side: norm-constrained optimizers, and the learning-rate schedule that needs no tuning."""
 
+from warmgap._checks import not_installed as _not_installed
+
 try:
     import torch as _torch  # noqa: F401
 except ModuleNotFoundError as _error:
-    if _error.name != "torch":
-        raise
-    raise ModuleNotFoundError(
-        "warmgap.torch needs PyTorch, which is not installed: pip install 'warmgap[torch]'", name="torch"
-    ) from None
+    raise _not_installed(_error, "warmgap.torch", "torch", "torch") from None
 
 from warmgap.torch import compression, norms, orthogonalize
 from warmgap.torch.loss_mean import LossMean

@@ -66,6 +66,8 @@ def assign_roles(
     pending = [group for group in groups if role_of(group) is None]
     fields: Mapping[Tensor, dict[str, Any]] = {}
     if pending and (isinstance(optimizer, LBFGS) or isinstance(getattr(optimizer, "optim", None), Optimizer)):
+        if model is None:
+            return False
         raise ValueError(
             f"the groups of {type(optimizer).__name__} can't be split once it is made; give it those of "
             "split_parameters(model), or the scheduler no model where it steps all parameters alike"

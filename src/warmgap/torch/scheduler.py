@@ -168,6 +168,7 @@ class AdaptiveWarmup(LRScheduler):
         self._is_held = False
         self._made: float | None = None  # the hidden matrices' factor in the last step
         self._events: tuple[Event, ...] = ()
+        self._in_a_row = 0  # steps whose rate something else changed
         self._history = History()
         self._scales: list[float] = []  # what others have multiplied the rates by
         self._plain: list[float] = []  # the rates as set here, before that
@@ -324,10 +325,12 @@ class AdaptiveWarmup(LRScheduler):
             return
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._join()
+        starts = self._state.step == 0 and not self._calibrated
+        # First: under Join a rank without batches can measure its step only after it, and ranks exchange in one order.
+        loss = self._loss.peek().result() if starts and self.schedule.rule.needs_loss else None
         if self.cap is not None:
             self.cap.before(closure=closure)
-        if self._state.step == 0 and not self._calibrated:
-            loss = self._loss.peek().result() if self.schedule.rule.needs_loss else None
+        if starts:
             self._start(loss if loss is not None and math.isfinite(loss) else None)
         self._set_lrs()
 
@@ -734,7 +737,15 @@ class AdaptiveWarmup(LRScheduler):
         if last is not None and last.reason == reason and last.step >= self._state.step - 1:
             moved = last._replace(step=self._state.step, after=self.factor * after)
             self._events = (*self._events[:-1], moved)  # one that changes it at every step is one event
+            self._in_a_row += last.step < self._state.step
+            if self._in_a_row == _PATIENCE and self.schedule.decay != "constant":
+                self._warn_once(
+                    "outside",
+                    "something else (another scheduler?) changes the rate at every step too, and both multiply: "
+                    "take it away, or give decay='constant' where the decay is to be its own",
+                )
             return
+        self._in_a_row = 0
         self._note(reason, self.factor * before, self.factor * after)
 
     def _log_new(self, before: ScheduleState) -> None:

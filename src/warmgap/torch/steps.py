@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 NEVER_STEPPED = 10
-"""Calls of a scheduler before its optimizer's first step after which a warning says so."""
+"""Calls of a scheduler before its optimizer's first step, or while another moves the weights, that make a warning."""
 
 STOOD_STILL = 100
 """Calls without a new step after which a warning says so; a host may call once a process."""
@@ -36,23 +38,58 @@ def watch(optimizer: Optimizer, watcher: Watcher) -> None:
     A gradient scaler does not call the `step` of an optimizer whose gradients overflowed, so that nothing is called
     here. Optimizers with fused kernels get the scaler's verdict as `optimizer.found_inf` and skip inside the kernel
     (`torch.amp.GradScaler.step`): then the verdict is passed on, unread where it lies on a device.
+
+    Some engines (DeepSpeed's ZeRO 1 and 2) leave the optimizer one of its groups at a time and call `step` for each:
+    that is one step, and the watcher sees all groups.
     """
     owner = weakref.ref(watcher)
+    whole = [optimizer.param_groups]  # as last seen
+
+    def seen(stepping: Optimizer) -> Watcher | None:
+        """Return the watcher, if it is to be called; None for the later parts of a step."""
+        groups = stepping.param_groups
+        known = {id(group): index for index, group in enumerate(whole[0])}
+        if groups is whole[0] or len(groups) >= len(known) or not all(id(group) in known for group in groups):
+            whole[0] = groups
+        elif known[id(groups[0])] > 0:
+            return None
+        return owner()
+
+    @contextlib.contextmanager
+    def showing(stepping: Optimizer) -> Iterator[None]:
+        """Show all groups for a moment."""
+        groups = stepping.param_groups
+        if groups is whole[0]:
+            yield
+            return
+        stepping.param_groups = whole[0]
+        try:
+            yield
+        finally:
+            stepping.param_groups = groups
 
     def before(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found = getattr(stepping, "found_inf", None)
         overflowed = isinstance(found, Tensor) and found.device.type == "cpu" and found.item() > 0.0
-        if (alive := owner()) is not None and not overflowed:
+        if (alive := seen(stepping)) is None or overflowed:
+            return
+        with showing(stepping):
             alive.before_step(closure=any(callable(value) for value in (*args, *kwargs.values())))
 
     def after(stepping: Optimizer, *_: Any) -> None:
-        if (alive := owner()) is not None:
-            found = getattr(stepping, "found_inf", None)
+        if (alive := seen(stepping)) is None:
+            return
+        found = getattr(stepping, "found_inf", None)
+        with showing(stepping):
             alive.after_step(found if isinstance(found, Tensor) else 0.0)
+
+    def loaded(stepping: Optimizer) -> None:
+        whole[0] = stepping.param_groups
 
     # A compiled step leaves them out of its graphs.
     optimizer.register_step_pre_hook(torch.compiler.disable(before))
     optimizer.register_step_post_hook(torch.compiler.disable(after))
+    optimizer.register_load_state_dict_post_hook(loaded)
 
 
 class StepCount:
@@ -69,6 +106,8 @@ class StepCount:
         self.any = False
         self.skipped: float | Tensor = 0.0
         self._waited = 0
+        self._moved = 0  # of these calls, those before which the weights had changed
+        self._weights: int | None = None
         self._several = 0
         self._warned = False
 
@@ -100,7 +139,7 @@ class StepCount:
         made, skipped = self.made, self.skipped
         self.reset()
         if not waits:
-            self._waited = 0
+            self._waited, self._moved, self._weights = 0, 0, None
             if made < 2:
                 self._several = 0
                 return skipped
@@ -114,9 +153,18 @@ class StepCount:
                 )
             return skipped
         self._waited += 1
-        if self._waited == (STOOD_STILL if self.any else NEVER_STEPPED):
+        weights = _changes(optimizer)
+        self._moved += self._weights is not None and weights != self._weights
+        self._weights = weights
+        if self._waited == STOOD_STILL or (self._moved if self.any else self._waited) == NEVER_STEPPED:
             _warn(_standing_still(optimizer, self._waited, self.any))
         return skipped
+
+
+def _changes(optimizer: Optimizer) -> int:
+    """Return how often the weights were written, by whomever; without a look at them."""
+    firsts = [group["params"][0] for group in optimizer.param_groups if group["params"]]
+    return sum(first._version for first in firsts if not first.is_inference())
 
 
 def _standing_still(optimizer: Optimizer, calls: int, any_step: bool) -> str:
@@ -124,7 +172,8 @@ def _standing_still(optimizer: Optimizer, calls: int, any_step: bool) -> str:
     if any_step:
         return (
             f"AdaptiveWarmup stood still for {calls} calls: the step() of {name} did not run, and it only moves with "
-            "the optimizer it was made for"
+            "the optimizer it was made for: where that was replaced, make a new scheduler on the new one, and load the "
+            "old one's state_dict()"
         )
     inner = [key for key, value in vars(optimizer).items() if isinstance(value, Optimizer) and value is not optimizer]
     instead = f"on the one inside: AdaptiveWarmup(optimizer.{inner[0]}, ...)" if inner else "on the one that steps"
