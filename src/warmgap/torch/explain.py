@@ -123,12 +123,15 @@ def judged(scheduler: AdaptiveWarmup) -> tuple[Verdict, str]:
     if history.room >= 1.0:
         room = "" if math.isinf(history.room) else f" (the largest had {1.0 / history.room:.2g} of the size it allows)"
         return "unknown", f"No step came near the spectral cap{room}. {_NO_SIGN}"
-    held = f"The spectral cap held the steps of the hidden matrices to {share:.2g} of their size on average"
+    what, peak = scheduler.cap.scope, float(scheduler.base_lrs[scheduler._capped[0]])
+    held = (
+        f"The spectral cap held the steps of {what} to {share:.2g} of their size on average, as a peak near "
+        f"{share * peak:.2g} would have"
+    )
     if share < _LEAST:
-        return "unknown", (
-            f"{held}, and the loss gave no cause to halve the rate. Embedding and head ran at the full rate; whether "
-            "that is too high for them the losses don't show."
-        )
+        others = f" All others ran at {peak:.2g}; whether that is too high for them the losses don't show."
+        others = "" if what == "all weights" else others
+        return "unknown", f"{held}, and the loss gave no cause to halve the rate.{others}"
     if share > _MOST:
         return "unknown", f"{held}. {_NO_SIGN}"
     return "fine", f"{held}, and the loss gave no cause to halve the rate."
@@ -153,8 +156,9 @@ def picture(scheduler: AdaptiveWarmup) -> Any:
     losses.plot([step for step, _ in seen], [loss for _, loss in seen], color="0.4", linewidth=0.8)
     losses.set_ylabel("loss")
     steps = [row[0] for row in rows]
-    if any(row[2] != row[3] for row in rows):
-        factors.plot(steps, [row[2] for row in rows], label="hidden matrices")
+    held = "the hidden matrices" if scheduler.cap is None else scheduler.cap.scope
+    if held != "all weights" and any(row[2] != row[3] for row in rows):
+        factors.plot(steps, [row[2] for row in rows], label=held)
         factors.plot(steps, [row[3] for row in rows], label="others", linestyle="--")
         factors.legend(fontsize="small", frameon=False)
     else:

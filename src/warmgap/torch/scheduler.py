@@ -83,7 +83,7 @@ class AdaptiveWarmup(LRScheduler):
         groups: Schedules of their own for some groups, by index, name or role: a mapping with any of `"warmup"` (whole
             steps, or a share of the run), `"decay"` and `"decay_start"` (a share of the run); `"constant"` or None
             leaves the group's rate alone. The same under the key `"schedule"` in a group.
-        cap: The spectral cap on the steps of hidden matrices: `"auto"` (with the default rule only), None for none, a
+        cap: The spectral cap on the size of steps: `"auto"` (with the default rule only), None for none, a
             number (rho), or a `SpectralCap` of this optimizer.
 
     Raises:

@@ -183,6 +183,14 @@ class SpectralCap:
         return [g for g in groups if self._roles is None or role_of(g) in self._roles]
 
     @property
+    def scope(self) -> str:
+        """What is held, in words."""
+        roles = {role_of(group) for group in self.groups}
+        if len(self.groups) == len(self._optimizer.param_groups):
+            return "all weights"
+        return "the hidden matrices, norms and biases" if "other" in roles else "the hidden matrices"
+
+    @property
     def _measured(self) -> list[dict[str, Any]]:
         """The groups whose matrices are measured."""
         if self._roles == "auto":
