@@ -319,40 +319,44 @@ def losses(path: Path) -> dict[str, dict[str, dict[float, list[float]]]]:
 
 
 def table(path: Path) -> None:
-    """Print the losses, and the scores over all workloads."""
-    found = losses(path)
-    shares: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for workload, by_method in found.items():
+    """Print the losses, and how auto compares with each rival at the same rate, workload and seed."""
+    from scipy.stats import wilcoxon
+
+    final: dict[str, dict[tuple[str, float, int], float]] = defaultdict(dict)
+    for run in load(path):
+        final[run["method"]][Workload(**run["workload"]).name, run["multiple"], run["seed"]] = run["loss"]
+    for workload, by_method in losses(path).items():
         multiples = sorted({m for by_rate in by_method.values() for m in by_rate})
         print(f"\n{workload}\n{'':26}" + "".join(f"{f'x{m:.2g}':>9}" for m in multiples))
-        mean = {m: {k: float(np.mean(v)) for k, v in by.items()} for m, by in by_method.items()}
-        for method, by_rate in mean.items():
-            print(f"{method:26}" + "".join(f"{by_rate.get(m, math.nan):9.3f}" for m in multiples))
-        clocks = {m: by for m, by in mean.items() if m != "auto"}
-        lower = {m: min(by[m] for by in clocks.values() if m in by) for m in multiples}
-        best = min(lower.values())
-        for method, by_rate in mean.items():
-            for m in multiples:
-                if m in by_rate:
-                    shares[method][f"regret x{m:.2g}"].append(by_rate[m] - lower[m])
-            if 3.0 in by_rate:
-                shares[method]["best rate"].append(min(by_rate.values()) - best)
-                at = min(clocks.get("hold 40 %", by_rate), key=lambda k: clocks.get("hold 40 %", by_rate)[k])
-                hotter = [m for m in by_rate if at < m <= 10.01 * at]
-                shares[method]["flatness"].append(
-                    float(np.mean([max(0.0, by_rate[m] - by_rate_best(clocks)) for m in hotter])) if hotter else 0.0
-                )
-    columns = sorted({column for by in shares.values() for column in by})
-    print(f"\nmean over {len(found)} workloads, nats above the best clock schedule of each workload and rate")
-    print(f"{'':26}" + "".join(f"{column:>14}" for column in columns))
-    for method, by_column in shares.items():
-        cells = "".join(f"{np.mean(by_column[c]) if by_column[c] else math.nan:14.3f}" for c in columns)
-        print(f"{method:26}{cells}")
+        for method, by_rate in by_method.items():
+            print(f"{method:26}" + "".join(f"{np.mean(by_rate.get(m, math.nan)):9.3f}" for m in multiples))
 
+    auto, rivals = final.pop("auto"), dict(final)
+    keys = {key for runs in rivals.values() for key in runs}
+    rivals["the best of them"] = {key: min(runs[key] for runs in rivals.values() if key in runs) for key in keys}
+    print("\nauto minus a rival: mean, runs in which auto is lower, p (Wilcoxon, two-sided)")
+    multiples = sorted({multiple for _, multiple, _ in auto})
+    print(f"{'':26}" + "".join(f"{f'x{m:.2g}':>26}" for m in multiples))
+    for rival, runs in rivals.items():
+        cells = ""
+        for multiple in multiples:
+            pairs = [(auto[key], loss) for key, loss in runs.items() if key in auto and key[1] == multiple]
+            difference = np.array([min(a, 1e3) - min(b, 1e3) for a, b in pairs])
+            if len(pairs) < 2:
+                cells += f"{'':>26}"
+                continue
+            p = wilcoxon(difference).pvalue if np.any(difference) else 1.0
+            cells += f"{f'{difference.mean():+.3f} {(difference < 0).sum()}/{len(pairs)} p={p:.2g}':>26}"
+        print(f"{rival:26}{cells}")
 
-def by_rate_best(clocks: dict[str, dict[float, float]]) -> float:
-    """The lowest loss of any clock schedule at any rate."""
-    return min(min(by_rate.values()) for by_rate in clocks.values())
+    print("\nbest over the rates (seed 0): auto, the best rival; auto at 3 and 10 times the rate minus that")
+    for workload in losses(path):
+        own = {m: loss for (name, m, seed), loss in auto.items() if (name, seed) == (workload, 0)}
+        best = min(
+            loss for (name, _, seed), loss in rivals["the best of them"].items() if (name, seed) == (workload, 0)
+        )
+        hot = "".join(f"{own[m] - best:+9.3f}" if m in own else f"{'':9}" for m in (3.0, 10.0))
+        print(f"{workload:40}{min(own.values()):9.3f}{best:9.3f}{hot}")
 
 
 def plot(path: Path, picture: Path) -> None:
