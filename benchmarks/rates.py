@@ -352,9 +352,8 @@ def table(path: Path) -> None:
     print("\nbest over the rates (seed 0): auto, the best rival; auto at 3 and 10 times the rate minus that")
     for workload in losses(path):
         own = {m: loss for (name, m, seed), loss in auto.items() if (name, seed) == (workload, 0)}
-        best = min(
-            loss for (name, _, seed), loss in rivals["the best of them"].items() if (name, seed) == (workload, 0)
-        )
+        others = [loss for (name, _, seed), loss in rivals["the best of them"].items() if (name, seed) == (workload, 0)]
+        best = min(others, default=math.nan)
         hot = "".join(f"{own[m] - best:+9.3f}" if m in own else f"{'':9}" for m in (3.0, 10.0))
         print(f"{workload:40}{min(own.values()):9.3f}{best:9.3f}{hot}")
 
