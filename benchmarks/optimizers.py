@@ -9,7 +9,16 @@ and the share of them that ours makes.
 
 As on a CPU that has no units for bfloat16:
 
-    ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/optimizers.py --only "Muon, 768" --rounds 3
+    ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/optimizers.py --only "Muon, one 768" --rounds 1
+
+The rules that go entry by entry against torch's fused SGD on the parameters of a 124m LLaMA, where memory is what
+counts, with the bytes that each passes:
+
+    python benchmarks/optimizers.py --full
+
+What share of a training step of a 124m LLaMA is the optimizer's:
+
+    python benchmarks/optimizers.py --training 1x512 --threads 2
 """
 
 import argparse
@@ -27,6 +36,8 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from warmgap.lab.model import SIZES, build_model
+from warmgap.torch import split_parameters
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.orthogonalize import newton_schulz
 
@@ -64,6 +75,18 @@ def fused_sgd(ps: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(ps, lr=1e-3, momentum=0.9, weight_decay=0.1, fused=True)
 
 
+# The tied embedding, the matrices and the norms.
+FULL = ((50304, 768), *layer(768, 2048) * 12, *((768,),) * 25)
+
+# Bytes a parameter in float32: from and to memory at least, where each piece stays in the cache until it is done with;
+# and through the cache, pass by pass. Fused SGD makes one pass: gradient, momentum in and out, weight in and out.
+TRAFFIC = {
+    "torch.optim.SGD, fused": (20, 20),
+    "Signum": (20, 12 + 8 + 12),  # average; sign; step
+    "Lion": (20, 12 + 8 + 12 + 12),  # estimate; sign; average; step
+    "NormalizedSGD": (24, 12 + 4 + 12),  # sum; length; step, which must wait for the length of the whole
+}
+
 CONTESTS = [
     Contest(
         "Muon, 768 x 768 and 768 x 2048",
@@ -71,6 +94,9 @@ CONTESTS = [
         TORCH_MUON
         | {"pytorch_optimizer.Muon": lambda ps: pytorch_optimizer.Muon([{"params": ps, "use_muon": True}], lr=1e-3)},
         LARGE,
+    ),
+    Contest(
+        "Muon, one 768 x 768 and one 768 x 2048", lambda ps: Muon(ps, lr=1e-3), TORCH_MUON, ((768, 768), (768, 2048))
     ),
     *(
         Contest(f"Muon, {width} x {width} and {width} x {inner}", lambda ps: Muon(ps, lr=1e-3), TORCH_MUON, layers)
@@ -166,6 +192,29 @@ def seconds(step: Callable[[], object], device: str) -> float:
     return clock() - start
 
 
+def share_of_training(batch: int, length: int, rounds: int) -> Table:
+    """Time forward and backward pass and step of a 124m LLaMA with Muon apart, on the CPU."""
+    size = SIZES["124m"]
+    model = build_model("124m", vocab_size=size.vocab_size, sequence_length=length, tied=size.tied, seed=0)
+    optimizer = Muon(split_parameters(model), lr=1e-3)
+    tokens = torch.randint(0, size.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+    spent: dict[str, list[float]] = {"forward and backward": [], "step": []}
+    for _ in range(rounds + 1):
+        start = time.process_time()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        middle = time.process_time()
+        optimizer.step()
+        spent["forward and backward"].append(middle - start)
+        spent["step"].append(time.process_time() - middle)
+        optimizer.zero_grad()
+    medians = {name: statistics.median(times[1:]) for name, times in spent.items()}
+    title = f"Muon on a 124m LLaMA, {batch} x {length} tokens, {torch.get_num_threads()} threads"
+    table = Table("part", "s of processor time", "share", title=title, title_justify="left", min_width=60)
+    for name, median in medians.items():
+        table.add_row(name, f"{median:.2f}", f"{median / sum(medians.values()):.2f}")
+    return table
+
+
 def measure(contest: Contest, shapes: Sequence[tuple[int, ...]], rounds: int, device: str, *, compiled: bool) -> Table:
     """Time a contest and return its table."""
     steps: dict[str, Callable[[], object]] = {}
@@ -185,6 +234,9 @@ def measure(contest: Contest, shapes: Sequence[tuple[int, ...]], rounds: int, de
     if contest.matrices_only:
         standard, made = operations(shapes, device)
         title += f": {standard / 1e9:.2f} GFLOP in five iterations, ours makes {made / standard:.2f} of them"
+    if shapes == FULL:
+        (memory, cache), (peer, _) = TRAFFIC[contest.name], TRAFFIC["torch.optim.SGD, fused"]
+        title += f": {memory} bytes a parameter from and to memory, {cache} through the cache; fused SGD {peer}"
     table = Table("optimizer", "median ms", "ours / peer", title=title, title_justify="left", min_width=60)
     ours = times[contest.name]
     for name, measured in times.items():
@@ -200,15 +252,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--only", default="", help="run the contests whose name contains this")
     parser.add_argument("--rounds", type=int, default=0, help="how often each is timed")
+    parser.add_argument("--full", action="store_true", help="rules entry by entry, on 124m parameters, against SGD")
+    parser.add_argument("--training", default="", help="batch x length, such as 1x512: the share of a training step")
     parser.add_argument("--compile", action="store_true", help="our step compiled by torch.compile")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     console = Console()
+    if arguments.training:
+        batch, length = map(int, arguments.training.split("x"))
+        console.print(share_of_training(batch, length, arguments.rounds or 3))
+        return
     for contest in CONTESTS:
         if arguments.only.lower() not in contest.name.lower():
             continue
         torch.manual_seed(0)
+        if arguments.full:
+            if contest.name in TRAFFIC:
+                alone = Contest(contest.name, contest.ours, {"torch.optim.SGD, fused": fused_sgd})
+                rounds = arguments.rounds or 11
+                console.print(measure(alone, FULL, rounds, arguments.device, compiled=arguments.compile))
+            continue
         large = bool(contest.shapes) and max(map(max, contest.shapes)) > 1000
         shapes = contest.shapes
         if not shapes:
