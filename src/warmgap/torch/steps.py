@@ -40,15 +40,15 @@ def watch(optimizer: Optimizer, watcher: Watcher) -> None:
     owner = weakref.ref(watcher)
 
     def before(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found = getattr(stepping, "found_inf", None)
-        overflowed = isinstance(found, Tensor) and found.device.type == "cpu" and found.item() > 0.0
+        verdict = getattr(stepping, "found_inf", None)
+        overflowed = isinstance(verdict, Tensor) and verdict.device.type == "cpu" and verdict.item() > 0.0
         if (alive := owner()) is not None and not overflowed:
             alive.before_step(closure=any(callable(value) for value in (*args, *kwargs.values())))
 
     def after(stepping: Optimizer, *_: Any) -> None:
         if (alive := owner()) is not None:
-            found = getattr(stepping, "found_inf", None)
-            alive.after_step(found if isinstance(found, Tensor) else 0.0)
+            verdict = getattr(stepping, "found_inf", None)
+            alive.after_step(verdict if isinstance(verdict, Tensor) else 0.0)
 
     # A compiled step leaves them out of its graphs.
     optimizer.register_step_pre_hook(torch.compiler.disable(before))
