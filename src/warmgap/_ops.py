@@ -1,7 +1,8 @@
 """The operations that a schedule is written in: here for Python's floats; `warmgap.optax` has those of `jax.numpy`.
 
 A rule, a filter or a guard is one function of these. In it no number may be NaN and nothing may be divided by 0, not
-even on the side of a `where` that is not taken. A branch that is dear, or may raise, goes into `when` as a function.
+even on the side of a `where` that is not taken. A branch that is expensive, or may raise, goes into `when` as a
+function.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ class Floats:
         """Return what `make` returns, a number or a state, if the condition holds; else `old`."""
         return make() if condition else old
 
-    once = when  # for what is so dear that a compiled function must branch, too
+    once = when  # so expensive that a compiled function must branch, too
 
     @staticmethod
     def host(function: Callable[[float], float], value: float) -> float:
-        """Return `function(value)`, of a function that knows floats alone."""
+        """Return `function(value)`, of a function of floats alone."""
         return function(value)
 
     @staticmethod

@@ -114,6 +114,13 @@ class WarmupState(NamedTuple):
         parts: The other numbers of the `warmgap.ScheduleState`, in its order.
         config: Version of this form, total_iters, and a digest of each other setting, int32 of shape (5,), for
             `check_restored`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> optimizer = optax.chain(optax.lion(1e-3), scale_by_warmup(100))
+        >>> state = optimizer.init({"w": jnp.ones(4)})
+        >>> int(optax.tree.get(state, "step")), round(float(optax.tree.get(state, "factor")), 3)
+        (0, 0.01)
     """
 
     step: Array
@@ -197,7 +204,7 @@ class WarmupSchedule:
             raise ValueError("a warm-up that follows the loss needs it: call update(..., value=loss)")
         if value is not None and jnp.shape(value) != ():
             raise ValueError(f"value must be a scalar, the mean loss of the step, got the shape {jnp.shape(value)}")
-        state = state if value is None else self._looked(state, value)
+        state = state if value is None else self._started(state, value)
         loss: Any = 0.0 if value is None else _loss(value)
         after = self.schedule.advanced(self._unpacked(state), loss, value is not None, Arrays)
         return self._packed(after, state.config)
@@ -216,7 +223,7 @@ class WarmupSchedule:
                 "WarmupSchedule follows the loss and keeps a state, which this optimizer does not pass on: write "
                 "optax.inject_hyperparams(optax.lion)(learning_rate=WarmupSchedule(...)), or chain scale_by_warmup"
             )
-        state = state if value is None else self._looked(state, value)
+        state = state if value is None else self._started(state, value)
         return self.peak * self.schedule.factor_of(state, self.role)  # type: ignore[arg-type,return-value]
 
     def extend(self, state: WarmupState, total_iters: int) -> WarmupState:
@@ -233,11 +240,11 @@ class WarmupSchedule:
         config = jnp.asarray(state.config).at[1].set(moved.total_iters)
         return self._packed(jax.tree.map(np.asarray, moved._replace(events=()), is_leaf=_is_window), config)
 
-    def _looked(self, state: WarmupState, value: jax.typing.ArrayLike) -> WarmupState:
+    def _started(self, state: WarmupState, value: jax.typing.ArrayLike) -> WarmupState:
         """Return the state before the first step given the loss there, and any other as it is."""
         loss, own = _loss(value), self._unpacked(state)
         usable = (state.step == 0) & Arrays.finite(loss)
-        seen = self.schedule.looked(own, jnp.where(usable, loss, 0.0), Arrays)  # type: ignore[arg-type]
+        seen = self.schedule.started(own, jnp.where(usable, loss, 0.0), Arrays)  # type: ignore[arg-type]
         return self._packed(Arrays.when(usable, lambda: seen, own), state.config)
 
     def _packed(self, state: ScheduleState, config: Array) -> WarmupState:
@@ -279,6 +286,14 @@ def scale_by_warmup(
 
     Raises:
         ValueError: If an argument lies outside its range.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> optimizer = optax.chain(optax.sgd(1.0), scale_by_warmup(100, rule="linear"))
+        >>> params = {"w": jnp.ones(2)}
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params, value=5.0)
+        >>> print(f"{float(updates['w'][0]):.3f}")
+        -0.091
     """
     schedule = WarmupSchedule(
         1.0, total_iters, rule=rule, target_loss=target_loss, floor=floor, decay=decay, role=role, norm=norm
@@ -306,6 +321,14 @@ class SpectralCapState(NamedTuple):
     Attributes:
         ratio: Median of ||update_i||_2 / sqrt(outputs_i / inputs_i) of the last updates, before they were held back.
         factor: What the last updates were multiplied by, in (0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> cap = spectral_cap(0.1)
+        >>> updates = {"dense": {"kernel": 2.0 * jnp.eye(2)}}
+        >>> _, state = cap.update(updates, cap.init(updates))
+        >>> print(f"{float(state.ratio):.1f} {float(state.factor):.2f}")
+        2.0 0.05
     """
 
     ratio: Array
@@ -384,6 +407,11 @@ def roles_of(params: optax.Params) -> Any:
     A leaf of two or more dimensions is `"embedding"` where a word of its path names one (such as embed or wte),
     `"head"` where one names an output layer (such as head or logits), else `"hidden"`; all others are `"other"`.
     Models with other names give their own to `spectral_cap(roles=...)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> roles_of({"embed": jnp.ones((8, 4)), "block": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}})
+        {'block': {'bias': 'other', 'kernel': 'hidden'}, 'embed': 'embedding'}
     """
 
     def role(path: Any, leaf: Any) -> str:
@@ -420,6 +448,15 @@ def check_restored(restored: Any, fresh: Any) -> None:
     Raises:
         ValueError: If the two don't hold the same number of `WarmupState`, or one of them is of another version, of a
             schedule with other settings, or damaged.
+
+    Example:
+        >>> saved = WarmupSchedule(1e-3, 100).init()
+        >>> check_restored(saved, WarmupSchedule(1e-2, 100).init())
+        >>> try:
+        ...     check_restored(saved, WarmupSchedule(1e-3, 100, decay="linear").init())
+        ... except ValueError as error:
+        ...     print(str(error)[:81])
+        this WarmupState belongs to a schedule with other settings: decay differ; give th
     """
     pair = [_warmup_states(tree) for tree in (restored, fresh)]
     if not pair[1] or len(pair[0]) != len(pair[1]):

@@ -53,6 +53,10 @@ class Event(NamedTuple):
         after: The factor after.
         reason: One of `REASONS`.
         role: The role that it concerns, `"hidden"`; None for all.
+
+    Example:
+        >>> print(Event(step=40, loss=5.1, before=1.0, after=0.5, reason="loss rose: rate halved"))
+        step 40, loss 5.1: loss rose: rate halved, factor from 1 to 0.5
     """
 
     step: int
@@ -89,6 +93,11 @@ class ScheduleState(NamedTuple):
         anchor: The step at which the present stretch of the decay begins.
         progress: Progress of the decay there.
         events: What happened, the latest last, at most `MOST_EVENTS`.
+
+    Example:
+        >>> state = Schedule(100, "linear").init()
+        >>> print(state.step, round(state.factor, 2), state.phase, state.handover, state.decay_start)
+        0 0.09 warmup None None
     """
 
     step: int
@@ -175,10 +184,10 @@ class Schedule:
             raise ValueError(f"rule must be a rule of warmgap.rules or its name, got {self.rule!r}")
         if not isinstance(self.decay, str) and not callable(self.decay):
             raise ValueError(f"decay must be a name or a callable, got {self.decay!r}")
-        known = decays.by_name(self.decay) if isinstance(self.decay, str) else self.decay
-        if check_finite("decay(0)", known(0.0)) != 1.0:
-            raise ValueError(f"a decay must be exactly 1 at progress 0, got {known(0.0)!r}: divide by that value")
-        object.__setattr__(self, "_decay", known)
+        decay = decays.by_name(self.decay) if isinstance(self.decay, str) else self.decay
+        if check_finite("decay(0)", decay(0.0)) != 1.0:
+            raise ValueError(f"a decay must be exactly 1 at progress 0, got {decay(0.0)!r}: divide by that value")
+        object.__setattr__(self, "_decay", decay)
         self.rule.init(self.total_iters)  # raises where it does not fit
 
     def init(self) -> ScheduleState:
@@ -205,7 +214,7 @@ class Schedule:
             raise ValueError(f"first is for the time before the first step, and {state.step} were made")
         if loss is not None:
             loss = check_finite("the first loss", loss)
-        return self._noted(state, self.looked(state, loss), loss)
+        return self._noted(state, self.started(state, loss), loss)
 
     def step(self, state: ScheduleState, loss: float | None = None) -> ScheduleState:
         """Return the state after a step that ran at the factors of `state`.
@@ -299,8 +308,8 @@ class Schedule:
 
     def config(self) -> dict[str, Any]:
         """Return the settings as plain Python values; a callable decay as its values at a few points."""
-        known = self.decay if isinstance(self.decay, str) else [float(self._decay(progress)) for progress in _PROBES]
-        return {"total_iters": self.total_iters, "decay": known, "rule": self.rule.config()}
+        decay = self.decay if isinstance(self.decay, str) else [float(self._decay(progress)) for progress in _PROBES]
+        return {"total_iters": self.total_iters, "decay": decay, "rule": self.rule.config()}
 
     def to_dict(self, state: ScheduleState) -> dict[str, Any]:
         """Return a state, with the settings that it belongs to, as plain Python values."""
@@ -344,27 +353,27 @@ class Schedule:
         """
         guard, old = after.guard, before.guard
         hidden = None if self.rule.roles == "all" else "hidden"
-        found: list[tuple[str, str | None]] = []
+        happened: list[tuple[str, str | None]] = []
         if after.seen and not before.seen:
-            found.append(("step size known" if loss is None else "first loss seen", None))
+            happened.append(("step size known" if loss is None else "first loss seen", None))
         if guard.off and not old.off:
-            found.append(("loss rises at any rate: guard off", None))
+            happened.append(("loss rises at any rate: guard off", None))
         elif guard.rises > old.rises and guard.scale < old.scale:
-            found.append(("loss rose: rate halved", None))
+            happened.append(("loss rose: rate halved", None))
         if guard.blackouts > old.blackouts:
-            found.append(("no finite loss: rate halved", None))
+            happened.append(("no finite loss: rate halved", None))
         if guard.scale == 1.0 and old.scale < 1.0:
-            found.append(("rate recovered", None))
+            happened.append(("rate recovered", None))
         if after.deadlock.lifts > before.deadlock.lifts:
-            found.append(("deadlock: rate raised", hidden))
-        if after.ended >= 0 > before.ended and not (found and after.step == 0):
+            happened.append(("deadlock: rate raised", hidden))
+        if after.ended >= 0 > before.ended and not (happened and after.step == 0):
             reason = "descent over" if self.rule.needs_loss and not self.rule.clock else "peak reached"
             if not after.rule.done:
                 reason = "peak reached" if after.deadlock.lift == 1.0 else "deadline: warm-up ended"
-            found.append((reason, hidden))
+            happened.append((reason, hidden))
         if 0 <= after.decaying <= after.step and not 0 <= before.decaying <= before.step:
-            found.append(("decay began", None))
-        return tuple(Event(after.step, loss, before.factor, after.factor, reason, role) for reason, role in found)
+            happened.append(("decay began", None))
+        return tuple(Event(after.step, loss, before.factor, after.factor, reason, role) for reason, role in happened)
 
     # What follows is written in operations: `warmgap.optax` runs the same lines on arrays.
 
@@ -396,7 +405,7 @@ class Schedule:
             seen, ended, decaying, anchor, progress, old.events,
         )  # fmt: skip
 
-    def looked(self, state: ScheduleState, loss: float | None, ops: Ops = Floats) -> ScheduleState:
+    def started(self, state: ScheduleState, loss: float | None, ops: Ops = Floats) -> ScheduleState:
         """Return the state before the first step, given the evidence there."""
         if not self.rule.needs_loss:
             return state

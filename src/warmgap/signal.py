@@ -58,6 +58,14 @@ class LossFilter:
     Raises:
         ValueError: If an attribute lies outside its range.
 
+    Example:
+        >>> losses = LossFilter()
+        >>> state = losses.init()
+        >>> for loss in (5.0, 4.9, 5.0, 4.8, 40.0, 4.9):
+        ...     state = losses.step(state, loss)
+        >>> print(f"{state.clean:.2f}")
+        4.93
+
     Source: F. R. Hampel, "The influence curve and its role in robust estimation", JASA 69 (1974).
     """
 

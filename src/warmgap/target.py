@@ -14,7 +14,7 @@ from warmgap._checks import check_finite, plain_fields
 from warmgap._ops import Floats, Ops
 
 MEAN_DECAY = 0.5
-"""Mean factor expected over a run, to say how far it will travel: that of a cosine or a line to 0."""
+"""Mean factor expected over a run, for its cumulative factor: that of a cosine or a line to 0."""
 
 LOWEST_SHARE = 0.2
 """The estimate never lies below this share of a positive initial loss; the paper's own are 0.30 to 0.40 of it."""
@@ -23,15 +23,15 @@ MARGIN = 0.05
 """The estimate stays below the best loss seen by at least this share of what the run has gained so far."""
 
 _LEAST_GAIN = 0.01  # share of the initial loss that counts as gained at least, for that margin
-_TINY = 1e-30  # a distance of 0 has no logarithm to divide by
+_TINY = 1e-30  # the logarithm at the start is 0
 
 
 class Descent(NamedTuple):
-    """What is known of the run so far.
+    """The descent of the loss so far.
 
     Attributes:
-        total: Expected sum of factors at the end of the run.
-        distance: Sum of the factors of the steps made.
+        total: The cumulative factor expected at the end of the run.
+        distance: The cumulative factor: the sum of the factors of the steps made.
         initial_loss: The first clean loss; 0 before it.
         best_loss: The lowest clean loss; 0 before the first.
         seen: Whether there was a loss.
@@ -97,27 +97,31 @@ def estimate_target_loss(
 ) -> float:
     """Return an estimate of the loss that the run will reach, from what it has reached so far.
 
-    A positive loss is taken to fall as a power of the distance travelled, `initial_loss * (1 + distance)**-a`, any
-    other one as its logarithm; either is followed from the start through the best loss so far to the end of the run.
-    The result is held between `LOWEST_SHARE * initial_loss` (for a positive initial loss) and `MARGIN` under the best
-    loss, so that the gap is never zero.
+    A positive loss is taken to fall as a power of the cumulative factor, `initial_loss * (1 + distance)**-a`, any other
+    one as its logarithm; both curves go through the first and the best loss and are extrapolated to the end of the run.
+    The estimate is clipped to at least `LOWEST_SHARE * initial_loss` (for a positive initial loss) and to `MARGIN`
+    below the best loss, so that the gap is never zero.
 
     Args:
         initial_loss: The first clean loss.
         best_loss: The lowest clean loss so far.
-        distance: Sum of the factors of all steps so far (steps at the peak learning rate), >= 0.
-        total_distance: The same sum at the end of the run, or an estimate of it.
+        distance: The cumulative factor so far (steps at the peak learning rate), >= 0.
+        total_distance: The same at the end of the run, or an estimate of it.
         ops: The operations to compute with.
 
     Returns:
         The target loss, below `best_loss`.
+
+    Example:
+        >>> print(f"{estimate_target_loss(10.0, 6.0, distance=50.0, total_distance=500.0):.2f}")
+        4.46
     """
     gain = initial_loss - best_loss
     slack = MARGIN * ops.maximum(gain, _LEAST_GAIN * abs(initial_loss))
     # a loss of 0 that has gained nothing has no scale of its own
     highest = best_loss - ops.where(slack > 0.0, slack, MARGIN)
-    travelled = ops.log1p(distance)
-    stretch = ops.maximum(1.0, ops.log1p(ops.maximum(total_distance, distance)) / ops.maximum(travelled, _TINY))
+    now = ops.log1p(distance)
+    stretch = ops.maximum(1.0, ops.log1p(ops.maximum(total_distance, distance)) / ops.maximum(now, _TINY))
     lowest = LOWEST_SHARE * initial_loss
     positive = initial_loss > 0.0
     ratio = ops.where(positive, ops.maximum(best_loss, lowest), 1.0) / ops.where(positive, initial_loss, 1.0)

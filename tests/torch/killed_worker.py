@@ -44,7 +44,7 @@ def train(folder: Path, dies_at: int | None = None) -> dict[str, Any]:
         rates.append([float(group["lr"]) for group in optimizer.param_groups])
         scheduler.step()
         optimizer.zero_grad()
-        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
         torch.save({"step": step + 1, **{name: part.state_dict() for name, part in parts.items()}}, folder / "new.pt")
         if step == dies_at:
             (folder / "new.pt").write_bytes((folder / "new.pt").read_bytes()[:100])

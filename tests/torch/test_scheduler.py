@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, SequentialLR
+from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, LinearLR, SequentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from warmgap import Schedule
@@ -364,6 +364,21 @@ def test_it_stands_in_sequential_and_chained_schedulers() -> None:
     assert warm.last_epoch == 5
 
 
+def test_promise_5_what_a_linear_schedule_behind_it_multiplies_is_carried_on() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(4))], "lr": lr} for lr in (1.0, 0.5)]
+    optimizer = Lion(groups, lr=1.0)
+    scheduler = AdaptiveWarmup(optimizer, 40, decay="constant", cap=None)
+    ramp = LinearLR(optimizer, 0.1, 1.0, 10)
+    for t in range(20):
+        lower = min(1.0, 0.1 + 0.09 * t)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lower, 0.5 * lower])
+        scheduler.observe(5.0 * 0.97**t)
+        optimizer.step()
+        scheduler.step()
+        ramp.step()
+    assert [event.reason for event in scheduler.events].count("rate changed from outside, carried on") == 1
+
+
 def amp_step(scaler: torch.amp.GradScaler, optimizer: Optimizer, loss: Tensor, model: nn.Module, *, bad: bool) -> None:
     scaler.scale(loss).backward()
     if bad:
@@ -649,7 +664,7 @@ def test_losses_that_never_come_are_told() -> None:
         ({"max_warmup": 2.0}, "max_warmup must lie strictly between 0 and 1, got 2.0"),
         ({"rule": GapRule(kappa=1.0), "max_warmup": 2.0}, "max_warmup must lie strictly between 0 and 1, got 2.0"),
         ({"roles": ["hidden", "head"]}, "one role for each of the 1 groups, got 2"),
-        ({"roles": ["body"]}, r"role of groups\[0\] must be one of"),
+        ({"roles": ["body"]}, r"role must be one of"),
         ({"groups": {3: None}}, "no parameter group has the index, name or role 3; there are 1"),
         ({"groups": {0: {"warm": 3}}}, r"schedule of groups\[0\] must be a mapping with 'warmup'"),
         ({"groups": {0: {"warmup": 1.5}}}, r"warmup of groups\[0\] must lie in \[0, 1\), got 1.5"),

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 from warmgap._ops import Floats, Ops
 from warmgap.rules._rule import LossDriven
 from warmgap.signal import FilterState
-from warmgap.target import Descent, Gap, Target
+from warmgap.target import Descent, Target
 
 
 class GapState(NamedTuple):
@@ -90,7 +90,7 @@ class GapDriven(LossDriven[GapState]):
         done = state.done | (usable & (gap.now <= share * initial))
         # where it is done, or there is no share, any gap that gives no NaN
         peak = ops.where(share > 0.0, share, 0.5) * initial
-        curve = self._factor(Gap(initial, ops.maximum(gap.now, peak), gap.target_loss), peak, ops)
+        curve = self._factor(ops.maximum(gap.now, peak), initial, peak, ops)
         factor = ops.where(done, 1.0, ops.where(usable, ops.minimum(1.0, curve), self.floor))
         return GapState(factor, losses, descent, share, done)
 
@@ -99,5 +99,5 @@ class GapDriven(LossDriven[GapState]):
         """Return peak gap / initial gap, > 0; at 1 or above warm-up is over with the first loss."""
 
     @abc.abstractmethod
-    def _factor(self, gap: Gap, peak_gap: float, ops: Ops) -> float:
+    def _factor(self, gap: float, initial_gap: float, peak_gap: float, ops: Ops) -> float:
         """Return the factor at a gap from the peak gap on."""

@@ -22,6 +22,10 @@ class RuleState(NamedTuple):
     Attributes:
         factor: The factor of the next step; a schedule writes back the one that it really applies.
         done: Whether the rule has found the end of warm-up.
+
+    Example:
+        >>> RuleState(0.01)
+        RuleState(factor=0.01, done=False)
     """
 
     factor: float
@@ -48,6 +52,22 @@ class Rule(abc.ABC, Generic[S]):
         deadlock_exit: Whether a schedule raises the rate where the loss does not move.
         guard: Whether a schedule halves the rate where the loss rises.
         hold: Share of the run before which the decay does not begin.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from warmgap import Schedule
+        >>> from warmgap.rules import Rule, RuleState
+        >>> @dataclass(frozen=True)
+        ... class Doubling(Rule[RuleState]):
+        ...     name, title, uses, clock = "doubling", "twice as high at every step", frozenset(), True
+        ...     def init(self, total_iters):
+        ...         return RuleState(0.125)
+        ...     def step(self, state, loss, ops):
+        ...         factor = ops.minimum(1.0, 2.0 * state.factor)
+        ...         return RuleState(factor, factor == 1.0)
+        >>> schedule = Schedule(100, Doubling())
+        >>> print(schedule.step(schedule.init(), 5.0).factor)
+        0.25
     """
 
     name: ClassVar[str]
@@ -120,6 +140,11 @@ class LossDriven(Rule[S]):
 
     Raises:
         ValueError: If an attribute lies outside its range.
+
+    Example:
+        >>> from warmgap.rules import LossDriven, by_name
+        >>> isinstance(by_name("power", 100), LossDriven), isinstance(by_name("linear", 100), LossDriven)
+        (True, False)
     """
 
     floor: float = 0.01

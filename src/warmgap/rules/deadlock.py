@@ -22,7 +22,7 @@ class DeadlockState(NamedTuple):
     """State of a `watch`.
 
     Attributes:
-        lift: The factor that the rate is kept above; 0 before the first deadlock.
+        lift: A lower bound on the factor; 0 before the first deadlock.
         lifts: Deadlocks so far.
         length: Steps in a stretch; 0 before the first.
         steps: Steps of this stretch that were made.

@@ -14,7 +14,6 @@ from warmgap._ops import Ops
 from warmgap.curve import response
 from warmgap.matching import best_share
 from warmgap.rules._gap_driven import GapDriven
-from warmgap.target import Gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,5 +71,5 @@ class GapRule(GapDriven):
     def _matched(self, initial_gap: float) -> float:
         return best_share(self.floor, self.sigma * self.kappa * initial_gap * initial_gap)[0]
 
-    def _factor(self, gap: Gap, peak_gap: float, ops: Ops) -> float:  # noqa: ARG002
-        return response(gap.now, gap.initial, peak_gap, self.floor)
+    def _factor(self, gap: float, initial_gap: float, peak_gap: float, ops: Ops) -> float:  # noqa: ARG002
+        return response(gap, initial_gap, peak_gap, self.floor)

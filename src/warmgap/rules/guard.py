@@ -25,7 +25,7 @@ MATURE = 0.5  # weight of the average below which it is too noisy to have a lowe
 FORGOTTEN = 0.01  # share of the largest noise that is forgotten at each loss
 MISSING = 3  # losses in a row that are not finite and make an alarm
 REST = 10  # steps after an alarm without another
-LOWEST = 0.125  # the rate is never held lower: three halvings
+LOWEST = 0.125  # the least scale: three halvings
 HOPELESS = 4  # alarms in a row, each at a higher loss, that show a loss that rises whatever the rate
 RECOVERY, QUICKEST = 20, 20  # which part of the run, and steps at least, in which the rate doubles on its way back
 
@@ -79,13 +79,21 @@ class DivergenceGuard:
     those lie around or below 0, above them by half of their size and by five standard deviations; or where three losses
     in a row were not finite. Each alarm of a rise that is no higher than the one before, so that the loss had come down
     again in between, doubles these three standard deviations. An alarm halves the scale, but never below 1/8; the
-    average starts anew, and for ten steps there is no other alarm. From then on the scale rises by the same part at
-    every step: it doubles in a twentieth of the run (at least 20 steps), and in twice as many each time that there is
-    an alarm after it had come back. After four alarms of a rising loss, each at a higher one, the guard goes off for
-    good, and the scale doubles at every step up to 1.
+    average starts anew, and for ten steps there is no other alarm. Then the scale rises geometrically: it doubles in a
+    twentieth of the run (at least 20 steps), and in twice as many after each alarm that comes once it had recovered.
+    After four alarms in a row, each at a higher loss, the guard goes off for good, and the scale doubles at every step
+    up to 1.
 
     Attributes:
         loss_filter: How the raw losses are cleaned.
+
+    Example:
+        >>> guard = DivergenceGuard()
+        >>> state = guard.init()
+        >>> for loss in [5.0] * 20 + [9.0] * 10:
+        ...     state = guard.step(state, loss, finite=True, total_iters=1000)
+        >>> print(state.rises, state.low)
+        1 0.5
     """
 
     loss_filter: LossFilter = field(default_factory=LossFilter)

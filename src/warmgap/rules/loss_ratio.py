@@ -77,15 +77,15 @@ class LossRatioRule(LossDriven[LossRatioState]):
 
     def _follow(self, state: LossRatioState, losses: FilterState, loss: float, ops: Ops) -> LossRatioState:
         positive = loss > 0.0
-        known = state.level > 0.0
+        has_level = state.level > 0.0
         ops.require(
-            known | positive,
+            has_level | positive,
             lambda: (
                 f"the first loss must be above 0, got {loss!r}; the loss-ratio rule needs positive losses; "
                 "use rule='auto'"
             ),
         )
-        level = ops.where(known, state.level, ops.where(positive, 0.5 * loss, 0.0))
+        level = ops.where(has_level, state.level, ops.where(positive, 0.5 * loss, 0.0))
         ratio = ops.where(positive, ops.minimum(1.0, level / ops.where(positive, loss, 1.0)), 1.0)
         done = state.done | ((level > 0.0) & (ratio == 1.0))
         factor = ops.where(done, 1.0, ops.where(level > 0.0, ratio, self.floor))

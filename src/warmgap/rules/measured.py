@@ -13,7 +13,6 @@ from typing import ClassVar
 from warmgap._ops import Ops
 from warmgap.curve import Smoothness
 from warmgap.rules._gap_driven import GapDriven
-from warmgap.target import Gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ class MeasuredRule(GapDriven):
     def _share(self, initial_gap: float, ops: Ops) -> float:  # noqa: ARG002
         return self.peak_gap / initial_gap
 
-    def _factor(self, gap: Gap, peak_gap: float, ops: Ops) -> float:  # noqa: ARG002
+    def _factor(self, gap: float, initial_gap: float, peak_gap: float, ops: Ops) -> float:  # noqa: ARG002
         if self.K2 == 0.0:
-            return 2.0 * self.K0 / (self.K0 + 2.0 * self.K1 * gap.now)
-        return self._bound.step_size(gap.now) / self._bound.peak_lr
+            return 2.0 * self.K0 / (self.K0 + 2.0 * self.K1 * gap)
+        return self._bound.step_size(gap) / self._bound.peak_lr

@@ -12,7 +12,6 @@ from typing import ClassVar
 from warmgap._checks import check_positive
 from warmgap._ops import Ops
 from warmgap.rules._gap_driven import GapDriven
-from warmgap.target import Gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +78,6 @@ class PowerRule(GapDriven):
             return float(self.floor ** (1.0 / self.rho))
         return float((self.K0 / self.K_rho) ** (1.0 / self.rho)) / 3.0 / initial_gap
 
-    def _factor(self, gap: Gap, peak_gap: float, ops: Ops) -> float:
-        factor: float = ops.power(peak_gap / gap.now, self.rho)
+    def _factor(self, gap: float, initial_gap: float, peak_gap: float, ops: Ops) -> float:  # noqa: ARG002
+        factor: float = ops.power(peak_gap / gap, self.rho)
         return factor

@@ -48,7 +48,7 @@ def find_roles(
         roles: The roles by group, or None.
 
     Returns:
-        Whether any group is known to be hidden, or has nothing to tell apart.
+        Whether any group is known to be hidden, or there is nothing to tell apart.
 
     Raises:
         ValueError: If a role is none of `ROLES`, or there is not one for each group.
@@ -184,10 +184,10 @@ class RoleTable(Sequence[RoleRow]):
     def __getitem__(self, key: Any) -> Any:
         """Return the row of that name or index, or the rows of a slice."""
         if isinstance(key, str):
-            found = [row for row in self._rows if row.name == key]
-            if not found:
-                raise KeyError(f"{key!r} is none of {[row.name for row in self._rows]}")
-            return found[0]
+            named = {row.name: row for row in self._rows}
+            if key not in named:
+                raise KeyError(f"{key!r} is none of {list(named)}")
+            return named[key]
         return self._rows[key]
 
     def __repr__(self) -> str:
@@ -200,21 +200,21 @@ class RoleTable(Sequence[RoleRow]):
 
 
 def _by_index(optimizer: Optimizer, groups: Mapping[int | str, Any]) -> dict[int, Any]:
-    found: dict[int, Any] = {}
-    known = optimizer.param_groups
+    by_index: dict[int, Any] = {}
+    given = optimizer.param_groups
     for key, asked in groups.items():
-        if isinstance(key, int) and -len(known) <= key < len(known):
-            matching = [key % len(known)]
+        if isinstance(key, int) and -len(given) <= key < len(given):
+            matching = [key % len(given)]
         else:
-            names = [index for index, group in enumerate(known) if group.get("name") == key]
-            matching = names or [index for index, group in enumerate(known) if group.get("role") == key]
+            names = [index for index, group in enumerate(given) if group.get("name") == key]
+            matching = names or [index for index, group in enumerate(given) if group.get("role") == key]
         if not matching:
             raise ValueError(
-                f"no parameter group has the index, name or role {key!r}; there are {len(known)}, with the names "
-                f"{[group.get('name') for group in known]} and the roles {[group.get('role') for group in known]}"
+                f"no parameter group has the index, name or role {key!r}; there are {len(given)}, with the names "
+                f"{[group.get('name') for group in given]} and the roles {[group.get('role') for group in given]}"
             )
-        found.update(dict.fromkeys(matching, asked))
-    return found
+        by_index.update(dict.fromkeys(matching, asked))
+    return by_index
 
 
 def _share(name: str, value: Any) -> float:

@@ -62,6 +62,13 @@ class LossMean:
 
     Args:
         process_group: The ranks to average over; None for the default group if `torch.distributed` is initialised.
+
+    Example:
+        >>> mean = LossMean()
+        >>> mean.add(4.0, weight=100)
+        >>> mean.add(5.0, weight=300)
+        >>> mean.take().result()
+        4.75
     """
 
     def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Which norm bounds an optimizer's step, told by what the optimizer is."""
+"""Which norm bounds an optimizer's step, inferred from the optimizer."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def norm_blocks(optimizer: Optimizer, norm: str = "auto") -> list[tuple[str, Ten
 
 def _blocks(optimizer: Optimizer, norm: str) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     of_class = next((CLASSES[cls.__name__] for cls in type(optimizer).__mro__ if cls.__name__ in CLASSES), None)
-    known = False
+    recognised = False
     for group in optimizer.param_groups:
         layout = group
         if norm != "auto":
@@ -126,10 +126,10 @@ def _blocks(optimizer: Optimizer, norm: str) -> Iterator[tuple[str, Tensor, dict
             own, layout = of_class, {}
             if own is None:
                 continue
-        known = True
+        recognised = True
         if own is not None:
             yield from ((own, parameter, layout) for parameter in group["params"] if parameter.numel())
-    if not known:
+    if not recognised:
         raise ValueError(
             f"the norm that bounds a step of {type(optimizer).__name__} is not known here: give norm='spectral' "
             "(Muon), 'max' (Lion, sign methods) or 'frobenius' (normalized SGD)"

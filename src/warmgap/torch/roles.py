@@ -129,6 +129,17 @@ def roles_table(optimizer: Optimizer, model: nn.Module | None = None) -> str:
 
     Returns:
         Lines of role, parameters, entries and names, in which numbers are written as `*`.
+
+    Example:
+        >>> import torch
+        >>> from warmgap.torch import split_parameters
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 9))
+        >>> print(roles_table(torch.optim.SGD(split_parameters(model), lr=0.1)))
+        role       parameters  entries  names
+        hidden     1           16       1.weight
+        embedding  1           36       0.weight
+        head       1           36       2.weight
+        other      2           13       1.bias, 2.bias
     """
     known = {} if model is None else {p: name for name, p in model.named_parameters()}
     members: dict[str, list[tuple[str, Tensor]]] = {role: [] for role in (*ROLES, "no role", "not in the optimizer")}

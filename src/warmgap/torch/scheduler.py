@@ -33,8 +33,8 @@ from warmgap.torch.steps import StepCount, watch
 STATE_VERSION = 2
 
 _PATIENCE = 10  # steps without any loss before a warning
-_HELD = 0.95  # the cap holds where it takes away more than a twentieth
-_RELEASED = 1.1  # and lets go where it leaves a tenth of room
+_CAPPED = 0.95  # an event says so where the cap takes away more than a twentieth
+_RELEASED = 1.1  # and where it leaves a tenth of room again
 _MOST_EVENTS = 64
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +56,9 @@ class AdaptiveWarmup(LRScheduler):
     Each group's rate is its own peak (times its `lr_scale`, where it has one) times the factor of its role. A group may
     have a schedule of its own: see `groups`. A group that is added later takes the factor of that moment. Where
     something else multiplies a group's rate between the steps (a chained scheduler, `ReduceLROnPlateau`, a callback),
-    the multiplication is carried on. `print(scheduler)` is one line, `print(scheduler.roles)` a table,
+    the multiplication is carried on: groups keep the ratios that it left, and where it has ended, as a `LinearLR` does,
+    the rates are this schedule's own. One that sets rates outright, such as a `LambdaLR`, has the last word while it is
+    stepped later. `print(scheduler)` is one line, `print(scheduler.roles)` a table,
     `print(scheduler.summary())` says what the rate did and why.
 
     Args:
@@ -164,8 +166,8 @@ class AdaptiveWarmup(LRScheduler):
         self._trains = False
         self._warned: set[str] = set()
         self._steps = StepCount()
-        self._held = 1.0
-        self._is_held = False
+        self._cap_factor = 1.0
+        self._capping = False
         self._made: float | None = None  # the hidden matrices' factor in the last step
         self._events: tuple[Event, ...] = ()
         self._in_a_row = 0  # steps whose rate something else changed
@@ -200,7 +202,7 @@ class AdaptiveWarmup(LRScheduler):
     @property
     def factor(self) -> float:
         """Learning rate / peak learning rate of the next step, in (0, 1]: of the hidden matrices, where it differs."""
-        return self._state.factor * self._held
+        return self._state.factor * self._cap_factor
 
     @property
     def gap(self) -> float | None:
@@ -220,10 +222,10 @@ class AdaptiveWarmup(LRScheduler):
     @property
     def roles(self) -> RoleTable:
         """The table of peak, factor, decay and phase of each role; print it."""
-        found: dict[str, list[int]] = {}
+        members: dict[str, list[int]] = {}
         for index, plan in enumerate(self._plans):
-            found.setdefault(plan.label if plan.own is None else f"{plan.label} (own)", []).append(index)
-        return RoleTable([self._row(name, indices) for name, indices in found.items()])
+            members.setdefault(plan.label if plan.own is None else f"{plan.label} (own)", []).append(index)
+        return RoleTable([self._row(name, indices) for name, indices in members.items()])
 
     @property
     def verdict(self) -> Verdict:
@@ -248,7 +250,7 @@ class AdaptiveWarmup(LRScheduler):
         return picture(self)
 
     def __repr__(self) -> str:
-        state, held = self._state, " (held)" if self._is_held else ""
+        state, held = self._state, " (held)" if self._capping else ""
         rates = sorted({f"{float(lr):.3g}" for lr in self._last_lr}, key=float)
         lr = rates[0] if len(rates) == 1 else f"{rates[0]} to {rates[-1]}"
         return (
@@ -346,7 +348,7 @@ class AdaptiveWarmup(LRScheduler):
             unknown = self.cap.ratio is None
             self.cap.after()
             if unknown and self._capped:  # the first step, measured only now, was cut down to the cap
-                self._held *= self.cap.factor_at(float(self.optimizer.param_groups[self._capped[0]]["lr"]))
+                self._cap_factor *= self.cap.factor_at(float(self.optimizer.param_groups[self._capped[0]]["lr"]))
         self._steps.add(skipped)
 
     def step(self, loss: float | Tensor | None = None) -> None:
@@ -467,7 +469,7 @@ class AdaptiveWarmup(LRScheduler):
             "own": own,
             "calibrated": self._calibrated,
             "late": None if self._late is None else list(self._late),
-            "held": [self._held, self._is_held, self._made],
+            "held": [self._cap_factor, self._capping, self._made],
             "cap": None if self.cap is None else self.cap.state_dict(),
             "base_lrs": [float(base) for base in self.base_lrs],
             "scales": list(self._scales),
@@ -519,7 +521,7 @@ class AdaptiveWarmup(LRScheduler):
         self._state, self._own, self._plans = state, own_states, plans
         self._capped = self._find_capped()
         self._calibrated, self._late = saved["calibrated"], late
-        self._held, self._is_held, self._made = saved["held"]
+        self._cap_factor, self._capping, self._made = saved["held"]
         self.base_lrs, self._scales = base_lrs, scales
         self._events, self._history = events, history
         self.last_epoch = saved["last_epoch"]
@@ -567,7 +569,7 @@ class AdaptiveWarmup(LRScheduler):
         """Return the rate of a group before what others multiply it by."""
         own = self._own.get(index)
         factor = self.schedule.factor_of(self._state, self._plans[index].role) if own is None else own.factor
-        return float(self.base_lrs[index]) * factor * (self._held if index in self._capped else 1.0)
+        return float(self.base_lrs[index]) * factor * (self._cap_factor if index in self._capped else 1.0)
 
     def _set_lrs(self) -> None:
         """Carry on what others did to the rates, hold the hidden matrices under their cap, and write the rates."""
@@ -603,19 +605,19 @@ class AdaptiveWarmup(LRScheduler):
         """Set by how much the spectral cap holds the hidden matrices back in the next step."""
         if self.cap is None or not self._capped:
             return
-        self._held = 1.0
+        self._cap_factor = 1.0
         first = self._capped[0]
         scheduled = self._plain_lr(first) * self._scales[first]
         factor, room = self._state.factor, self.cap.limit / scheduled if scheduled > 0.0 else math.inf
         self._room, most = room, min(1.0, room)
         if self._made is not None and factor > 0.0:
             most = min(most, 2.0 * self._made / factor)
-        self._held = most
-        if most < _HELD and not self._is_held:
-            self._is_held = True
+        self._cap_factor = most
+        if most < _CAPPED and not self._capping:
+            self._capping = True
             self._note("step too large: held by the spectral cap", factor, factor * most, "hidden")
-        elif self._is_held and most == 1.0 and room > _RELEASED:
-            self._is_held = False
+        elif self._capping and most == 1.0 and room > _RELEASED:
+            self._capping = False
             self._note("released by the spectral cap", factor, factor, "hidden")
 
     # Steps
@@ -627,7 +629,7 @@ class AdaptiveWarmup(LRScheduler):
             self._warn_once("sum", said)
         self._history.add(before.step, loss, made, before.base)
         if before.phase != "decay":
-            self._history.at_peak(self._held, self._room)
+            self._history.at_peak(self._cap_factor, self._room)
         self._made = made
         self._state = self.schedule.step(before, loss)
         for index, state in self._own.items():
@@ -712,8 +714,8 @@ class AdaptiveWarmup(LRScheduler):
             ready, self._late = self._late, taken
         else:
             self._late = None  # of a run on another device: its step is past
-        found = _read(ready) or Exchanged(None, False)
-        nothing = found.loss is None or not math.isfinite(found.loss)
+        arrived = _read(ready) or Exchanged(None, False)
+        nothing = arrived.loss is None or not math.isfinite(arrived.loss)
         self._without_loss = self._without_loss + 1 if nothing and not taken.late else 0
         if self._without_loss == _PATIENCE and self.phase != "decay" and self.schedule.rule.needs_loss:
             self._warn_once(
@@ -721,7 +723,7 @@ class AdaptiveWarmup(LRScheduler):
                 f"AdaptiveWarmup has seen no finite loss for {_PATIENCE} steps and can only go by the step count: "
                 "call scheduler.observe(loss) before step(), or step(loss)",
             )
-        return found
+        return arrived
 
     # Events and warnings
 
@@ -776,7 +778,7 @@ class AdaptiveWarmup(LRScheduler):
             lr=lr,
             decay=f"{decay}{begins}" if plan.scheduled else "none",
             phase=state.phase if plan.scheduled else "unscheduled",
-            held=first in self._capped and self._is_held,
+            held=first in self._capped and self._capping,
         )
 
 

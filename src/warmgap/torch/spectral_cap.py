@@ -230,11 +230,13 @@ class SpectralCap:
         else:
             self._copies = [(member, local(member.param).clone()) for member in due]
 
-    @torch.no_grad()
     def after(self) -> None:
         """Measure the step just made, if it could not be measured before it; cut a first one down to the cap."""
-        if not self._copies:
-            return
+        if self._copies:
+            self._measure_made()
+
+    @torch.no_grad()
+    def _measure_made(self) -> None:
         first = self._ratio is None
         copies, self._copies = self._copies, []
         members = [member for member, _ in copies]

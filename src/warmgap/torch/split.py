@@ -227,6 +227,14 @@ def split_parameters(
         TypeError: `model` is not an `nn.Module`, or a key of an argument is neither a name nor a module.
         ValueError: No parameter is trainable, one is not initialised yet or flattened with others, or `head`,
             `overrides`, `fused` or `transposed` name something the model does not have or that can't be what they say.
+
+    Example:
+        >>> from torch import nn
+        >>> from warmgap.torch import Muon, split_parameters
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 9))
+        >>> optimizer = Muon(split_parameters(model), lr=2e-3)
+        >>> [(group["role"], group["param_names"]) for group in optimizer.param_groups]
+        [('hidden', ['1.weight']), ('embedding', ['0.weight']), ('head', ['2.weight']), ('other', ['2.bias'])]
     """
     verdicts = _verdicts(model, head=head, overrides=overrides, fused=fused, transposed=transposed)
     if not any(parameter.requires_grad for parameter in verdicts):

@@ -69,8 +69,8 @@ def watch(optimizer: Optimizer, watcher: Watcher) -> None:
             stepping.param_groups = groups
 
     def before(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found = getattr(stepping, "found_inf", None)
-        overflowed = isinstance(found, Tensor) and found.device.type == "cpu" and found.item() > 0.0
+        verdict = getattr(stepping, "found_inf", None)
+        overflowed = isinstance(verdict, Tensor) and verdict.device.type == "cpu" and verdict.item() > 0.0
         if (alive := seen(stepping)) is None or overflowed:
             return
         with showing(stepping):
@@ -79,9 +79,9 @@ def watch(optimizer: Optimizer, watcher: Watcher) -> None:
     def after(stepping: Optimizer, *_: Any) -> None:
         if (alive := seen(stepping)) is None:
             return
-        found = getattr(stepping, "found_inf", None)
+        verdict = getattr(stepping, "found_inf", None)
         with showing(stepping):
-            alive.after_step(found if isinstance(found, Tensor) else 0.0)
+            alive.after_step(verdict if isinstance(verdict, Tensor) else 0.0)
 
     def loaded(stepping: Optimizer) -> None:
         whole[0] = stepping.param_groups
