@@ -7,28 +7,22 @@ Steps to eps on a quadratic in l2 of five variables, ||x_0|| = 1.6, D = 2, noise
 
 import argparse
 import math
+import runpy
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from warmgap.theory import Constants, Problem, Trajectory, descend, problems, stochastic, two_phases
-from warmgap.theory.norms import frobenius
+from warmgap.theory import Trajectory, descend, problems, stochastic, two_phases
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 BLUE, GREY, ORANGE = "#1F4E79", "#666666", "#D55E00"
 
 
-def river_valley(wall: float, river: float = 0.1) -> tuple[Trajectory, Trajectory]:
+def river_valley(wall: float) -> tuple[Trajectory, Trajectory]:
     """Run the largest fixed step size and the power rule on the example of the page."""
-    problem = Problem(
-        "river valley",
-        frobenius,
-        lambda w: float(2.0 * np.sinh(w[0] / 2.0) ** 2 + river * w[1] ** 2 / 2.0),
-        lambda w: np.array([np.sinh(w[0]), river * w[1]]),
-        Constants(1.0, 0.0, 1.0, 1.0),
-        lambda gap: math.acosh(1.0 + gap) + math.sqrt(2.0 * gap / river),
-    )
-    start, limit = np.array([wall, 3.0]), 2.0 * wall / math.sinh(wall)
+    problem, start = runpy.run_path(str(EXAMPLES / "river_valley.py"))["valley"](wall)
+    limit = 2.0 * wall / math.sinh(wall)
     fixed = descend(problem, start, lambda _: 0.99 * limit, steps=9999, eps=1e-3, direction=lambda it: -it.gradient)
     ruled = descend(
         problem, start, lambda it: 0.5 / max(1.0, it.gap), steps=9999, eps=1e-3, direction=lambda it: -it.gradient

@@ -60,7 +60,7 @@ def test_the_fingerprint_is_of_the_numbers_alone() -> None:
 def test_the_command_of_a_run_makes_that_run() -> None:
     config = TrainConfig(method="linear:10%", betas=(0.8, 0.999), tied=True, lr=3e-3, optimizer="muon", corpus="a b")
     command = cli.parse(["train", *config.words()])
-    assert cli._config(command) == config
+    assert command.config == config
     assert config.command().startswith("warmgap train --method linear:10% --lr 0.003")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from warmgap.lab.errors import UserError
 from warmgap.lab.pictures import option_groups
 from warmgap.lab.recipes import Recipe, papers, rows
 from warmgap.lab.report import print_scores, print_tables, write_report
@@ -109,12 +110,10 @@ def test_results_come_back_as_they_were_written(
     assert "Flatness" in out
 
 
-def test_results_of_the_first_version_are_read() -> None:
-    trials = read_results(Path(__file__).parent / "first_version_results.json")
-    assert {trial.split for trial in trials} == {"test"}
-    assert {trial.status for trial in trials} <= {"done", "diverged", "refused"}
-    assert all(trial.counted is not None for trial in trials)
-    assert len({trial.workload for trial in trials}) == 16
+def test_results_of_another_version_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text('{"version": 1, "runs": []}')
+    with pytest.raises(UserError, match="written by another version"):
+        read_results(tmp_path / "old.json")
 
 
 # -------------------------------------------------------------------------------------------------------------- recipes

@@ -76,7 +76,32 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class _Settings:
+    """The settings that a run has whatever sets its rate."""
+
+    schedule: ScheduleSettings = ScheduleSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    data: DataSettings = DataSettings()
+    run_: Annotated[RunSettings, arg(name="run")] = RunSettings()
+
+    @property
+    def config(self) -> TrainConfig:
+        """All of them, the method's where the command has them, as the configuration of a run."""
+        groups = [value for value in vars(self).values() if isinstance(value, GROUPS)]
+        return TrainConfig(
+            **{field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Method:
+    """The method of a command that has one."""
+
+    method: MethodSettings = MethodSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(_Settings, _Method):
     """Train one model.
 
     Example: warmgap train --optimizer lion --method linear:10% --steps 400
@@ -86,15 +111,10 @@ class Train:
 
     output: Annotated[Path | None, arg(help="Folder of the run (None: runs/MODEL-OPTIMIZER-METHOD-SEED).")] = None
     resume: Annotated[bool, arg(help="Go on from the folder's last checkpoint.")] = False
-    method: MethodSettings = MethodSettings()
-    schedule: ScheduleSettings = ScheduleSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    data: DataSettings = DataSettings()
-    run_: Annotated[RunSettings, arg(name="run")] = RunSettings()
 
     def run(self) -> int:
         """Train; 0, 1 where the run diverged, 130 where it was interrupted and can be resumed."""
-        config = _config(self)
+        config = self.config
         config.resolve()
         folder = self.output or Path("runs") / config.name
         first = os.environ.get("RANK", "0") == "0"  # one process of several speaks and writes
@@ -145,7 +165,7 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(_Settings):
     """Train a grid of runs: optimizers x rates x methods x seeds; finished runs are skipped.
 
     Example: warmgap sweep --optimizers muon lion:1e-3 --methods auto none linear:10% --rates 1/3 1 3 --seeds 0 1
@@ -167,10 +187,6 @@ class Sweep:
     level: Annotated[tuple[float, ...], arg(help="Losses at which loss-ratio ends its warm-up (the paper's C).")] = ()
     output: Annotated[Path, arg(help="Folder of the sweep.")] = Path("runs/sweep")
     where: EngineSettings = EngineSettings()
-    schedule: ScheduleSettings = ScheduleSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    data: DataSettings = DataSettings()
-    run_: Annotated[RunSettings, arg(name="run")] = RunSettings()
 
     def run(self) -> int:
         """Sweep; 0 where every run finished, 1 where one failed, 130 where it was interrupted."""
@@ -179,7 +195,7 @@ class Sweep:
         from warmgap.lab.methods import varied
         from warmgap.lab.sweep import Grid, report_outcome, run_plan
 
-        base = _config(self)
+        base = self.config
         options = {"target": self.target_loss, "sigma": self.sigma, "kappa": self.kappa, "level": self.level}
         grid = Grid(base, self.optimizers, varied(self.methods, options), self.seeds, self.rates)
         plan, console = grid.plan(), Console()
@@ -346,7 +362,7 @@ class Paper:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Smoothness:
+class Smoothness(_Settings, _Method):
     """Measure curvature along a run, fit the assumptions behind warm-up to it, and say whether they hold.
 
     Example: warmgap smoothness --optimizer gluon --steps 200 --rates 1/4 1 4 --write-radii radii.json
@@ -370,11 +386,6 @@ class Smoothness:
     output: Annotated[Path | None, arg(help="Folder (None: runs/smoothness-OPTIMIZER; for records, beside them).")] = (
         None
     )
-    method: MethodSettings = MethodSettings()
-    schedule: ScheduleSettings = ScheduleSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    data: DataSettings = DataSettings()
-    run_: Annotated[RunSettings, arg(name="run")] = RunSettings()
 
     def run(self) -> int:
         """Measure or read, print the fits, write the page; 130 where a run was interrupted."""
@@ -388,7 +399,7 @@ class Smoothness:
             write_page,
         )
 
-        config, folder = _config(self), self.output
+        config, folder = self.config, self.output
         if self.records:
             folder = folder or (self.records[0] if self.records[0].is_dir() else self.records[0].parent)
             trajectories = read_trajectories(self.records)
@@ -411,7 +422,7 @@ class Smoothness:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unified:
+class Unified(_Settings, _Method):
     """Check along runs of several seeds whether gradients point away from where the run ends (arXiv 2502.12329).
 
     Example: warmgap unified --optimizer sgd --corpus digits --model mlp --seeds 0 1 2 --steps 450 --every 15
@@ -423,16 +434,12 @@ class Unified:
     c1_gradient: Annotated[float, arg(help="The constant of the squared gradient.")] = 0.01
     output: Annotated[Path | None, arg(help="Folder (None: runs/unified-OPTIMIZER).")] = None
     method: MethodSettings = MethodSettings(method="none")
-    schedule: ScheduleSettings = ScheduleSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    data: DataSettings = DataSettings()
-    run_: Annotated[RunSettings, arg(name="run")] = RunSettings()
 
     def run(self) -> int:
         """Train, print the table, write points and pictures; 130 where a run was interrupted."""
         from warmgap.lab.report import print_table
 
-        config = _config(self)
+        config = self.config
         config.resolve()
         folder = self.output or Path("runs") / f"unified-{config.optimizer}"
         _err(f"Checking {len(self.seeds)} runs of {config.optimizer} into {folder}")
@@ -606,14 +613,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sentence = f"The disk is full{where}: make room and run again with --resume; the last checkpoint is whole."
             return _fail(sentence, debug=debug)
         return _fail(f"{error.strerror or error}{where}.", debug=debug)
-
-
-def _config(command: Any) -> TrainConfig:
-    """The configuration in a command's groups."""
-    groups = [value for value in vars(command).values() if isinstance(value, GROUPS)]
-    return TrainConfig(
-        **{field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
-    )
 
 
 def _bench(suite: str, folder: Path, where: EngineSettings, *, title: str, **chosen: Any) -> int:

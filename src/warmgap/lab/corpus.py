@@ -67,43 +67,30 @@ Array = NDArray[np.unsignedinteger[Any]]
 
 
 class Shards:
-    """Tokens that lie in several files, mapped into memory; indexed like one array.
+    """Tokens that lie in several files, one after the other, mapped into memory.
 
     Args:
-        parts: The arrays, one after the other.
+        parts: The arrays.
     """
 
     def __init__(self, parts: Sequence[Array]) -> None:
         self.parts = list(parts)
         self.ends = np.cumsum([len(part) for part in self.parts])
+        self.begins = self.ends - [len(part) for part in self.parts]
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if self.parts else 0
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            start, stop, stride = index.indices(len(self))
-            return self._range(start, max(start, stop))[::stride]
-        where = np.asarray(index)
-        which = np.searchsorted(self.ends, where, side="right")
-        found = np.empty(where.shape, dtype=self.parts[0].dtype)
-        for number in np.unique(which):
-            chosen = which == number
-            found[chosen] = self.parts[number][where[chosen] - (self.ends[number] - len(self.parts[number]))]
-        return found if where.shape else found[()]
 
     def windows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """The tokens `[start, start + length)` of each start; shape `(len(starts), length)`."""
         return np.stack([self._range(int(start), int(start) + length) for start in starts]).astype(np.int64)
 
     def _range(self, start: int, stop: int) -> Array:
-        first = int(np.searchsorted(self.ends, start, side="right"))
-        pieces = []
-        while start < stop and first < len(self.parts):
-            begin = int(self.ends[first]) - len(self.parts[first])
-            pieces.append(self.parts[first][start - begin : stop - begin])
-            start, first = int(self.ends[first]), first + 1
-        return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.empty(0, self.parts[0].dtype)])
+        first, last = np.searchsorted(self.ends, (start, stop - 1), side="right")
+        found = [
+            self.parts[at][max(0, start - self.begins[at]) : stop - self.begins[at]] for at in range(first, last + 1)
+        ]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 @dataclass(frozen=True)

@@ -160,31 +160,16 @@ def write_results(trials: Sequence[Trial], path: Path, *, command: str) -> None:
 
 
 def read_results(path: Path) -> list[Trial]:
-    """Read what `write_results` wrote, or the results of warmgap 0.1.
+    """Read what `write_results` wrote.
 
     Raises:
-        UserError: It is not there, or neither.
+        UserError: It is not there, or no such file.
     """
-    names = {field.name for field in dataclasses.fields(Trial)}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        settings = {(each["name"], each["setting"]): each for each in data.get("workloads", ())}
-        found = []
-        for row in data["runs"]:
-            if data["version"] == 1:
-                about = settings[row["workload"], row["setting"]]
-                row = {
-                    **{name: value for name, value in row.items() if name in names},
-                    "workload": " ".join(filter(None, (row["workload"], row["setting"]))),
-                    "status": "refused" if row["status"] == "failed" else row["status"],
-                    "loss": row["final_val_loss"],
-                    "rate": 1.0,
-                    "lr": about["lr"],
-                    "split": "" if row["setting"] else about["split"],
-                    "steps": about["steps"],
-                }
-            found.append(Trial(**row))
-        return found
+        if data["version"] != RESULTS_VERSION:
+            raise UserError(f"{path} was written by another version of warmgap: use that one, or train again.")
+        return [Trial(**row) for row in data["runs"]]
     except FileNotFoundError as error:
         raise UserError(f"There is no {path}: give the results.json of a bench.") from error
     except (ValueError, TypeError, KeyError) as error:

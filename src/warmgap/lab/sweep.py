@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from warmgap.lab.config import TrainConfig, from_plain
+from warmgap.lab.config import TrainConfig
 from warmgap.lab.engines import Engine, Job, Local
 from warmgap.lab.errors import UserError
 from warmgap.lab.interruption import Interruption
@@ -177,11 +177,6 @@ def report_outcome(runs: Sequence[Run], folder: Path, console: Console) -> int:
         _say(console, f"{left} of {len(runs)} runs are left: the same command goes on with them.")
         return INTERRUPTED
     return 1 if any(run.status == "failed" for run in runs) else 0
-
-
-def config_of(run: Run) -> TrainConfig:
-    """The settings of a run of the database."""
-    return from_plain(run.config)
 
 
 def _say(console: Console, sentence: str) -> None:
