@@ -53,6 +53,11 @@ class Event(NamedTuple):
         after: The factor after.
         reason: One of `REASONS`.
         role: The role that it concerns, `"hidden"`; None for all.
+
+    Example:
+        >>> schedule = Schedule(total_iters=100, rule="loss-ratio")
+        >>> print(schedule.first(schedule.init(), 7.0).events[0])
+        step 0, loss 7: first loss seen, factor from 0.01 to 0.5
     """
 
     step: int
@@ -89,6 +94,12 @@ class ScheduleState(NamedTuple):
         anchor: The step at which the present stretch of the decay begins.
         progress: Progress of the decay there.
         events: What happened, the latest last, at most `MOST_EVENTS`.
+
+    Example:
+        >>> schedule = Schedule(total_iters=100, rule="loss-ratio")
+        >>> state = schedule.step(schedule.first(schedule.init(), 7.0), 6.5)
+        >>> state.step, state.phase, round(state.factor, 3), state.base
+        (1, 'warmup', 0.538, 1.0)
     """
 
     step: int

@@ -58,6 +58,15 @@ class LossFilter:
     Raises:
         ValueError: If an attribute lies outside its range.
 
+    Example:
+        >>> loss_filter = LossFilter(averaging=0.0, window=5)
+        >>> state, clean = loss_filter.init(), []
+        >>> for loss in (3.0, 2.9, 100.0, 2.8):
+        ...     state = loss_filter.step(state, loss)
+        ...     clean.append(state.clean)
+        >>> clean
+        [3.0, 2.9, 3.0, 2.8]
+
     Source: F. R. Hampel, "The influence curve and its role in robust estimation", JASA 69 (1974).
     """
 

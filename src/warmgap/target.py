@@ -97,7 +97,7 @@ def estimate_target_loss(
 ) -> float:
     """Return an estimate of the loss that the run will reach, from what it has reached so far.
 
-    A positive loss is taken to fall as a power of the distance travelled, `initial_loss * (1 + distance)**-a`, any
+    A positive loss is taken to fall as a power of the cumulative factor, `initial_loss * (1 + distance)**-a`, any
     other one as its logarithm; either is followed from the start through the best loss so far to the end of the run.
     The result is held between `LOWEST_SHARE * initial_loss` (for a positive initial loss) and `MARGIN` under the best
     loss, so that the gap is never zero.
@@ -111,6 +111,10 @@ def estimate_target_loss(
 
     Returns:
         The target loss, below `best_loss`.
+
+    Example:
+        >>> round(estimate_target_loss(initial_loss=7.0, best_loss=4.0, distance=100.0, total_distance=1000.0), 2)
+        3.03
     """
     gain = initial_loss - best_loss
     slack = MARGIN * ops.maximum(gain, _LEAST_GAIN * abs(initial_loss))
