@@ -1,15 +1,20 @@
 """Random programs: whatever a loop does, the promises hold at every step, and bad input is a clear error.
 
-2,000 steps by themselves; more by hand: `WARMGAP_SOAK=100000 pytest tests/hosts/test_soak.py --timeout 0`.
+2,000 steps by themselves; more by hand: `WARMGAP_SOAK=100000 pytest tests/hosts/test_soak.py --timeout 0`. And a
+training that is killed at random moments: `python tests/hosts/kills_worker.py 500` kills 500 times.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+import json
 import math
 import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,3 +193,10 @@ def test_the_promises_hold_in_random_programs() -> None:
                 suppress_health_check=list(HealthCheck),
             ),
         )
+
+
+def test_promise_4_a_training_that_is_killed_at_random_moments_ends_with_the_same_bits() -> None:
+    worker = Path(__file__).with_name("kills_worker.py")
+    done = subprocess.run([sys.executable, str(worker), "8"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kills"] == 8
