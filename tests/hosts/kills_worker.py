@@ -112,6 +112,7 @@ def main(kills: int) -> dict[str, int]:
                 between += killed.with_suffix(".part").is_file()
             assert plain(whole) == plain(killed), f"{name} under {rule} differs after {done} kills"
             runs += 1
+            sys.stderr.write(f"{done} kills, {runs} runs with the bits of the same run without\n")
             if done >= kills:
                 return {"kills": done, "runs": runs, "between": between}
     raise AssertionError
