@@ -43,6 +43,12 @@ def configure_warmup(optimizer: Optimizer, total_iters: int, **settings: Any) ->
     Returns:
         `{"optimizer": ..., "lr_scheduler": {"scheduler": ..., "interval": "step"}}`. The trainer also needs a
         `WarmupCallback`.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(4))], lr=1e-3)
+        >>> configured = configure_warmup(optimizer, total_iters=1000)
+        >>> configured["lr_scheduler"]["interval"], configured["lr_scheduler"]["scheduler"].total_iters
+        ('step', 1000)
     """
     scheduler = AdaptiveWarmup(optimizer, total_iters, **settings)
     _configured.add(optimizer)
@@ -65,6 +71,12 @@ class WarmupCallback(Callback):
 
     Args:
         tokens: Number of tokens of a batch, the weight of its loss; None where all micro-batches have the same.
+
+    Example:
+        >>> callback = WarmupCallback(tokens=lambda batch: (batch["labels"] != -100).sum())
+        >>> trainer = Trainer(callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False)
+        >>> callback in trainer.callbacks
+        True
     """
 
     def __init__(self, tokens: Callable[[Any], float | Tensor] | None = None) -> None:

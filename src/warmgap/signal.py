@@ -59,12 +59,13 @@ class LossFilter:
         ValueError: If an attribute lies outside its range.
 
     Example:
-        >>> losses = LossFilter()
-        >>> state = losses.init()
-        >>> for loss in (5.0, 4.9, 5.0, 4.8, 40.0, 4.9):
-        ...     state = losses.step(state, loss)
-        >>> print(f"{state.clean:.2f}")
-        4.93
+        >>> loss_filter = LossFilter(averaging=0.0, window=5)
+        >>> state, clean = loss_filter.init(), []
+        >>> for loss in (3.0, 2.9, 100.0, 2.8):
+        ...     state = loss_filter.step(state, loss)
+        ...     clean.append(state.clean)
+        >>> clean
+        [3.0, 2.9, 3.0, 2.8]
 
     Source: F. R. Hampel, "The influence curve and its role in robust estimation", JASA 69 (1974).
     """

@@ -55,6 +55,12 @@ class WarmupTrainerMixin(_Base):  # type: ignore[misc] # transformers has no typ
 
     Raises:
         ValueError: If a scheduler is given as `optimizers[1]`.
+
+    Example:
+        >>> class Mine(WarmupTrainerMixin, Trainer):
+        ...     pass
+        >>> Mine.create_scheduler is WarmupTrainerMixin.create_scheduler
+        True
     """
 
     lr_scheduler: Any
@@ -143,7 +149,17 @@ class WarmupTrainerMixin(_Base):  # type: ignore[misc] # transformers has no typ
 
 
 class WarmgapTrainer(WarmupTrainerMixin, Trainer):  # type: ignore[misc]
-    """A Hugging Face `Trainer` with an `AdaptiveWarmup`; see `WarmupTrainerMixin`."""
+    """A Hugging Face `Trainer` with an `AdaptiveWarmup`; see `WarmupTrainerMixin`.
+
+    Example:
+        >>> from transformers import TrainingArguments
+        >>> trainer = WarmgapTrainer(
+        ...     nn.Linear(4, 1), TrainingArguments("run", use_cpu=True, report_to="none"), warmup={"decay": "linear"}
+        ... )
+        >>> trainer.create_optimizer_and_scheduler(num_training_steps=100)
+        >>> trainer.lr_scheduler.total_iters, trainer.lr_scheduler.schedule.decay
+        (100, 'linear')
+    """
 
 
 def split_factory(optimizer: Callable[..., Optimizer]) -> Callable[[], Callable[..., Optimizer]]:
@@ -154,6 +170,13 @@ def split_factory(optimizer: Callable[..., Optimizer]) -> Callable[[], Callable[
 
     Args:
         optimizer: A class of `warmgap.torch`.
+
+    Example:
+        >>> from warmgap.torch import Lion
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9))
+        >>> optimizer = split_factory(Lion)()(model, lr=1e-3)
+        >>> sorted({group["role"] for group in optimizer.param_groups})
+        ['embedding', 'head', 'hidden', 'other']
     """
 
     def build(model: nn.Module, **kwargs: Any) -> Optimizer:

@@ -219,4 +219,4 @@ for missing, modules in (first, second):
 
 def test_what_lies_in_a_part_is_said_to_lie_there() -> None:
     with pytest.raises(ImportError, match=r"AdaptiveWarmup is in warmgap\.torch: from warmgap\.torch import Ad"):
-        from warmgap import AdaptiveWarmup  # type: ignore[attr-defined]  # noqa: F401
+        from warmgap import AdaptiveWarmup  # noqa: F401

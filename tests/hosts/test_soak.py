@@ -1,14 +1,20 @@
 """Random programs: whatever a loop does, the promises hold at every step, and bad input is a clear error.
 
-2,000 steps by themselves; more by hand: `WARMGAP_SOAK=100000 pytest tests/hosts/test_soak.py --timeout 0`.
+2,000 steps by themselves; more by hand: `WARMGAP_SOAK=100000 pytest tests/hosts/test_soak.py --timeout 0`. And a
+training that is killed at random moments: `python tests/hosts/kills_worker.py 500` kills 500 times.
 """
 
 from __future__ import annotations
 
+import copy
 import io
+import json
 import math
 import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,12 +49,14 @@ LOSSES = st.one_of(
 class Run:
     """A model, its optimizer, its scheduler and a gradient scaler."""
 
-    def __init__(self, name: str, rule: str, total: int) -> None:
+    def __init__(self, name: str, rule: str, decay: str, cap: Any, total: int) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 7))
         self.optimizer = OPTIMIZERS[name](split_parameters(self.model), lr=PEAK)
         norm = "spectral" if rule == "gap" else "auto"
-        self.scheduler = AdaptiveWarmup(self.optimizer, total, rule=rule, norm=norm, target_loss="auto")
+        self.scheduler = AdaptiveWarmup(
+            self.optimizer, total, rule=rule, norm=norm, target_loss="auto", decay=decay, cap=cap
+        )
         self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
 
     def parts(self) -> list[Any]:
@@ -56,11 +64,18 @@ class Run:
 
 
 class Programs(RuleBasedStateMachine):
-    @initialize(name=st.sampled_from(list(OPTIMIZERS)), rule=st.sampled_from(RULES), total=st.integers(1, 60))
-    def start(self, name: str, rule: str, total: int) -> None:
-        self.made, self.asked = 0, (name, rule, total)
+    @initialize(
+        name=st.sampled_from(list(OPTIMIZERS)),
+        rule=st.sampled_from(RULES),
+        decay=st.sampled_from(["cosine", "wsd", "linear", "inverse-sqrt", "constant"]),
+        cap=st.sampled_from(["auto", None, 0.03]),
+        total=st.integers(1, 60),
+    )
+    def start(self, name: str, rule: str, decay: str, cap: Any, total: int) -> None:
+        self.made, self.asked = 0, (name, rule, decay, cap, total)
         self.run = Run(*self.asked)
         self.factors: list[float] = []
+        self.peak = PEAK
 
     @rule(losses=st.lists(LOSSES, min_size=1, max_size=3), overflow=st.booleans(), weight=st.sampled_from([1, 5, 0.5]))
     def step(self, losses: list[float | None], overflow: bool, weight: float) -> None:
@@ -107,8 +122,33 @@ class Programs(RuleBasedStateMachine):
             return
         factor = self.run.scheduler.factor
         self.run.scheduler.extend(self.run.scheduler.last_epoch + more)
-        self.asked = (*self.asked[:2], self.run.scheduler.total_iters)
+        self.asked = (*self.asked[:-1], self.run.scheduler.total_iters)
         assert self.run.scheduler.factor == pytest.approx(factor)
+
+    @rule(steps=st.integers(1, 20))
+    def decay_now(self, steps: int) -> None:
+        if self.asked[1] == "linear":
+            return
+        factor = self.run.scheduler.factor
+        self.run.scheduler.decay_now(steps)
+        self.asked = (*self.asked[:-1], self.run.scheduler.total_iters)
+        assert self.run.scheduler.factor == pytest.approx(factor)
+
+    @rule(factor=st.sampled_from([0.5, 2.0]), outside=st.booleans())
+    def scale(self, factor: float, outside: bool) -> None:
+        if outside and self.made >= self.run.scheduler.total_iters:
+            return
+        if outside:
+            for group in self.run.optimizer.param_groups:
+                group["lr"] *= factor  # a tensor is changed in place
+            self.run.scheduler.extend(self.run.scheduler.total_iters)  # takes note of it, as the next step would
+        else:
+            self.run.scheduler.scale_peak(factor)
+        self.peak *= factor
+
+    @rule()
+    def copied(self) -> None:
+        self.run = copy.deepcopy(self.run)
 
     @rule(bad=st.sampled_from(["two elements", "word", "weight", "total"]))
     def bad_input(self, bad: str) -> None:
@@ -129,7 +169,7 @@ class Programs(RuleBasedStateMachine):
         scheduler = self.run.scheduler
         assert 0.0 < scheduler.factor <= 1.0
         for group, rate in zip(self.run.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-            assert 0.0 < float(group["lr"]) <= PEAK * (1.0 + 1e-12)
+            assert 0.0 < float(group["lr"]) <= self.peak * (1.0 + 1e-9)
             assert float(group["lr"]) == float(rate)
         if len(self.factors) > 1:
             assert self.factors[-1] <= 2.0 * self.factors[-2] * (1.0 + 1e-12)
@@ -153,3 +193,10 @@ def test_the_promises_hold_in_random_programs() -> None:
                 suppress_health_check=list(HealthCheck),
             ),
         )
+
+
+def test_promise_4_a_training_that_is_killed_at_random_moments_ends_with_the_same_bits() -> None:
+    worker = Path(__file__).with_name("kills_worker.py")
+    done = subprocess.run([sys.executable, str(worker), "8"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kills"] == 8
