@@ -95,6 +95,10 @@ SUITES: dict[str, list[Workload]] = {
         Workload("adamw", 3e-3, "photos", layers=5, width=32, steps=300, batch=16, length=16, model="denoiser"),
         Workload("lion", 1e-3, "photos", layers=5, width=32, steps=300, batch=16, length=16, model="denoiser"),
     ],
+    "convnets": [
+        Workload("muon", 2e-2, "photos", layers=3, width=48, steps=300, batch=16, length=12, model="denoiser"),
+        Workload("signum", 1e-3, "photos", layers=7, width=24, steps=300, batch=16, length=12, model="denoiser"),
+    ],
     "long": [
         Workload("lion", 1e-3, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
         Workload("adamw", 3e-3, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),

@@ -346,7 +346,7 @@ def spectral_cap(
     The updates D_i of the hidden matrices are multiplied by min(1, rho / r), r the median over i of
     ||D_i||_2 / sqrt(outputs_i / inputs_i). Other updates are left alone where there is an embedding, and share the
     factor where there is none. See `warmgap.torch.SpectralCap`. A kernel has shape (..., inputs, outputs); one of more
-    than two dimensions counts as a matrix of shape (product of the others, outputs).
+    than two dimensions counts as a matrix of shape (product of the others, outputs), one of four as a convolution.
 
     Args:
         rho: The cap, above 0; `"auto"` takes `warmgap.rules.default_rho(total_iters)`.
@@ -376,7 +376,11 @@ def spectral_cap(
 
     def hidden(tree: Any) -> list[Array]:
         named = zip(jax.tree.leaves(tree), jax.tree.leaves(labels(tree)), strict=True)
-        return [x.reshape(-1, x.shape[-1]) for x, role in named if role == "hidden"]
+        return [x for x, role in named if role == "hidden"]
+
+    def size(x: Array) -> Array:
+        inputs = x.shape[2] if x.ndim == 4 else x.size // x.shape[-1]
+        return _spectral_norm(x.reshape(-1, x.shape[-1]), 4) * math.sqrt(inputs / x.shape[-1])
 
     def init(params: optax.Params) -> SpectralCapState:
         if not hidden(params):
@@ -392,8 +396,7 @@ def spectral_cap(
         del state, params
         names = labels(updates)
         held = {"hidden"} if "embedding" in jax.tree.leaves(names) else {"hidden", "head", "other"}
-        ratios = [_spectral_norm(x, 4) * math.sqrt(x.shape[0] / x.shape[1]) for x in hidden(updates)]
-        ratio = jax.lax.stop_gradient(jnp.median(jnp.stack(ratios)))
+        ratio = jax.lax.stop_gradient(jnp.median(jnp.stack([size(x) for x in hidden(updates)])))
         factor = jnp.where(ratio > bound, bound / jnp.where(ratio > bound, ratio, 1.0), 1.0)
         updates = jax.tree.map(lambda x, role: x * factor.astype(x.dtype) if role in held else x, updates, names)
         return updates, SpectralCapState(ratio, factor)

@@ -98,8 +98,8 @@ def _power(batch: Tensor, iterations: int) -> Tensor:
 class SpectralCap:
     """Hold the steps of the hidden matrices W_i under a cap: one factor `min(1, rho / r)` for all of them.
 
-    `r` is the median over i of `||D_i||_2 / sqrt(outputs_i / inputs_i)`, where D_i is what the step changes W_i by. All
-    hidden matrices share the factor, so their learning rates keep their ratios. Embedding, head, norms and biases are
+    `r` is the median over i of `||D_i||_2 / sqrt(outputs_i / inputs_i)`, where D_i is what the step changes W_i by; of a
+    convolution, a matrix of shape (outputs, inputs * taps), inputs and outputs are its channels. All hidden matrices share the factor, so their learning rates keep their ratios. Embedding, head, norms and biases are
     left alone, with two exceptions: in a model without an embedding (MLP, convnet) all of them share the factor, and
     norms and biases share it with optimizers that make one step of all weights (SGD, NormalizedSGD).
 
@@ -374,14 +374,16 @@ class _Member:
     Attributes:
         param: The parameter.
         group: Its group.
-        scales: sqrt(outputs / inputs) of each of its matrices, on its device.
+        scales: sqrt(outputs / inputs) of each of its matrices (of a convolution, its channels), on its device.
         ratios: ||direction||_2 over the scale, of each matrix when last measured; NaN before.
     """
 
     def __init__(self, param: Tensor, group: dict[str, Any]) -> None:
         self.param, self.group = param, group
         shapes = [matrix.shape for matrix in self.sample(torch.empty(param.shape, device="meta"))]
-        self.scales = torch.tensor([math.sqrt(rows / columns) for rows, columns in shapes], device=local(param).device)
+        taps = math.prod(param.shape[2:]) if group.get("kind") == "conv" else 1
+        scales = [math.sqrt(taps * rows / columns) for rows, columns in shapes]
+        self.scales = torch.tensor(scales, device=local(param).device)
         self.ratios = torch.full_like(self.scales, math.nan)
 
     def sample(self, x: Tensor) -> list[Tensor]:
