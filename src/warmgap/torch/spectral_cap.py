@@ -98,10 +98,11 @@ def _power(batch: Tensor, iterations: int) -> Tensor:
 class SpectralCap:
     """Hold the steps of the hidden matrices W_i under a cap: one factor `min(1, rho / r)` for all of them.
 
-    `r` is the median over i of `||D_i||_2 / sqrt(outputs_i / inputs_i)`, where D_i is what the step changes W_i by; of a
-    convolution, a matrix of shape (outputs, inputs * taps), inputs and outputs are its channels. All hidden matrices share the factor, so their learning rates keep their ratios. Embedding, head, norms and biases are
-    left alone, with two exceptions: in a model without an embedding (MLP, convnet) all of them share the factor, and
-    norms and biases share it with optimizers that make one step of all weights (SGD, NormalizedSGD).
+    `r` is the median over i of `||D_i||_2 / sqrt(outputs_i / inputs_i)`, where D_i is what the step changes W_i by.
+    Inputs and outputs of a convolution, a matrix of shape (outputs, inputs * taps), are its channels. All hidden
+    matrices share the factor, so their learning rates keep their ratios. Embedding, head, norms and biases are left
+    alone, with two exceptions: in a model without an embedding (MLP, convnet) all of them share the factor, and norms
+    and biases share it with optimizers that make one step of all weights (SGD, NormalizedSGD).
 
     Works around any `torch.optim.Optimizer`. With the optimizers of `warmgap.torch` the directions are measured before
     each step is made, so that the cap is exact for that step (on CUDA it acts one step late, since the host does not
