@@ -45,12 +45,12 @@ NAMES = {"minimum": "maximum", "maximum": "minimum", "min": "max", "max": "min"}
 def changes(node: Any) -> Iterator[tuple[str, Any]]:
     """Yield the fields of a node to change, and what to."""
     match node:
-        case ast.Constant(value=bool()):
-            yield "value", not node.value
-        case ast.Constant(value=int()):
-            yield "value", node.value + 1
-        case ast.Constant(value=float()):
-            yield "value", 1.3 * node.value or 0.1
+        case ast.Constant(value=bool(value)):
+            yield "value", not value
+        case ast.Constant(value=int(value)):
+            yield "value", value + 1
+        case ast.Constant(value=float(value)):
+            yield "value", 1.3 * value or 0.1
         case ast.BinOp() | ast.BoolOp():
             yield from (("op", new()) for new in OPERATORS.get(type(node.op), []))
         case ast.Compare(ops=[operator]):
@@ -79,7 +79,8 @@ def mutations(file: str) -> Iterator[tuple[str, str, str]]:
     source = (SOURCE / f"warmgap/{file}.py").read_text()
     tree = ast.parse(source)
     skipped = {id(node) for node in left_alone(tree)}
-    for node in [node for node in ast.walk(tree) if id(node) not in skipped]:
+    nodes: list[Any] = [node for node in ast.walk(tree) if id(node) not in skipped]
+    for node in nodes:
         for field, new in list(changes(node)):
             line = source.splitlines()[node.lineno - 1].strip()
             old = getattr(node, field)

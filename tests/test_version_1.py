@@ -85,3 +85,14 @@ def test_what_does_not_fit_is_refused() -> None:
         del broken[key]
         with pytest.raises(ValueError, match="this state of version 1 is damaged or was edited"):
             Schedule(TOTAL, RULES["gap"]).from_dict(broken)
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_a_line_by_name_is_read_where_it_has_the_same_length(index: int) -> None:
+    data = SAVED["linear"]["states"][index]
+    state = Schedule(TOTAL, LinearRule(17)).from_dict(data)
+    share = Schedule(TOTAL, LinearRule(0.11)).from_dict(data)
+    assert int(0.11 * TOTAL) == 17
+    assert share == state
+    with pytest.raises(ValueError, match="other settings"):
+        Schedule(TOTAL, LinearRule(0.2)).from_dict(data)
