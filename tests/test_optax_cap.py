@@ -55,6 +55,13 @@ def test_without_an_embedding_everything_shares_the_factor() -> None:
     assert all(jnp.allclose(x, state.factor) for x in jax.tree.leaves(held))
 
 
+def test_a_convolution_is_measured_by_its_channels() -> None:
+    updates = {"Conv_0": {"kernel": jnp.ones((3, 3, 4, 16))}}  # of rank one, norm 24
+    cap = spectral_cap(0.05)
+    _, state = cap.update(updates, cap.init(updates))
+    assert float(state.ratio) == pytest.approx(24 / (16 / 4) ** 0.5)
+
+
 def test_small_updates_pass_bit_for_bit_and_zero_ones_make_no_nan() -> None:
     start = params()
     cap = spectral_cap(0.1)

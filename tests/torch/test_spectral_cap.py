@@ -124,6 +124,19 @@ def test_in_a_model_without_an_embedding_everything_shares_the_factor() -> None:
         assert float((p.detach() - old).abs().max()) == pytest.approx(0.3 * cap.factor, rel=1e-4)
 
 
+def test_a_convolution_is_measured_by_its_channels() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1))
+    optimizer = Lion(list(split_parameters(model)), lr=0.3)
+    SpectralCap(optimizer, rho=0.02)
+    model(torch.randn(4, 3, 6, 6)).square().mean().backward()
+    before = [p.detach().clone() for p in model.parameters() if p.ndim == 4]
+    optimizer.step()
+    steps = [p.detach() - old for p, old in zip((p for p in model.parameters() if p.ndim == 4), before, strict=True)]
+    sizes = [norm(d.flatten(1)) / math.sqrt(d.shape[0] / d.shape[1]) for d in steps]
+    assert sum(sizes) / 2 == pytest.approx(0.02, rel=0.15)
+
+
 @pytest.mark.parametrize(("name", "shared"), [("normalized-sgd", True), ("sgd", True), ("lion", False)])
 def test_norms_and_biases_share_the_factor_where_the_step_is_one_vector(name: str, shared: bool) -> None:
     moves, factors = [], []
