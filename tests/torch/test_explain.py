@@ -46,8 +46,8 @@ LATE = [5.0 * 0.99**t for t in range(600)]
     [
         (FALLING, {"lr": 1e-5}, "unknown", "No step came near the spectral cap"),
         (FALLING, {"lr": 0.1}, "unknown", "held the steps of the hidden matrices to 0.08"),
-        (FALLING, {"lr": 0.02}, "unknown", "Whether a higher one would do better"),
-        (FALLING, {"lr": 0.05}, "fine", "and the loss gave no cause to halve the rate"),
+        (FALLING, {"lr": 0.01}, "unknown", "Whether a higher one would do better"),
+        (FALLING, {"lr": 0.02}, "fine", "and the loss gave no cause to halve the rate"),
         (FALLING, {"cap": None}, "unknown", "There is no sign that it is too high. Whether a higher one would do"),
         (FALLING[:20], {}, "unknown", "There is no verdict before 50 steps at the peak"),
         ([*FALLING[:40], *[9.0] * 110], {}, "unknown", "halved the rate once, at step 4"),
