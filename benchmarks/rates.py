@@ -277,7 +277,7 @@ def tokens(corpus: str, vocabulary: int) -> tuple[NDArray[Any], NDArray[Any]]:
 
     if (corpus, vocabulary) not in _TOKENS:
         loaded = load_tokens(corpus, vocabulary)
-        _TOKENS[corpus, vocabulary] = (loaded.train[:], loaded.validation[:])
+        _TOKENS[corpus, vocabulary] = (np.concatenate(loaded.train.parts), np.concatenate(loaded.validation.parts))
     return _TOKENS[corpus, vocabulary]
 
 
