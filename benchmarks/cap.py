@@ -15,7 +15,6 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +85,9 @@ def cut(matrices: list[Tensor], before: list[Tensor], starts: list[float], limit
     if variant.against == "shape":
         references = [math.sqrt(matrix.shape[0] / matrix.shape[1]) for matrix in matrices]
     ratios = np.array([size(s, variant.norm) / r for s, r in zip(steps, references, strict=True)])
-    pool: Callable[[Any], Any] = {"median": np.median, "mean": np.mean, "largest": np.max, "each": np.asarray}[
-        variant.pooled
-    ]
-    factors = np.broadcast_to(np.minimum(1.0, limit / np.maximum(pool(ratios), 1e-30)), len(steps))
+    pools: dict[str, Any] = {"median": np.median, "mean": np.mean, "largest": np.max, "each": np.asarray}
+    pooled = np.maximum(pools[variant.pooled](ratios), 1e-30)
+    factors = np.broadcast_to(np.minimum(1.0, limit / pooled), len(steps))
     for matrix, old, step, factor, reference in zip(matrices, before, steps, factors, references, strict=True):
         if variant.clip:
             u, s, vh = torch.linalg.svd(step, full_matrices=False)

@@ -198,18 +198,18 @@ def network(workload: Workload, seed: int) -> nn.Module:
     if workload.model == "autoencoder":
         pixels = 3 * workload.length**2
         ends = [(pixels, width), (width, width // 8), (width // 8, width), (width, pixels)]
-        parts = [part for end in ends for part in (nn.Linear(*end), nn.GELU())]
-        return nn.Sequential(nn.Flatten(), *parts[:-1], nn.Unflatten(1, (3, workload.length, workload.length)))
+        linear = [part for end in ends for part in (nn.Linear(*end), nn.GELU())]
+        return nn.Sequential(nn.Flatten(), *linear[:-1], nn.Unflatten(1, (3, workload.length, workload.length)))
     if workload.model == "denoiser":
-        channels = [3, *[width] * (layers - 1), 3]
-        ends = list(itertools.pairwise(channels))
-        parts = [part for end in ends for part in (nn.Conv2d(*end, 3, padding=1), nn.ReLU())]
-        return nn.Sequential(*parts[:-1])
+        ends = list(itertools.pairwise([3, *[width] * (layers - 1), 3]))
+        convolutions = [part for end in ends for part in (nn.Conv2d(*end, 3, padding=1), nn.ReLU())]
+        return nn.Sequential(*convolutions[:-1])
     common = {"bos_token_id": None, "eos_token_id": None, "use_cache": False, "vocab_size": workload.vocabulary}
     if workload.model == "gpt2":
         free = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         sizes = {"n_positions": workload.length, "n_embd": width, "n_layer": layers, "n_head": width // 16}
-        return GPT2LMHeadModel(GPT2Config(**common, **sizes, **free))
+        gpt2: nn.Module = GPT2LMHeadModel(GPT2Config(**common, **sizes, **free))
+        return gpt2
     config = LlamaConfig(
         **common,
         hidden_size=width,
@@ -259,7 +259,8 @@ def photo_losses(workload: Workload) -> Losses:
 
     def error(model: nn.Module, clean: torch.Tensor, order: np.random.Generator) -> torch.Tensor:
         noisy = clean + noise * torch.from_numpy(order.standard_normal(clean.shape).astype(np.float32))
-        return (model(noisy) - clean).square().mean()
+        squared: torch.Tensor = (model(noisy) - clean).square()
+        return squared.mean()
 
     def validation_loss(model: nn.Module) -> float:
         order = np.random.default_rng(0)

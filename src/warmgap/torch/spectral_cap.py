@@ -92,7 +92,8 @@ def _power(batch: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
         u = batch @ (v / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min(_TINY))
         v = batch.mT @ (u / torch.linalg.vector_norm(u, dim=1, keepdim=True).clamp_min(_TINY))
-    return torch.linalg.vector_norm(v, dim=(1, 2))
+    norms: Tensor = torch.linalg.vector_norm(v, dim=(1, 2))
+    return norms
 
 
 class SpectralCap:
