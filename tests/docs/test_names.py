@@ -118,7 +118,7 @@ def test_a_users_code_type_checks(tmp_path: Path, code: str, wrong: bool) -> Non
 
 
 def test_a_wrong_import_says_what_to_write() -> None:
-    with pytest.raises(AttributeError, match=r"from warmgap\.torch import AdaptiveWarmup"):
+    with pytest.raises(ImportError, match=r"from warmgap\.torch import AdaptiveWarmup"):
         warmgap.AdaptiveWarmup  # noqa: B018
     code = "import sys; sys.modules['torch'] = None\nimport warmgap.torch"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -7,7 +7,6 @@ loss that is not a number and a step that the gradient scaler skips.
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import math
@@ -84,11 +83,17 @@ def wait(child: int, checkpoint: Path, saves: int) -> None:
         time.sleep(0.0005)
 
 
-def plain(checkpoint: Path) -> bytes:
-    """What a finished run's checkpoint holds, as bytes that are equal where all numbers are."""
-    buffer = io.BytesIO()
-    torch.save(torch.load(checkpoint, weights_only=True), buffer)
-    return buffer.getvalue()
+def plain(checkpoint: Path) -> str:
+    """What a finished run's checkpoint holds, as text that is equal where all bits are."""
+
+    def bits(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return str(x.dtype), tuple(x.shape), x.numpy().tobytes()
+        if isinstance(x, dict):
+            return [(key, bits(value)) for key, value in x.items()]
+        return [bits(value) for value in x] if isinstance(x, list | tuple) else x
+
+    return repr(bits(torch.load(checkpoint, weights_only=True)))
 
 
 def main(kills: int) -> dict[str, int]:

@@ -229,8 +229,9 @@ def test_a_rate_in_a_tensor_is_scaled_in_place_and_comes_back() -> None:
     model = network()
     rate = torch.tensor(0.3)
     optimizer = torch.optim.AdamW(list(split_parameters(model)), lr=rate, foreach=False)
-    tensors = [group["lr"] for group in optimizer.param_groups]
     cap = SpectralCap(optimizer, rho=0.02)
+    tensors = [group["lr"] for group in optimizer.param_groups]
+    assert len(set(map(id, tensors))) == len(tensors)  # no longer one for all
     for index in range(2):
         backward(model, index)
         optimizer.step()

@@ -18,7 +18,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
+try:
+    import tyro
+except ModuleNotFoundError:
+    raise SystemExit("The command needs more packages: pip install 'warmgap[lab]'.") from None
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -485,7 +488,7 @@ class Replay:
                 raise UserError(f"A replay shows rules, and {clocks[0]} is a schedule by step count: leave it out.")
             shown = replay(losses, [method.rule_name for method in rules.values()], self.total_iters, decay=self.decay)
         except (ValueError, FileNotFoundError) as error:
-            raise UserError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
+            raise UserError(f"{error}.") from error
         for name, found in shown.items():
             length = "no warm-up ended" if found.warmup_iters is None else f"warm-up of {found.warmup_iters} steps"
             _out(f"{name}: {length}")

@@ -117,7 +117,7 @@ def judged(scheduler: AdaptiveWarmup) -> tuple[Verdict, str]:
             f"The guard halved the rate once, at step {alarms[0].step}: the peak or harder data; once can't tell."
         )
     if steps < _FEW:
-        return "unknown", f"There is no verdict before {_FEW} steps at the peak."
+        return "unknown", f"There is no verdict before {_FEW} steps at the peak; this run had {steps}."
     if scheduler.cap is None:
         return "unknown", f"There is no sign that it is too high. {_NO_SIGN}"
     if history.room >= 1.0:

@@ -27,7 +27,7 @@ from warmgap.torch.group_schedules import RoleRow, RoleTable, find_roles, peak_o
 from warmgap.torch.joining import check_joined, shadow_of
 from warmgap.torch.loss_mean import Exchanged, LossMean, PendingLoss
 from warmgap.torch.recognition import optimizer_kappa
-from warmgap.torch.spectral_cap import SpectralCap
+from warmgap.torch.spectral_cap import SpectralCap, separate_rates
 from warmgap.torch.steps import StepCount, watch
 
 STATE_VERSION = 2
@@ -144,6 +144,7 @@ class AdaptiveWarmup(LRScheduler):
         self.schedule = Schedule(total_iters, rule, decay)
         self._asked = dict(groups or {})
         has_roles = find_roles(optimizer, model, roles)
+        separate_rates(optimizer)
         self._plans = plan_groups(optimizer, self.schedule, self._asked)
         self._loss = LossMean(process_group)
         self.cap = _cap_of(cap, optimizer, total_iters, rule)
@@ -613,12 +614,13 @@ class AdaptiveWarmup(LRScheduler):
         if self._made is not None and factor > 0.0:
             most = min(most, 2.0 * self._made / factor)
         self._cap_factor = most
+        role = None if self.cap.scope == "all weights" else "hidden"
         if most < _CAPPED and not self._capping:
             self._capping = True
-            self._note("step too large: held by the spectral cap", factor, factor * most, "hidden")
+            self._note("step too large: held by the spectral cap", factor, factor * most, role)
         elif self._capping and most == 1.0 and room > _RELEASED:
             self._capping = False
-            self._note("released by the spectral cap", factor, factor, "hidden")
+            self._note("released by the spectral cap", factor, factor, role)
 
     # Steps
 
@@ -670,6 +672,7 @@ class AdaptiveWarmup(LRScheduler):
                 f"the optimizer has {len(groups)} parameter groups, and had {len(self.base_lrs)} when this scheduler "
                 "was made: make a new scheduler for it"
             )
+        separate_rates(self.optimizer)
         self._plans = plan_groups(self.optimizer, self.schedule, self._asked)
         self._capped = self._find_capped()
         for index in range(len(self.base_lrs), len(groups)):
@@ -820,8 +823,11 @@ def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -
     groups = optimizer.param_groups
     if not any(p.ndim >= 2 for group in groups for p in group["params"]):
         return None  # no matrix to hold
-    known = any(group.get("role") == "hidden" for group in groups)
-    return SpectralCap(optimizer, rho=cap, total_iters=total_iters, roles="auto" if known else None, apply=False)
+    roles = {group.get("role") for group in groups}
+    if "hidden" not in roles and roles != {None}:
+        return None  # a head alone, say
+    held: Any = "auto" if "hidden" in roles else None
+    return SpectralCap(optimizer, rho=cap, total_iters=total_iters, roles=held, apply=False)
 
 
 def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:

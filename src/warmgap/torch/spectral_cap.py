@@ -170,6 +170,7 @@ class SpectralCap:
                 "give it split_parameters(model), or roles=None to hold every matrix"
             )
         if apply:
+            separate_rates(optimizer)
             optimizer.register_step_pre_hook(lambda _, args, kwargs: self._hold(args, kwargs))
             optimizer.register_step_post_hook(lambda *_: self._release())
 
@@ -392,6 +393,16 @@ class _Member:
         """The matrices of the parameter, or of what belongs to it; of a large stack of experts, eight of them."""
         matrices = [as_matrix(matrix) for matrix in matrices_of(whole(x, self.param), self.group)]
         return matrices[:: max(1, len(matrices) // _EXPERTS)]
+
+
+def separate_rates(optimizer: Optimizer) -> None:
+    """Give each group a tensor of its own where groups share one as their rate, as torch makes it of `lr=tensor`."""
+    seen: set[int] = set()
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            if id(group["lr"]) in seen:
+                group["lr"] = group["lr"].clone()
+            seen.add(id(group["lr"]))
 
 
 def whole(x: Tensor, p: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from warmgap._checks import check_finite
 from warmgap.torch.compression._state import local
 from warmgap.torch.norms import Norm
+from warmgap.torch.optimizers._base import descend_
 from warmgap.torch.orthogonalize import TINY
 
 __all__ = ["NormalizedGD"]
@@ -83,12 +84,7 @@ class NormalizedGD(Optimizer):
             x, lr = local(p), group["lr"]
             if isinstance(lr, Tensor) and lr.device.type == "cpu":
                 lr = float(lr)
-            if group["weight_decay"]:
-                x.mul_(1 - lr * group["weight_decay"])
-            if isinstance(lr, Tensor):
-                x.sub_(direction.mul_(lr))
-            else:
-                x.add_(direction, alpha=-lr)
+            descend_([x], [direction], lr, group["weight_decay"], by_passes=x.device.type == "cpu")
         return loss
 
     @torch.no_grad()
