@@ -364,13 +364,13 @@ def table(path: Path) -> None:
 
 
 def plot(path: Path, picture: Path) -> None:
-    """Draw final loss against peak rate, a panel a workload."""
+    """Draw final loss against peak rate, a panel a workload that has three rates or more."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    found = losses(path)
+    found = {name: by for name, by in losses(path).items() if len(by["auto"]) > 2}
     columns = min(4, len(found))
     rows = -(-len(found) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.7 * rows), squeeze=False)
@@ -390,6 +390,8 @@ def plot(path: Path, picture: Path) -> None:
         axis.minorticks_off()
         axis.set_title(workload, fontsize=7)
         axis.tick_params(labelsize=7)
+    for axis in axes.flat[len(found) :]:
+        axis.set_visible(False)
     axes[0, 0].set_ylabel("final validation loss")
     axes[-1, 0].set_xlabel("peak learning rate")
     handles, labels = axes[0, 0].get_legend_handles_labels()
