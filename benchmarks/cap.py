@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rates import OPTIMIZERS, SUITES, Clock, Workload, load, mean_loss, network, tokens
+from rates import OPTIMIZERS, SUITES, Clock, Workload, load, network, text_losses
 from warmgap.torch import split_parameters
 
 
@@ -81,9 +81,10 @@ def size(matrix: Tensor, norm: str) -> float:
 def cut(matrices: list[Tensor], before: list[Tensor], starts: list[float], limit: float, variant: Variant) -> float:
     """Cut the steps just made, in place; return the factor of the first matrix."""
     steps = [matrix - old for matrix, old in zip(matrices, before, strict=True)]
-    references = starts if variant.against == "at start" else [size(old, variant.norm) for old in before]
     if variant.against == "shape":
         references = [math.sqrt(matrix.shape[0] / matrix.shape[1]) for matrix in matrices]
+    else:
+        references = starts if variant.against == "at start" else [size(old, variant.norm) for old in before]
     ratios = np.array([size(s, variant.norm) / r for s, r in zip(steps, references, strict=True)])
     pools: dict[str, Any] = {"median": np.median, "mean": np.mean, "largest": np.max, "each": np.asarray}
     pooled = np.maximum(pools[variant.pooled](ratios), 1e-30)
@@ -99,7 +100,7 @@ def cut(matrices: list[Tensor], before: list[Tensor], starts: list[float], limit
 
 def final_loss(workload: Workload, multiple: float, variant: Variant, seed: int) -> dict[str, Any]:
     """Train once; return the validation loss and the factors."""
-    train, validation = tokens(workload.corpus, workload.vocabulary)
+    batch_loss, validation_loss = text_losses(workload)
     model = network(workload, seed)
     rate, clock = workload.rate * multiple, Clock(hold=0.4)
     optimizer = OPTIMIZERS[workload.optimizer](list(split_parameters(model)), lr=rate, weight_decay=0.1)
@@ -108,8 +109,7 @@ def final_loss(workload: Workload, multiple: float, variant: Variant, seed: int)
     order = np.random.default_rng(seed)
     factors: list[float] = []
     for step in range(workload.steps):
-        where = order.integers(len(train) - workload.length - 1, size=workload.batch)
-        loss = mean_loss(model, train, where, workload.length)
+        loss = batch_loss(model, order)
         if not math.isfinite(loss.item()):
             return {"loss": math.inf, "factors": factors}
         loss.backward()
@@ -125,11 +125,9 @@ def final_loss(workload: Workload, multiple: float, variant: Variant, seed: int)
             factors.append(round(cut(matrices, before, starts, limit, variant), 4))
         optimizer.zero_grad()
     model.eval()
-    where = np.arange(0, len(validation) - workload.length - 1, workload.length)[:1024]
-    where = where[: len(where) // 16 * 16]
     with torch.no_grad():
-        losses = [mean_loss(model, validation, part, workload.length).item() for part in np.split(where, 16)]
-    return {"loss": float(np.mean(losses)), "factors": factors[:: max(1, len(factors) // 10)]}
+        loss_at_the_end = validation_loss(model)
+    return {"loss": loss_at_the_end, "factors": factors[:: max(1, len(factors) // 10)]}
 
 
 def table(path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rates import Workload, mean_loss, network, tokens
+from rates import Workload, network, text_losses
 from warmgap.torch import Lion, SpectralCap, split_parameters
 
 WORK = Workload("lion", 1e-2)
@@ -25,7 +25,7 @@ WORK = Workload("lion", 1e-2)
 
 def course(rho: float | Literal["auto"] | None, seed: int = 0) -> dict[str, Any]:
     """Train at a constant rate; medians over the hidden matrices at every fifth step."""
-    train, _ = tokens(WORK.corpus, WORK.vocabulary)
+    batch_loss, _ = text_losses(WORK)
     model = network(WORK, seed)
     optimizer = Lion(list(split_parameters(model)), lr=WORK.rate, weight_decay=0.1)
     cap = None if rho is None else SpectralCap(optimizer, rho, total_iters=WORK.steps)
@@ -34,8 +34,7 @@ def course(rho: float | Literal["auto"] | None, seed: int = 0) -> dict[str, Any]
     order = np.random.default_rng(seed)
     rows: dict[str, list[float]] = {"step": [], "loss": [], "size": [], "rank": [], "growth": [], "factor": []}
     for step in range(WORK.steps):
-        starts = order.integers(len(train) - WORK.length - 1, size=WORK.batch)
-        loss = mean_loss(model, train, starts, WORK.length)
+        loss = batch_loss(model, order)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         before = [p.detach().clone() for p in hidden]

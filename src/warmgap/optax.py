@@ -374,8 +374,8 @@ def spectral_cap(
     def labels(tree: Any) -> Any:
         return roles_of(tree) if roles is None else roles(tree) if callable(roles) else roles
 
-    def hidden(tree: Any) -> list[Array]:
-        named = zip(jax.tree.leaves(tree), jax.tree.leaves(labels(tree)), strict=True)
+    def hidden(tree: Any, names: Any) -> list[Array]:
+        named = zip(jax.tree.leaves(tree), jax.tree.leaves(names), strict=True)
         return [x for x, role in named if role == "hidden"]
 
     def size(x: Array) -> Array:
@@ -383,7 +383,7 @@ def spectral_cap(
         return _spectral_norm(x.reshape(-1, x.shape[-1]), 4) * math.sqrt(inputs / x.shape[-1])
 
     def init(params: optax.Params) -> SpectralCapState:
-        if not hidden(params):
+        if not hidden(params, labels(params)):
             raise ValueError(
                 "spectral_cap found no hidden matrix: give roles=, a pytree of 'hidden', 'embedding', 'head' and "
                 "'other' with the structure of the parameters"
@@ -396,7 +396,7 @@ def spectral_cap(
         del state, params
         names = labels(updates)
         held = {"hidden"} if "embedding" in jax.tree.leaves(names) else {"hidden", "head", "other"}
-        ratio = jax.lax.stop_gradient(jnp.median(jnp.stack([size(x) for x in hidden(updates)])))
+        ratio = jax.lax.stop_gradient(jnp.median(jnp.stack([size(x) for x in hidden(updates, names)])))
         factor = jnp.where(ratio > bound, bound / jnp.where(ratio > bound, ratio, 1.0), 1.0)
         updates = jax.tree.map(lambda x, role: x * factor.astype(x.dtype) if role in held else x, updates, names)
         return updates, SpectralCapState(ratio, factor)

@@ -614,13 +614,14 @@ class AdaptiveWarmup(LRScheduler):
         if self._made is not None and factor > 0.0:
             most = min(most, 2.0 * self._made / factor)
         self._cap_factor = most
-        role = None if self.cap.scope == "all weights" else "hidden"
         if most < _CAPPED and not self._capping:
-            self._capping = True
-            self._note("step too large: held by the spectral cap", factor, factor * most, role)
+            reason, after = "step too large: held by the spectral cap", factor * most
         elif self._capping and most == 1.0 and room > _RELEASED:
-            self._capping = False
-            self._note("released by the spectral cap", factor, factor, role)
+            reason, after = "released by the spectral cap", factor
+        else:
+            return
+        self._capping = not self._capping
+        self._note(reason, factor, after, None if self.cap.scope == "all weights" else "hidden")
 
     # Steps
 

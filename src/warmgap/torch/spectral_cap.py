@@ -270,7 +270,8 @@ class SpectralCap:
         """
         if not isinstance(state_dict, dict) or state_dict.get("version") != STATE_VERSION:
             raise ValueError(f"this is not the state of a SpectralCap of version {STATE_VERSION}: {state_dict!r:.80}")
-        members, ratios = self._find(), state_dict["ratios"]
+        members = [_Member(p, group) for p, group in self._matrices()]
+        ratios = state_dict["ratios"]
         if ratios and [len(ratio) for ratio in ratios] != [len(member.scales) for member in members]:
             raise ValueError(
                 f"this state belongs to a model with {len(ratios)} measured parameters, and this one has "
@@ -300,15 +301,16 @@ class SpectralCap:
 
     # ----------------------------------------------------------------------------------------------------- measurements
 
-    def _find(self) -> list[_Member]:
-        return [_Member(p, group) for group in self._measured for p in group["params"] if p.ndim >= 2 and p.numel()]
+    def _matrices(self) -> list[tuple[Tensor, dict[str, Any]]]:
+        """The parameters that are measured, each with its group."""
+        return [(p, group) for group in self._measured for p in group["params"] if p.ndim >= 2 and p.numel()]
 
     def _take_in(self) -> None:
         """Take in what is new among the parameters."""
-        if len(self._members) == sum(p.ndim >= 2 and p.numel() > 0 for g in self._measured for p in g["params"]):
-            return
-        known = {id(member.param): member for member in self._members}
-        self._members = [known.get(id(member.param), member) for member in self._find()]
+        matrices = self._matrices()
+        if len(self._members) != len(matrices):
+            known = {id(member.param): member for member in self._members}
+            self._members = [known.get(id(p)) or _Member(p, group) for p, group in matrices]
 
     def _due(self) -> list[_Member]:
         """The parameters whose turn it is: all of a small model."""

@@ -48,11 +48,12 @@ def watch(optimizer: Optimizer, watcher: Watcher) -> None:
     def seen(stepping: Optimizer) -> Watcher | None:
         """Return the watcher, if it is to be called; None for the later parts of a step."""
         groups = stepping.param_groups
-        known = {id(group): index for index, group in enumerate(whole[0])}
-        if groups is whole[0] or len(groups) >= len(known) or not all(id(group) in known for group in groups):
-            whole[0] = groups
-        elif known[id(groups[0])] > 0:
-            return None
+        if groups is not whole[0]:
+            known = {id(group): index for index, group in enumerate(whole[0])}
+            if len(groups) >= len(known) or not all(id(group) in known for group in groups):
+                whole[0] = groups
+            elif known[id(groups[0])] > 0:
+                return None
         return owner()
 
     @contextlib.contextmanager
