@@ -186,7 +186,8 @@ def final_loss(workload: Workload, rate: float, method: str, seed: int) -> dict[
     model.eval()
     with torch.no_grad():
         loss_at_the_end = validation_loss(model)
-    return {"loss": loss_at_the_end, "factors": factors[:: max(1, len(factors) // 20)]}
+    verdict = {} if scheduler is None else {"verdict": scheduler.verdict}
+    return {"loss": loss_at_the_end, "factors": factors[:: max(1, len(factors) // 20)], **verdict}
 
 
 def network(workload: Workload, seed: int) -> nn.Module:
