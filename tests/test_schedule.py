@@ -42,7 +42,7 @@ ANY: Any = lambda value: value  # noqa: E731 - lets a test pass what types forbi
 finite = st.floats(-3.0, 20.0)
 trouble = st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -1e30, None])
 any_losses = st.lists(st.one_of(finite, trouble), min_size=TOTAL, max_size=TOTAL)
-no_warning = pytest.mark.filterwarnings("ignore:the loss goes on rising:UserWarning")
+no_warning = pytest.mark.filterwarnings("ignore:the loss (goes on|has) ris:UserWarning")
 
 Losses = list[float | None]
 
@@ -516,3 +516,13 @@ def test_a_target_above_the_first_loss_is_refused() -> None:
         ValueError, match=r"target_loss must lie below the losses.*target_loss=4.0 and a first loss of 3.0"
     ):
         schedule.step(schedule.init(), 3.0)
+
+
+def test_a_loss_that_swings_by_itself_is_named() -> None:
+    schedule = Schedule(1000)
+    state = schedule.first(schedule.init(), 2.0)
+    with pytest.warns(UserWarning, match="risen 4 times and come down again") as record:
+        for step in range(1000):
+            state = schedule.step(state, 2.0 + math.sin(2.0 * math.pi * step / 300.0) + 0.1 * math.sin(7.0 * step))
+    assert len(record) == 1
+    assert record[0].filename == __file__

@@ -1,11 +1,23 @@
-"""Argument checks shared by the package: one sentence each that says what was wrong, what came, and what to do."""
+"""Argument checks and warnings shared by the package: what was wrong, what came, and what to do."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
+
+_PACKAGES = ("warmgap", "torch", "contextlib")
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's code that led here: the first outside this package and torch's wrappers."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _PACKAGES:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def not_installed(error: ModuleNotFoundError, module: str, extra: str, *packages: str) -> ModuleNotFoundError:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from warmgap._checks import not_installed as _not_installed
+from warmgap._checks import warn
 
 try:
     import torch
@@ -156,12 +156,10 @@ class WarmupCallback(Callback):
                 pl_module.log("gap", scheduler.gap)
             if scheduler._steps.made >= _NEVER_CALLED and not self._warned:
                 self._warned = True
-                warnings.warn(
+                warn(
                     f"{type(scheduler.optimizer).__name__} made {scheduler._steps.made} steps and its AdaptiveWarmup "
                     "none: under manual optimization Lightning steps no scheduler; call scheduler.step() after "
-                    "optimizer.step(), on each of self.lr_schedulers()",
-                    UserWarning,
-                    stacklevel=2,
+                    "optimizer.step(), on each of self.lr_schedulers()"
                 )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -171,12 +169,10 @@ class WarmupCallback(Callback):
         for scheduler in _schedulers(trainer):
             made, total = scheduler.last_epoch, scheduler.total_iters
             if made < _ENDED * total:
-                warnings.warn(
+                warn(
                     f"training has ended after {made} optimizer steps, and the schedule was made for {total}, so that "
                     f"the rate has not decayed to its end: give total_iters={made} if this is the whole run (the "
-                    "trainer's estimate knows nothing of an accumulation that changes during the run)",
-                    UserWarning,
-                    stacklevel=2,
+                    "trainer's estimate knows nothing of an accumulation that changes during the run)"
                 )
 
 
@@ -196,14 +192,12 @@ def _taken_out(trainer: Trainer) -> bool:
 def _step_each_step(trainer: Trainer) -> None:
     for config in trainer.lr_scheduler_configs:
         if isinstance(config.scheduler, AdaptiveWarmup) and (config.interval, config.frequency) != ("step", 1):
-            warnings.warn(
+            warn(
                 f"an AdaptiveWarmup is stepped after every optimizer step, and was returned with the interval "
                 f"{config.interval!r} and the frequency {config.frequency}: it is stepped so now, over the "
                 f"{config.scheduler.total_iters} optimizer steps it was made for (this run makes "
                 f"{trainer.estimated_stepping_batches:.0f}); return configure_warmup(optimizer, total_iters), or "
-                "'interval': 'step'",
-                UserWarning,
-                stacklevel=3,
+                "'interval': 'step'"
             )
             config.interval, config.frequency = "step", 1
 

@@ -5,11 +5,10 @@ Source: arXiv 2602.05813, section 5 (3) and appendix D.2, step 4.
 
 from __future__ import annotations
 
-import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from warmgap._checks import check_fraction, check_positive
+from warmgap._checks import check_fraction, check_positive, warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,11 +65,9 @@ def match_peak_gap(initial_gap: float, floor: float, kappa: float, sigma: float 
     check_positive("sigma", sigma)
     share, rival = best_share(float(floor), float(sigma) * float(kappa) * float(initial_gap) ** 2)
     if rival is not None:
-        warnings.warn(
+        warn(
             f"match_peak_gap has two nearly equal answers here, {share:.3g} and {rival:.3g} of the initial gap; "
-            "the better one is returned, and a slightly different floor, sigma or target_loss may give the other",
-            UserWarning,
-            stacklevel=2,
+            "the better one is returned, and a slightly different floor, sigma or target_loss may give the other"
         )
     return share * float(initial_gap)
 

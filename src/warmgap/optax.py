@@ -11,11 +11,10 @@ import hashlib
 import json
 import math
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from warmgap._checks import check_positive
+from warmgap._checks import check_positive, warn
 from warmgap._checks import not_installed as _not_installed
 
 try:
@@ -178,7 +177,7 @@ class WarmupSchedule:
         norm: str | None = None,
     ) -> None:
         if norm is not None:
-            warnings.warn("norm has no effect any more: leave it out", DeprecationWarning, stacklevel=2)
+            warn("norm has no effect any more: leave it out", DeprecationWarning)
         if isinstance(rule, str):
             rule = by_name(rule, total_iters, target_loss=target_loss, floor=floor)
         self.peak = check_positive("peak", peak)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from warmgap import decay as decays
-from warmgap._checks import check_count, check_finite, plain_fields
+from warmgap._checks import check_count, check_finite, plain_fields, warn
 from warmgap._ops import Floats, Ops
 from warmgap._state import from_plain, to_plain
 from warmgap._version_1 import of_version_1
@@ -40,6 +39,7 @@ REASONS = (
 
 _PROBES = (0.0, 0.25, 0.5, 0.75, 0.85, 0.95)  # where a decay is evaluated to tell it from another one
 _NEVER = 2**30  # a step that no run reaches, and that fits an int32
+_SWINGS = 4  # rises, each followed by a fall, that are worth a warning
 _GUARD = DivergenceGuard()
 
 
@@ -228,14 +228,13 @@ class Schedule:
             ValueError: If a callable decay leaves (0, 1], or the rule refuses the first loss.
 
         Warns:
-            UserWarning: Once past the end of the run; once where the guard goes off.
+            UserWarning: Once past the end of the run; once where the guard goes off, or the loss has risen and come
+                down again for the fourth time.
         """
         if state.step == state.total_iters:
-            warnings.warn(
+            warn(
                 f"the schedule's {state.total_iters} steps are over, and another was made; the rate stays where it is: "
-                "give the number of optimizer steps in the whole run as total_iters, or call extend(total_iters)",
-                UserWarning,
-                stacklevel=2,
+                "give the number of optimizer steps in the whole run as total_iters, or call extend(total_iters)"
             )
         after = self.advanced(state, 0.0 if loss is None else float(loss), loss is not None)
         if not 0.0 < after.factor <= 1.0:
@@ -243,12 +242,16 @@ class Schedule:
                 f"a decay must stay in (0, 1], and the factor of step {after.step} came to {after.factor!r}"
             )
         if after.guard.off and not state.guard.off:
-            warnings.warn(
+            warn(
                 "the loss goes on rising whatever the learning rate: it does not measure the progress of this training "
                 "(as in reinforcement learning, or against a critic), and the guard is off from here on; rule='linear' "
-                "uses no losses",
-                UserWarning,
-                stacklevel=2,
+                "uses no losses"
+            )
+        elif state.guard.rises < _SWINGS <= after.guard.rises and after.guard.higher < _SWINGS:
+            warn(
+                f"the loss has risen {_SWINGS} times and come down again, and each time the rate was halved for a "
+                "while: the peak is too high, or the loss swings by itself (a generator against its critic, data in "
+                "order) and does not measure progress; rule='linear' uses no losses"
             )
         return self._noted(state, after, loss)
 

@@ -8,12 +8,12 @@ under gradient accumulation and over all ranks.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warmgap._checks import not_installed as _not_installed
+from warmgap._checks import warn
 
 try:
     import torch
@@ -113,11 +113,9 @@ class WarmupTrainerMixin(_Base):  # type: ignore[misc] # transformers has no typ
         steps = TrainerState.load_from_json(str(state)).global_step
         why = "holds another scheduler" if anothers else "holds no schedule (save_only_model=True)"
         afresh = "" if anothers else ", and the optimizer starts afresh"
-        warnings.warn(
+        warn(
             f"{checkpoint} {why}: it goes on at step {steps} of {self.lr_scheduler.total_iters} without the losses of "
-            f"the steps before{afresh}",
-            UserWarning,
-            stacklevel=2,
+            f"the steps before{afresh}"
         )
         _go_on_at(self.lr_scheduler, steps)
 
@@ -194,11 +192,9 @@ def _warn_of_ignored(args: Any) -> None:
         f"{name}={getattr(value, 'value', value)}" for name, value in values.items() if value != defaults.get(name)
     ]
     if given:
-        warnings.warn(
+        warn(
             f"{', '.join(given)} had no effect: warm-up is the schedule's own here, and its other settings go in "
-            "warmup=, as in warmup={'decay': 'cosine'} or warmup={'rule': 'linear'}",
-            UserWarning,
-            stacklevel=3,
+            "warmup=, as in warmup={'decay': 'cosine'} or warmup={'rule': 'linear'}"
         )
 
 

@@ -7,11 +7,10 @@ import ast
 import dataclasses
 import importlib
 import pkgutil
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
-from warmgap._checks import check_count
+from warmgap._checks import check_count, warn
 from warmgap.rules._rule import RULES, LossDriven, Rule, RuleState
 from warmgap.rules.gap import GapRule
 from warmgap.rules.guard import DivergenceGuard
@@ -93,11 +92,7 @@ def by_name(
     if "target_loss" in fields:
         settings.setdefault("target_loss", target_loss)
     elif target_loss != "auto":
-        warnings.warn(
-            f"target_loss={target_loss!r} has no effect: the rule {name!r} uses no target loss",
-            UserWarning,
-            stacklevel=2,
-        )
+        warn(f"target_loss={target_loss!r} has no effect: the rule {name!r} uses no target loss")
     needed = [key for key, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING]
     if missing := [key for key in needed if key not in settings]:
         settings = cls.defaults(total_iters, kappa) | settings

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from warmgap._checks import check_finite
+from warmgap._checks import check_finite, warn
 from warmgap.smoothness.fits import LayerFits
 from warmgap.torch.split import split_parameters
 
@@ -40,12 +39,10 @@ def layer_constants(fits: LayerFits) -> dict[str, tuple[float, float]]:
         )
     following = sum(not fit.diagnosis.informative for fit in fits.fits.values())
     if following:
-        warnings.warn(
+        warn(
             f"in {following} of {len(fits.fits)} layers a step changes the gradient by about itself: such constants "
             "give back the step length that was measured with; compare runs at 1/4, 1 and 4 times the rate "
-            "(warmgap.smoothness.rate_dependence)",
-            UserWarning,
-            stacklevel=2,
+            "(warmgap.smoothness.rate_dependence)"
         )
     return {name: (max(0.0, fit.constants["L0"]), max(0.0, fit.constants["L1"])) for name, fit in fits.fits.items()}
 

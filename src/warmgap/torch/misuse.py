@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
+
+from warmgap._checks import warn
 
 _CLASSES = 100  # of a head; with fewer a large first loss can be a mean
 _SUMMED = 10.0  # a first loss of so many times log(classes) is no mean
@@ -38,11 +39,9 @@ def warn_of_peaks(saved: Sequence[float], here: Sequence[float | Tensor]) -> Non
     """Warn where a loaded state has other peaks than the scheduler that takes it up."""
     own = [float(base) for base in here]
     if any(not math.isclose(a, b, rel_tol=1e-6) for a, b in zip(saved, own, strict=True)):
-        warnings.warn(
+        warn(
             f"this state has the peak learning rates {_listed(saved)}, which are kept, and this scheduler was made "
-            f"with {_listed(own)}: call scheduler.scale_peak(factor) after loading to change them",
-            UserWarning,
-            stacklevel=3,
+            f"with {_listed(own)}: call scheduler.scale_peak(factor) after loading to change them"
         )
 
 
@@ -60,12 +59,10 @@ def take_own_peaks(optimizer: Optimizer) -> None:
     if len(peaks) == 1:
         for group in groups:
             group["initial_lr"] = own
-    warnings.warn(
+    warn(
         f"the optimizer's loaded state has the peak learning rate {_listed(sorted(peaks))}, and it was made with "
         f"lr={own:.4g}: AdaptiveWarmup starts from {f'lr={own:.4g}' if len(peaks) == 1 else 'the former'}. Make the "
-        "scheduler before loading the state, and load its own state too where the run goes on",
-        UserWarning,
-        stacklevel=4,
+        "scheduler before loading the state, and load its own state too where the run goes on"
     )
 
 

@@ -1,13 +1,13 @@
 """The role of each parameter group of an optimizer that was made without `split_parameters`."""
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from warmgap._checks import warn
 from warmgap.torch.split import ROLES, Role, aligned, is_vector, layouts_of, plain_name, role_of, shape_text
 
 # What a name says, where there is no model to ask.
@@ -174,10 +174,9 @@ def _check_known(parameters: list[Tensor], fields: Mapping[Tensor, object]) -> N
             "an optimizer that keeps copies of its own from split_parameters(model)"
         )
     if unknown:
-        warnings.warn(
+        warn(
             f"the optimizer has {len(unknown)} parameters that the model does not have (shapes "
             f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}); their role is 'other'",
-            stacklevel=3,
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from warmgap._checks import check_count, check_finite, check_fraction, check_positive
+from warmgap._checks import check_count, check_finite, check_fraction, check_positive, warn
 from warmgap.geometry import check_norm
 from warmgap.rules import Rule, SpectralRule, by_name
 from warmgap.schedule import Event, Schedule, ScheduleState
@@ -150,12 +149,10 @@ class AdaptiveWarmup(LRScheduler):
         self.cap = _cap_of(cap, optimizer, total_iters, rule)
         self._capped: list[int] = []  # the groups that the cap holds, in its order
         if not has_roles and (self.cap is not None or rule.roles == "hidden"):
-            warnings.warn(
+            warn(
                 f"the groups of {type(optimizer).__name__} have no roles, so that embedding, head, norms and biases "
                 "are held back like the hidden matrices, which alone need it: make the groups by "
-                "split_parameters(model), or give AdaptiveWarmup model=model",
-                UserWarning,
-                stacklevel=2,
+                "split_parameters(model), or give AdaptiveWarmup model=model"
             )
         misuse.take_own_peaks(optimizer)
         self._room = math.inf
@@ -375,7 +372,7 @@ class AdaptiveWarmup(LRScheduler):
             self._join()
         if loss is not None:
             if (said := misuse.not_a_loss(loss)) is not None:
-                self._warn_once("epoch", said, level=3)
+                self._warn_once("epoch", said)
             self.observe(loss)
         waits = self._steps.made == 0 and self._should_have_stepped()
         skipped = self._steps.called(self.optimizer, waits)
@@ -761,10 +758,10 @@ class AdaptiveWarmup(LRScheduler):
                 if event not in known:
                     _LOG.info("%s", event)
 
-    def _warn_once(self, key: str, message: str, level: int = 4) -> None:
+    def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(message, UserWarning, stacklevel=level)
+            warn(message)
 
     def _row(self, name: str, indices: list[int]) -> RoleRow:
         first = indices[0]
@@ -803,11 +800,9 @@ def _rule_of(
     if not isinstance(rule, Rule):
         raise ValueError(f"rule must be a rule of warmgap.rules or a name, got {rule!r}")
     if target_loss != "auto":
-        warnings.warn(
+        warn(
             f"target_loss={target_loss!r} has no effect beside a rule object, which has its own: give the rule by "
-            "name, or the target loss to the rule",
-            UserWarning,
-            stacklevel=3,
+            "name, or the target loss to the rule"
         )
     if max_warmup is None:
         return rule

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -11,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from warmgap._checks import warn
 
 NEVER_STEPPED = 10
 """Calls of a scheduler before its optimizer's first step, or while another moves the weights, that make a warning."""
@@ -147,7 +148,7 @@ class StepCount:
             self._several += 1
             if not self._warned and (made >= ONCE_AN_EPOCH or self._several == 2):
                 self._warned = True
-                _warn(
+                warn(
                     f"the optimizer made {made} steps between two calls of AdaptiveWarmup.step(), and the schedule "
                     "counts calls: call it after every optimizer.step() (in Lightning: interval 'step'), with "
                     "total_iters the number of optimizer steps"
@@ -158,7 +159,7 @@ class StepCount:
         self._moved += self._weights is not None and weights != self._weights
         self._weights = weights
         if self._waited == STOOD_STILL or (self._moved if self.any else self._waited) == NEVER_STEPPED:
-            _warn(_standing_still(optimizer, self._waited, self.any))
+            warn(_standing_still(optimizer, self._waited, self.any))
         return skipped
 
 
@@ -183,7 +184,3 @@ def _standing_still(optimizer: Optimizer, calls: int, any_step: bool) -> str:
         f"it is. If another optimizer makes the steps, make the scheduler {instead}; a step that is made in another "
         "way is counted by scheduler.after_step()"
     )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)
