@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -521,8 +522,8 @@ def test_a_target_above_the_first_loss_is_refused() -> None:
 def test_a_loss_that_swings_by_itself_is_named() -> None:
     schedule = Schedule(1000)
     state = schedule.first(schedule.init(), 2.0)
+    losses = [2.0 + math.sin(2.0 * math.pi * step / 300.0) + 0.1 * math.sin(7.0 * step) for step in range(1000)]
     with pytest.warns(UserWarning, match="risen 4 times and come down again") as record:
-        for step in range(1000):
-            state = schedule.step(state, 2.0 + math.sin(2.0 * math.pi * step / 300.0) + 0.1 * math.sin(7.0 * step))
+        functools.reduce(schedule.step, losses, state)
     assert len(record) == 1
     assert record[0].filename == __file__

@@ -131,6 +131,28 @@ def test_an_engine_that_steps_one_group_at_a_time_makes_one_step(rule: str) -> N
     assert scheduler.last_epoch == TOTAL
 
 
+def flatten(optimizer: torch.optim.Optimizer) -> None:
+    """Put one vector in the place of each group's parameters, as DeepSpeed's ZeRO does."""
+    for group in optimizer.param_groups:
+        flat = torch.cat([p.detach().flatten() for p in group["params"]])
+        flat.grad = torch.ones_like(flat)
+        group["params"] = [flat]
+
+
+def test_parameters_that_were_flattened_since_are_noticed() -> None:
+    model, loss_of = problem()
+    optimizer = torch.optim.AdamW(split_parameters(model), 1e-2)
+    scheduler = AdaptiveWarmup(optimizer, TOTAL)
+    flatten(optimizer)
+    with pytest.warns(UserWarning, match="hidden matrices of AdamW have become vectors") as record:
+        loop(model, loss_of, scheduler, optimizer.step, calls=3)
+    assert len(record) == 1
+    muon = Muon(split_parameters(model), lr=1e-2)
+    flatten(muon)
+    with pytest.raises(ValueError, match=r"a parameter of shape \(.*\) stands where a matrix did: .* FSDP2"):
+        muon.step()
+
+
 def test_an_optimizer_that_takes_the_place_of_the_scheduled_one_is_noticed_within_ten_calls() -> None:
     model, loss_of = problem()
     scheduler = AdaptiveWarmup(torch.optim.AdamW(model.parameters(), 1e-2), TOTAL, model=model)

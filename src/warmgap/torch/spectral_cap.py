@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from warmgap._checks import check_count, check_positive
+from warmgap._checks import check_count, check_positive, warn
 from warmgap.rules import default_rho
 from warmgap.torch.layout import matrices_of
 from warmgap.torch.orthogonalize import as_matrix
@@ -161,6 +161,7 @@ class SpectralCap:
         self._copies: list[tuple[_Member, Tensor]] = []
         self._rates: list[tuple[dict[str, Any], float | Tensor]] = []
         self._turn = 0
+        self._warned = False
         self._ratio: float | None = None
         self._late: tuple[Tensor, Any] | None = None
         self.agree: Callable[[Tensor], Tensor] = _own
@@ -224,6 +225,9 @@ class SpectralCap:
         first = self._ratio is None
         self._arrive()
         self._take_in()
+        if not self._members:
+            self._warn_of_vectors()
+            return
         due = self._members if first else self._due()
         directions = [] if closure else self._directions(due, first=first)
         self._copies = []  # of an earlier call in the same step
@@ -311,6 +315,17 @@ class SpectralCap:
         if len(self._members) != len(matrices):
             known = {id(member.param): member for member in self._members}
             self._members = [known.get(id(p)) or _Member(p, group) for p, group in matrices]
+
+    def _warn_of_vectors(self) -> None:
+        """Say so, once, where what was a group of matrices holds vectors."""
+        flattened = any(g.get("role") == "hidden" and g["params"] for g in self._measured)
+        if flattened and not self._warned:
+            self._warned = True
+            warn(
+                f"the hidden matrices of {type(self._optimizer).__name__} have become vectors, whose spectral norm "
+                "nothing tells, so that the cap holds no step back (DeepSpeed's ZeRO flattens parameters, and so does "
+                "FSDP with use_orig_params=False): shard them with FSDP2, or give rule='linear'"
+            )
 
     def _due(self) -> list[_Member]:
         """The parameters whose turn it is: all of a small model."""

@@ -500,6 +500,12 @@ def _steepest(norm: LayerNorm, sources: list[Tensor], group: Group, cut: Shardin
     first = sources[0]
     stacked = first.ndim != 2 and is_stack(first.ndim, group)
     flat = first.ndim != 2 and not stacked
+    if first.ndim < 2:
+        raise ValueError(
+            f"a parameter of shape {tuple(first.shape)} stands where a matrix did: something has flattened the "
+            "parameters since the optimizer was made (DeepSpeed's ZeRO, FSDP with use_orig_params=False); shard them "
+            "with FSDP2, or take Lion or AdamW"
+        )
     matrices = [as_matrix(source) for source in sources] if flat else sources
     if isinstance(norm, Spectral):
         found = norm.steepest(matrices)
