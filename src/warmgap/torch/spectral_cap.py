@@ -107,7 +107,8 @@ class SpectralCap:
 
     Works around any `torch.optim.Optimizer`. With the optimizers of `warmgap.torch` the directions are measured before
     each step is made, so that the cap is exact for that step (on CUDA it acts one step late, since the host does not
-    wait for the device). With any other optimizer the step just made is measured, by copies of the matrices whose turn
+    wait for the device); of an orthogonalized direction, Muon's and Scion's, the norm is known and nothing is measured
+    (it is 1, and 0.7 to 1.2 with the default polynomial). With any other optimizer the step just made is measured, by copies of the matrices whose turn
     it is, and the next one is held back; its first step is measured on the gradients where it is known to be their sign
     (Adam, Lion, sign methods) or themselves (SGD). Models of more than 2^24 entries in hidden matrices are measured in
     turn, some matrices a step. No step waits for the device, but the first.
@@ -228,10 +229,10 @@ class SpectralCap:
         if not self._members:
             self._warn_of_vectors()
             return
-        due = self._members if first else self._due()
+        due = self._due(all_of_them=first)
         directions = [] if closure else self._directions(due, first=first)
         self._copies = []  # of an earlier call in the same step
-        if directions:
+        if directions or not due:
             self._measure(due, directions)
             self._publish(wait=first)
         else:
@@ -274,7 +275,7 @@ class SpectralCap:
         """
         if not isinstance(state_dict, dict) or state_dict.get("version") != STATE_VERSION:
             raise ValueError(f"this is not the state of a SpectralCap of version {STATE_VERSION}: {state_dict!r:.80}")
-        members = [_Member(p, group) for p, group in self._matrices()]
+        members = [self._member(p, group) for p, group in self._matrices()]
         ratios = state_dict["ratios"]
         if ratios and [len(ratio) for ratio in ratios] != [len(member.scales) for member in members]:
             raise ValueError(
@@ -314,7 +315,13 @@ class SpectralCap:
         matrices = self._matrices()
         if len(self._members) != len(matrices):
             known = {id(member.param): member for member in self._members}
-            self._members = [known.get(id(p)) or _Member(p, group) for p, group in matrices]
+            self._members = [known.get(id(p)) or self._member(p, group) for p, group in matrices]
+
+    def _member(self, p: Tensor, group: dict[str, Any]) -> _Member:
+        """A parameter, and the norm of its steps where the optimizer knows it: an orthogonalized matrix's."""
+        optimizer: Any = self._optimizer
+        norm = optimizer.direction_norm(group, p) if hasattr(optimizer, "direction_norm") else None
+        return _Member(p, group, norm)
 
     def _warn_of_vectors(self) -> None:
         """Say so, once, where what was a group of matrices holds vectors."""
@@ -327,14 +334,17 @@ class SpectralCap:
                 "FSDP with use_orig_params=False): shard them with FSDP2, or give rule='linear'"
             )
 
-    def _due(self) -> list[_Member]:
-        """The parameters whose turn it is: all of a small model."""
+    def _due(self, *, all_of_them: bool) -> list[_Member]:
+        """The parameters whose turn it is: all of a small model. None whose steps' norm is known."""
+        members = [member for member in self._members if not member.known]
+        if all_of_them:
+            return members
         due: list[_Member] = []
         entries = 0
-        while len(due) < len(self._members) and entries < _BUDGET:
-            due.append(self._members[self._turn % len(self._members)])
+        while len(due) < len(members) and entries < _BUDGET:
+            due.append(members[self._turn % len(members)])
             entries += due[-1].param.numel()
-            self._turn = (self._turn + 1) % len(self._members)
+            self._turn = (self._turn + 1) % len(members)
         return due
 
     def _directions(self, due: list[_Member], *, first: bool) -> list[Tensor]:
@@ -395,16 +405,17 @@ class _Member:
         param: The parameter.
         group: Its group.
         scales: sqrt(outputs / inputs) of each of its matrices (of a convolution, its channels), on its device.
+        known: Whether the norm of its direction follows from its shape.
         ratios: ||direction||_2 over the scale, of each matrix when last measured; NaN before.
     """
 
-    def __init__(self, param: Tensor, group: dict[str, Any]) -> None:
-        self.param, self.group = param, group
+    def __init__(self, param: Tensor, group: dict[str, Any], norm: float | None) -> None:
+        self.param, self.group, self.known = param, group, norm is not None
         shapes = [matrix.shape for matrix in self.sample(torch.empty(param.shape, device="meta"))]
         taps = math.prod(param.shape[2:]) if group.get("kind") == "conv" else 1
         scales = [math.sqrt(taps * rows / columns) for rows, columns in shapes]
         self.scales = torch.tensor(scales, device=local(param).device)
-        self.ratios = torch.full_like(self.scales, math.nan)
+        self.ratios = (math.nan if norm is None else norm) / self.scales
 
     def sample(self, x: Tensor) -> list[Tensor]:
         """The matrices of the parameter, or of what belongs to it; of a large stack of experts, eight of them."""
