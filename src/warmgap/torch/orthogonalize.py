@@ -43,7 +43,15 @@ from torch import Tensor
 
 from warmgap._checks import check_count, check_finite
 
-__all__ = ["POLYNOMIALS", "check_polynomial", "compute_dtype", "newton_schulz", "orthogonalize", "polar"]
+__all__ = [
+    "POLYNOMIALS",
+    "check_polynomial",
+    "compute_dtype",
+    "largest_singular_value",
+    "newton_schulz",
+    "orthogonalize",
+    "polar",
+]
 
 Method = Literal["newton-schulz", "svd"]
 
@@ -196,12 +204,24 @@ class _Steps(NamedTuple):
         factor: What the Frobenius norm is multiplied by before it divides.
         half_factor: The same in half precision.
         gram_in_half: Whether the Gram form is safe in half precision.
+        largest: The most that a singular value can be after them, in exact arithmetic.
     """
 
     coefficients: tuple[Coefficients, ...]
     factor: float
     half_factor: float
     gram_in_half: bool
+    largest: float
+
+
+def largest_singular_value(polynomial: Polynomial = "jordan", steps: int = 5) -> float:
+    """Return the most that a singular value can be after so many Newton-Schulz iterations, in exact arithmetic.
+
+    Example:
+        >>> print(f"{largest_singular_value('jordan'):.2f} {largest_singular_value('polar-express'):.2f}")
+        1.21 1.15
+    """
+    return _steps(polynomial if isinstance(polynomial, str) else check_polynomial(polynomial, steps), steps).largest
 
 
 def _steps(polynomial: str | tuple[Coefficients, ...], steps: int) -> _Steps:
@@ -229,7 +249,7 @@ def _steps(polynomial: str | tuple[Coefficients, ...], steps: int) -> _Steps:
             half_factor = _HALF_MARGIN * factor
         gram_in_half &= lowest > _GRAM_LOWEST * a
         upper, half_upper = after, max(after, half_after)
-    return _Steps(coefficients, factor, half_factor, gram_in_half)
+    return _Steps(coefficients, factor, half_factor, gram_in_half, upper)
 
 
 def _range(a: float, b: float, c: float, upper: float) -> tuple[float, float]:

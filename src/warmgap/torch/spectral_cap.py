@@ -107,8 +107,8 @@ class SpectralCap:
 
     Works around any `torch.optim.Optimizer`. With the optimizers of `warmgap.torch` the directions are measured before
     each step is made, so that the cap is exact for that step (on CUDA it acts one step late, since the host does not
-    wait for the device); of an orthogonalized direction, Muon's and Scion's, the norm is known and nothing is measured
-    (it is 1, and 0.7 to 1.2 with the default polynomial). With any other optimizer the step just made is measured, by copies of the matrices whose turn
+    wait for the device); how large an orthogonalized direction, Muon's and Scion's, can be is known, and nothing is
+    measured. With any other optimizer the step just made is measured, by copies of the matrices whose turn
     it is, and the next one is held back; its first step is measured on the gradients where it is known to be their sign
     (Adam, Lion, sign methods) or themselves (SGD). Models of more than 2^24 entries in hidden matrices are measured in
     turn, some matrices a step. No step waits for the device, but the first.
@@ -318,7 +318,7 @@ class SpectralCap:
             self._members = [known.get(id(p)) or self._member(p, group) for p, group in matrices]
 
     def _member(self, p: Tensor, group: dict[str, Any]) -> _Member:
-        """A parameter, and the norm of its steps where the optimizer knows it: an orthogonalized matrix's."""
+        """A parameter, and the norm of its steps where the optimizer knows it."""
         optimizer: Any = self._optimizer
         norm = optimizer.direction_norm(group, p) if hasattr(optimizer, "direction_norm") else None
         return _Member(p, group, norm)

@@ -16,7 +16,14 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from warmgap._checks import check_at_least_zero, check_choice, check_count, check_finite, check_flag
 from warmgap.torch.layout import block_shapes, check_layout, is_stack, matrix_blocks, matrix_sides, output_dim
 from warmgap.torch.norms import BATCH_ENTRIES, Frobenius, Max, Rows, Spectral
-from warmgap.torch.orthogonalize import TINY, Polynomial, as_matrix, check_compute_dtype, check_polynomial
+from warmgap.torch.orthogonalize import (
+    TINY,
+    Polynomial,
+    as_matrix,
+    check_compute_dtype,
+    check_polynomial,
+    largest_singular_value,
+)
 from warmgap.torch.sharding import (
     Loads,
     Sharding,
@@ -170,10 +177,10 @@ class NormConstrainedOptimizer(Optimizer):
         return found
 
     def direction_norm(self, group: Group, param: Tensor) -> float | None:
-        """Return the spectral norm of each matrix of a parameter's direction at rate 1, if it follows from the shape.
+        """Return the most that the spectral norm of each matrix of a parameter's direction at rate 1 can be.
 
-        It does in spectral groups: the largest singular value of U V^T is 1, exactly with `exact`, and within the band
-        of the polynomial, 0.7 to 1.2 for `"jordan"`, otherwise.
+        It follows from the shape in spectral groups: singular values of U V^T are 1 with `exact`, and at most 1.21 with
+        the polynomial `"jordan"`.
 
         Args:
             group: One of the optimizer's `param_groups`.
@@ -186,7 +193,9 @@ class NormConstrainedOptimizer(Optimizer):
         if group["norm"] != "spectral" or group.get("L0") is not None:
             return None
         found = {length for _, _, length in self._plan(group, param.shape)}
-        return found.pop() if len(found) == 1 else None
+        if len(found) != 1:
+            return None
+        return found.pop() * (1.0 if group["exact"] else largest_singular_value(group["polynomial"], group["ns_steps"]))
 
     def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm | None:
         """Return the norm that a group's steps are the LMO of, for a block of this shape; None for AdamW's groups.
