@@ -53,6 +53,7 @@ LATE = [5.0 * 0.99**t for t in range(600)]
         ([*FALLING[:40], *[9.0] * 110], {}, "unknown", "halved the rate once, at step 4"),
         ([*LATE[:150], *[9.0] * 60, *[13.0] * 390], {}, "too high", "halved the rate 2 times, as the loss rose or was"),
         ([0.01 * t for t in range(600)], {}, "unknown", "The loss rose at any rate, so it says nothing"),
+        ([*FALLING[:60], *[5.2] * 90], {}, "too high", "The loss stands at 5.2, above the 5 of the first step"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:the loss goes on rising")
@@ -66,6 +67,14 @@ def test_the_verdict_claims_no_more_than_was_seen(
     assert why in last
     assert "would do for them" not in last
     assert scheduler.summary().startswith(f"Step {len(losses)} of {len(losses)}, phase decay; next learning rate: hid")
+
+
+def test_a_summary_tells_the_course_of_what_the_cap_held() -> None:
+    scheduler = run(FALLING, lr=0.02)
+    held = [row[2] for row in scheduler._history.rows]
+    course = f"{held[0]:.2g} at step 0, {held[75]:.2g} at step 75, {scheduler.factor:.2g} now; of the others 1, 0.9"
+    assert f"Rate / peak of the hidden matrices: {course}" in scheduler.summary()
+    assert "Rate / peak" not in run(FALLING[:60], lr=1e-5).summary()
 
 
 def test_a_summary_tells_the_events_and_the_gap() -> None:
