@@ -50,7 +50,7 @@ LATE = [5.0 * 0.99**t for t in range(600)]
         (FALLING, {"lr": 0.02}, "fine", "and the loss gave no cause to halve the rate"),
         (FALLING, {"cap": None}, "unknown", "There is no sign that it is too high. Whether a higher one would do"),
         (FALLING[:20], {}, "unknown", "There is no verdict before 50 steps at the peak"),
-        ([*FALLING[:40], *[9.0] * 110], {}, "unknown", "halved the rate once, at step 4"),
+        ([*FALLING[:60], *[4.5] * 90], {}, "unknown", "halved the rate once, at step 6"),
         ([*LATE[:150], *[9.0] * 60, *[13.0] * 390], {}, "too high", "halved the rate 2 times, as the loss rose or was"),
         ([0.01 * t for t in range(600)], {}, "unknown", "The loss rose at any rate, so it says nothing"),
         ([*FALLING[:60], *[5.2] * 90], {}, "too high", "The loss stands at 5.2, above the 5 of the first step"),

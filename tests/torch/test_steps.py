@@ -193,6 +193,7 @@ def test_a_first_step_that_a_scaler_skips_is_no_call_before_the_first() -> None:
 def test_promise_8_two_schedulers_of_one_optimizer_are_named_at_their_first_step() -> None:
     optimizer = Lion(nn.Linear(4, 1).parameters(), lr=1e-3)
     first = AdaptiveWarmup(optimizer, 400)
+    optimizer.step()
     first.step(2.0)
     second = AdaptiveWarmup(optimizer, 400)  # in the first one's place
     for _ in range(2):

@@ -121,17 +121,17 @@ def judged(scheduler: AdaptiveWarmup) -> tuple[Verdict, str]:
     steps, share = history.peak_steps, history.held / max(1, history.peak_steps)
     if scheduler._state.guard.off:
         return "unknown", "The loss rose at any rate, so it says nothing about the peak."
-    losses = [loss for _, loss, _, _ in history.rows if loss is not None]
-    if steps >= _FEW and min(losses[-_LAST:], default=0.0) > max(losses[:_FIRST], default=0.0):
-        return "too high", (
-            f"The loss stands at {losses[-1]:.4g}, above the {losses[0]:.4g} of the first step: nothing was learned. A "
-            "run at a lower peak would tell whether it is the rate, the loss or the data."
-        )
     if len(alarms) > 1:
         return "too high", (
             f"The guard halved the rate {len(alarms)} times, as the loss rose or was not finite, down to "
             f"{min(event.after for event in alarms):.2g} of the peak. Harder data can do that too; a run at a lower "
             "peak would tell."
+        )
+    losses = [loss for _, loss, _, _ in history.rows if loss is not None]
+    if steps >= _FEW and min(losses[-_LAST:], default=0.0) > max(losses[:_FIRST], default=0.0):
+        return "too high", (
+            f"The loss stands at {losses[-1]:.4g}, above the {losses[0]:.4g} of the first step: nothing was learned. A "
+            "run at a lower peak would tell whether it is the rate, the loss or the data."
         )
     if alarms:
         return "unknown", (
