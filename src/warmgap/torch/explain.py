@@ -99,12 +99,15 @@ def sentences(scheduler: AdaptiveWarmup) -> str:
 
 
 def _course(scheduler: AdaptiveWarmup) -> list[str]:
-    """Return a sentence with the factor of the hidden matrices at the start, half-way and now, if it is their own."""
+    """Return a sentence with the factor of the hidden matrices at the start, at the peak and now, if it is their own."""
     rows = scheduler._history.rows
     if all(row[2] == row[3] for row in rows):
         return []
     what = "the hidden matrices" if scheduler.cap is None else scheduler.cap.scope
     first, middle = rows[0], rows[len(rows) // 2]
+    if scheduler.phase == "decay":  # the last row before it says more
+        begins = scheduler._state.decay_start or 0
+        middle = next((row for row in reversed(rows) if row[0] < begins), middle)
     course = f"{first[2]:.2g} at step {first[0]}, {middle[2]:.2g} at step {middle[0]}, {scheduler.factor:.2g} now"
     if what != "all weights":
         course += f"; of the others {first[3]:.2g}, {middle[3]:.2g}, {scheduler._state.base:.2g}"
