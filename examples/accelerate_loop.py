@@ -25,7 +25,7 @@ loader = DataLoader(list(text[:4480].reshape(40, 8, 14)), batch_size=None)
 
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 model = ByteModel()
-optimizer = Muon(split_parameters(model), lr=2e-2)
+optimizer = Muon(split_parameters(model), lr=2e-3)
 warmup = AdaptiveWarmup(optimizer, total_iters=len(loader) // 2)
 model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, warmup)
 for batch in loader:

@@ -30,7 +30,7 @@ def build():
     model = ByteModel()
     fully_shard(model.hidden, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    optimizer = Muon(split_parameters(model), lr=2e-2)
+    optimizer = Muon(split_parameters(model), lr=2e-3)
     return model, optimizer, AdaptiveWarmup(optimizer, total_iters=len(batches))
 
 

@@ -25,7 +25,7 @@ trainer = WarmgapTrainer(
         dataloader_pin_memory=False,
     ),
     train_dataset=[{"input_ids": window, "labels": window} for window in windows],
-    optimizer_cls_and_kwargs=(split_factory(Muon), {"lr": 2e-2}),
+    optimizer_cls_and_kwargs=(split_factory(Muon), {"lr": 2e-3}),
 )
 trainer.train()
 print(trainer.state.log_history[0])  # with lr, phase and gap

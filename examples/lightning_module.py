@@ -21,7 +21,7 @@ class ByteModel(LightningModule):
         return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
     def configure_optimizers(self):
-        optimizer = Muon(split_parameters(self), lr=2e-2)
+        optimizer = Muon(split_parameters(self), lr=2e-3)
         return configure_warmup(optimizer, int(self.trainer.estimated_stepping_batches))
 
 

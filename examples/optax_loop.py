@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from warmgap.optax import check_restored, scale_by_warmup
+from warmgap.optax import check_restored, scale_by_warmup, spectral_cap
 
 total_iters = 100
-optimizer = optax.chain(optax.contrib.muon(2e-2), scale_by_warmup(total_iters))
+optimizer = optax.chain(optax.contrib.muon(2e-2), scale_by_warmup(total_iters), spectral_cap(total_iters=total_iters))
 
 params = {"w": jax.random.normal(jax.random.key(0), (8, 4)), "b": jnp.zeros(4)}
 x = jax.random.normal(jax.random.key(1), (64, 8))
@@ -28,7 +28,7 @@ def step(params, state):
 state = optimizer.init(params)
 for _ in range(total_iters):
     params, state, loss = step(params, state)
-print(loss, optax.tree.get(state, "factor"), optax.tree.get(state, "handover"), optax.tree.get(state, "gap"))
+print(f"loss {loss:.3f}; factor {state[1].factor:.3g} of the schedule, {state[2].factor:.3g} of the cap")
 
 np.savez("state.npz", *jax.tree.leaves(state))
 

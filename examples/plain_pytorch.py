@@ -22,7 +22,7 @@ text = torch.tensor(list(b"The learning rate rises while the loss falls. " * 100
 loader = list(text[:4480].reshape(40, 8, 14))  # 40 batches of 8 sequences
 
 model = ByteModel()
-optimizer = Muon(split_parameters(model), lr=2e-2, weight_decay=0.1)
+optimizer = Muon(split_parameters(model), lr=2e-3, weight_decay=0.1)
 scheduler = AdaptiveWarmup(optimizer, total_iters=len(loader))
 for batch in loader:
     loss = model(batch)

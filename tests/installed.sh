@@ -3,6 +3,7 @@
 # runs the core's tests against it, from a folder where the sources can't be found.
 # tests/installed.sh PYTHON WHAT FOLDER [PINS ...]
 set -euo pipefail
+unset PYTHONPATH
 python=$1 what=$(realpath "$2") folder=$3
 shift 3
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

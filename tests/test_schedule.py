@@ -192,7 +192,7 @@ def test_what_it_did_is_said() -> None:
     first, rose = state.events[:2]
     assert (first.loss, first.before, first.after) == (5.0, 0.01, 1.0)
     assert (rose.loss, rose.before, rose.after) == (losses[said[1][0] - 1], 1.0, 0.5)
-    assert str(first) == "step 0, loss 5: first loss seen, factor from 0.01 to 1"
+    assert str(first) == "step 0, loss 5: first loss seen, factor 1"
     assert str(Event(7, None, 0.5, 0.5, "extended", "hidden")) == "step 7: extended (hidden weights), factor at 0.5"
 
 
@@ -306,13 +306,20 @@ def test_it_decays_now(name: str, rule: str, at: int) -> None:
         out.append(now.factor)
         now = schedule.step(now, 4.0)
     assert out == sorted(out, reverse=True)
-    if name == "constant":
-        assert set(out) == {out[0]}
-    elif name == "inverse-sqrt":
+    if name == "inverse-sqrt":
         assert out[-1] < 0.8 * out[0]
     else:
         assert out[-1] < 0.11 * out[0]
         assert out[1] < out[0]  # a plateau of the decay is over
+
+
+def test_a_constant_rate_stays_until_decay_now() -> None:
+    schedule = Schedule(100, decay="constant")
+    state = states(schedule, [5.0 - 0.01 * t for t in range(90)], known=True)[-1]
+    assert (state.factor, state.phase, state.decay_start) == (1.0, "stable", None)
+    assert [event.reason for event in state.events] == ["first loss seen"]
+    old = schedule.to_dict(state._replace(hold_until=40, decaying=40, anchor=40))
+    assert schedule.from_dict(old) == state
 
 
 def test_decay_now_takes_the_rest_of_a_decay_that_has_begun() -> None:
@@ -364,7 +371,7 @@ def test_a_rule_by_name_goes_on_over_another_length(name: str, rule: str, at: in
         assert now == again
         assert 0.0 < now.factor <= 2.0 * last.factor
         last = now
-    assert last.phase == "decay"
+    assert last.phase == ("stable" if name == "constant" else "decay")
 
 
 @pytest.mark.parametrize(("total", "ends"), [(200, 20), (50, 6)])

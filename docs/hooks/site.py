@@ -9,6 +9,7 @@ import ast
 import html
 import json
 import re
+import textwrap
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,13 @@ def root_page(path: Path) -> str:
     return re.sub(r"\]\((?!\w+:|#)([A-Z]+\.md|LICENSE)", rf"]({REPOSITORY}/blob/main/\1", text)
 
 
+def folded(words: str) -> str:
+    """Return what a cell has printed with its long sentences in several lines; tables are left as they are."""
+    return "\n".join(
+        line if "  " in line else textwrap.fill(line, 88, subsequent_indent="    ") for line in words.split("\n")
+    )
+
+
 def notebook_page(path: Path) -> str:
     """Return a notebook, with the outputs that are stored in it, as Markdown."""
     parts = [f"[Download this notebook]({path.name}){{ .md-button download }}"]
@@ -130,7 +138,7 @@ def notebook_page(path: Path) -> str:
                     f'<img alt="The picture that this cell draws" src="data:image/png;base64,{data["image/png"]}">'
                 )
             elif words := "".join(output.get("text", data.get("text/plain", ""))):
-                parts.append(f"```text\n{words.rstrip()}\n```")
+                parts.append(f"```text\n{folded(words.rstrip())}\n```")
     heading = next(part for part in parts if part.startswith("# "))
     parts.remove(heading)
     first, _, rest = heading.partition("\n")

@@ -1,4 +1,4 @@
-"""The learning-rate schedule that needs no tuning, for norm-constrained optimizers and AdamW.
+"""A learning-rate schedule with no warm-up to tune, for norm-constrained optimizers and AdamW.
 
 Importing this package imports no framework; `warmgap.torch` is the PyTorch side.
 """

@@ -57,6 +57,8 @@ class Event(NamedTuple):
     Example:
         >>> print(Event(step=40, loss=5.1, before=1.0, after=0.5, reason="loss rose: rate halved"))
         step 40, loss 5.1: loss rose: rate halved, factor from 1 to 0.5
+        >>> print(Event(step=0, loss=5.5, before=0.01, after=1.0, reason="first loss seen"))
+        step 0, loss 5.5: first loss seen, factor 1
     """
 
     step: int
@@ -70,6 +72,7 @@ class Event(NamedTuple):
         loss = "" if self.loss is None else f", loss {self.loss:.4g}"
         role = "" if self.role is None else f" ({self.role} weights)"
         moved = f"at {self.after:.3g}" if self.before == self.after else f"from {self.before:.3g} to {self.after:.3g}"
+        moved = moved if self.step > 0 else f"{self.after:.3g}"  # no step was made at the one before
         return f"step {self.step}{loss}: {self.reason}{role}, factor {moved}"
 
 
@@ -131,8 +134,8 @@ class ScheduleState(NamedTuple):
 
     @property
     def decay_start(self) -> int | None:
-        """The step from which the rate decays; None while warm-up lasts."""
-        return None if self.decaying < 0 else self.decaying
+        """The step from which the rate decays; None while warm-up lasts, or where it never does."""
+        return self.decaying if 0 <= self.decaying < _NEVER else None
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Schedule:
         total_iters: Optimizer steps in the whole run, >= 1.
         rule: A rule of `warmgap.rules`, or a name for `warmgap.rules.by_name`.
         decay: A name of `warmgap.decay.NAMES`, or a callable from progress in [0, 1] to a factor in (0, 1] that is 1
-            at 0.
+            at 0. `"constant"` stays at the peak until `decay_now`, which then decays by a cosine.
 
     Raises:
         ValueError: If an attribute is outside its range, or the rule's warm-up does not fit in `total_iters`.
@@ -184,7 +187,7 @@ class Schedule:
             raise ValueError(f"rule must be a rule of warmgap.rules or its name, got {self.rule!r}")
         if not isinstance(self.decay, str) and not callable(self.decay):
             raise ValueError(f"decay must be a name or a callable, got {self.decay!r}")
-        decay = decays.by_name(self.decay) if isinstance(self.decay, str) else self.decay
+        decay = decays.by_name(_form(self.decay)) if isinstance(self.decay, str) else self.decay
         if check_finite("decay(0)", decay(0.0)) != 1.0:
             raise ValueError(f"a decay must be exactly 1 at progress 0, got {decay(0.0)!r}: divide by that value")
         object.__setattr__(self, "_decay", decay)
@@ -342,6 +345,9 @@ class Schedule:
                 f"a factor lies in (0, 1] and a step at 0 or above, got {state.factor!r}, {state.base!r} and "
                 f"{state.step!r}: this state is damaged or was edited"
             )
+        if self.decay == "constant" and state.hold_until < _NEVER:  # saved when this was a decay that stays at 1
+            ends = _NEVER if state.ended >= 0 else -1
+            state = state._replace(hold_until=_NEVER, decaying=ends, anchor=max(0, ends))
         if self.total_iters in (config.get("total_iters"), state.total_iters):
             return state
         return self.extend(state, self.total_iters)
@@ -445,7 +451,7 @@ class Schedule:
         """Return the steps before which it does not decay, and at which warm-up ends at the latest."""
         latest = self.rule.max_warmup
         return (
-            math.ceil(self.rule.hold * total_iters),
+            _NEVER if self.decay == "constant" else math.ceil(self.rule.hold * total_iters),
             _NEVER if latest is None else max(1, math.ceil(latest * total_iters)),
         )
 
@@ -467,6 +473,11 @@ class Schedule:
         else:
             events = (Event(after.step, loss, before.factor, after.factor, reason),)
         return after._replace(events=(*after.events, *events)[-MOST_EVENTS:]) if events else after
+
+
+def _form(decay: str) -> str:
+    """Return the decay that `decay_now` takes: of a rate that stays, a cosine."""
+    return "cosine" if decay == "constant" else decay
 
 
 def _refuse_other_config(saved: Any, own: dict[str, Any]) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 from tests.golden.courses import COURSES, LONG, Course
 
 from warmgap import LossFilter, Schedule
+from warmgap.decay import Decay, constant
 from warmgap.rules import GapRule, LinearRule, LossRatioRule, MeasuredRule, PowerRule, Rule, SpectralRule
 
 FOLDER = Path(__file__).parent
 
-RUNS: dict[str, tuple[Rule[Any], str, bool]] = {  # rule, decay, whether the first loss is known before the first step
+RUNS: dict[
+    str, tuple[Rule[Any], str | Decay, bool]
+] = {  # rule, decay, whether the first loss is known before the first step
     "auto": (SpectralRule(), "cosine", True),
     "auto, first loss not known": (SpectralRule(hold=0.2, floor=0.03), "wsd", False),
     "gap": (GapRule(kappa=65280, target_loss=-9.0), "linear", True),
@@ -36,7 +39,7 @@ RUNS: dict[str, tuple[Rule[Any], str, bool]] = {  # rule, decay, whether the fir
     "power": (PowerRule(), "inverse-sqrt", False),
     "power, constants known": (PowerRule(K0=9.0, K_rho=0.05, rho=1.5, target_loss=-9.0), "cosine", True),
     "loss-ratio": (LossRatioRule(max_warmup=0.6), "cosine", True),
-    "loss-ratio, level known": (LossRatioRule(level=4.0, floor=0.05), "constant", False),
+    "loss-ratio, level known": (LossRatioRule(level=4.0, floor=0.05), constant(), False),
     "measured": (MeasuredRule(K0=9.0, K1=-1.0, K2=1.0, target_loss=-9.0), "cosine", True),
     "measured, H0 and H1": (MeasuredRule(K0=40.0, K1=1.0, K2=0.0, target_loss=-9.0), "cosine", False),
     "linear": (LinearRule(17), "cosine", False),
@@ -45,10 +48,10 @@ RUNS: dict[str, tuple[Rule[Any], str, bool]] = {  # rule, decay, whether the fir
 Run = dict[str, Any]
 
 
-def run(rule: Rule[Any], decay: str, known: bool, losses: Course) -> Run:
+def run(rule: Rule[Any], decay: str | Decay, known: bool, losses: Course) -> Run:
     """What the schedule does on the losses: factors, phases and events; or why it refuses them."""
     total = len(losses)
-    schedule = Schedule(total, rule, "constant" if total == LONG else decay)
+    schedule = Schedule(total, rule, constant() if total == LONG else decay)
     state = schedule.init()
     factors, bases, phases = [], [], []
     try:

@@ -50,9 +50,10 @@ LATE = [5.0 * 0.99**t for t in range(600)]
         (FALLING, {"lr": 0.02}, "fine", "and the loss gave no cause to halve the rate"),
         (FALLING, {"cap": None}, "unknown", "There is no sign that it is too high. Whether a higher one would do"),
         (FALLING[:20], {}, "unknown", "There is no verdict before 50 steps at the peak"),
-        ([*FALLING[:40], *[9.0] * 110], {}, "unknown", "halved the rate once, at step 4"),
+        ([*FALLING[:60], *[4.5] * 90], {}, "unknown", "halved the rate once, at step 6"),
         ([*LATE[:150], *[9.0] * 60, *[13.0] * 390], {}, "too high", "halved the rate 2 times, as the loss rose or was"),
         ([0.01 * t for t in range(600)], {}, "unknown", "The loss rose at any rate, so it says nothing"),
+        ([*FALLING[:60], *[5.2] * 90], {}, "too high", "The loss stands at 5.2, above the 5 of the first step"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:the loss (goes on|has) ris")
@@ -66,6 +67,14 @@ def test_the_verdict_claims_no_more_than_was_seen(
     assert why in last
     assert "would do for them" not in last
     assert scheduler.summary().startswith(f"Step {len(losses)} of {len(losses)}, phase decay; next learning rate: hid")
+
+
+def test_a_summary_tells_the_course_of_what_the_cap_held() -> None:
+    scheduler = run(FALLING, lr=0.02)
+    held = [row[2] for row in scheduler._history.rows]
+    course = f"{held[0]:.2g} at step 0, {held[59]:.2g} at step 59, {scheduler.factor:.2g} now; of the others 1, 1, 0"
+    assert f"Rate / peak of the hidden matrices: {course}" in scheduler.summary()
+    assert "Rate / peak" not in run(FALLING[:60], lr=1e-5).summary()
 
 
 def test_a_summary_tells_the_events_and_the_gap() -> None:

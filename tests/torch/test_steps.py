@@ -142,10 +142,67 @@ def test_promise_8_an_epoch_in_place_of_the_loss_is_named(loss: int | Tensor) ->
     optimizer = Lion(nn.Linear(4, 1).parameters(), lr=1e-3)
     scheduler = AdaptiveWarmup(optimizer, 400)
     optimizer.step()
-    with pytest.warns(UserWarning, match="got the whole number 3: it takes the mean training loss"):
+    with pytest.warns(UserWarning, match="got the whole number 3 and does not take it for a loss: it takes the mean"):
         scheduler.step(loss)
     optimizer.step()
     scheduler.step(4)
+    assert scheduler.last_epoch == 2
+    assert all(row[1] is None for row in scheduler._history.rows)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_promise_8_a_call_before_the_first_step_is_named(before: bool) -> None:
+    """Whether it comes before the gradients or after them."""
+    model = nn.Linear(4, 1)
+    optimizer = Lion(model.parameters(), lr=1e-3)
+    scheduler = AdaptiveWarmup(optimizer, 400)
+
+    def step() -> None:
+        if before:
+            scheduler.step()
+        loss = model(torch.ones(8, 4)).square().mean()
+        loss.backward()
+        scheduler.observe(loss)
+        if not before:
+            scheduler.step()
+        optimizer.step()
+
+    with pytest.warns(UserWarning, match=r"step\(\) was called before the first optimizer.step\(\): call it after"):
+        step()
+    step()  # once is enough
+
+
+def test_a_first_step_that_a_scaler_skips_is_no_call_before_the_first() -> None:
+    model = nn.Linear(4, 1)
+    optimizer = Lion(model.parameters(), lr=1e-3)
+    scheduler = AdaptiveWarmup(optimizer, 400)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for bad in (True, False):
+        loss = model(torch.ones(8, 4)).square().mean()
+        scaler.scale(loss).backward()
+        if bad:
+            model.weight.grad.fill_(math.inf)  # type: ignore[union-attr]
+        scheduler.observe(loss)
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        optimizer.zero_grad()
+    assert scheduler.last_epoch == 1
+
+
+def test_promise_8_two_schedulers_of_one_optimizer_are_named_at_their_first_step() -> None:
+    optimizer = Lion(nn.Linear(4, 1).parameters(), lr=1e-3)
+    first = AdaptiveWarmup(optimizer, 400)
+    optimizer.step()
+    first.step(2.0)
+    second = AdaptiveWarmup(optimizer, 400)  # in the first one's place
+    for _ in range(2):
+        optimizer.step()
+        second.step(2.0)
+    optimizer.step()
+    first.step(2.0)
+    with pytest.warns(UserWarning, match="two AdaptiveWarmup schedulers step for one Lion"):
+        second.step(2.0)
 
 
 def test_promise_8_a_sum_in_place_of_a_mean_is_named() -> None:

@@ -1,4 +1,4 @@
-"""The PyTorch side: norm-constrained optimizers, and the learning-rate schedule that needs no tuning."""
+"""The PyTorch side: norm-constrained optimizers, and a learning-rate schedule with no warm-up to tune."""
 
 from warmgap._checks import not_installed as _not_installed
 

@@ -16,6 +16,7 @@ _ROWS = 512  # of a history: then every second one goes
 _FEW = 50  # steps at the peak before which there is no verdict on it
 _SHOWN = 8  # events in a summary
 _LEAST, _MOST = 0.2, 0.6  # mean share of a step under the cap between which runs ended near the best of all peaks
+_FIRST, _LAST = 3, 16  # losses at the start and the end of a history, of which noise rarely puts all of one above all
 _HALVED = "rate halved"
 _NO_SIGN = "Whether a higher one would do better the losses don't show."
 
@@ -87,6 +88,7 @@ def sentences(scheduler: AdaptiveWarmup) -> str:
         lines.append(f"The decay begins at step {state.decay_start}.")
     if scheduler.gap is not None:
         lines.append(f"The rule follows the gap {scheduler.gap:.4g} to the target loss {scheduler.target_loss:.4g}.")
+    lines += _course(scheduler)
     events = scheduler.events
     if len(events) > _SHOWN:
         lines.append(f"{len(events)} events, of which the last:")
@@ -94,6 +96,22 @@ def sentences(scheduler: AdaptiveWarmup) -> str:
     peak = max(row.peak for row in scheduler.roles)
     verdict, why = judged(scheduler)
     return "\n".join([*lines, f"Peak {peak:.3g}: {verdict}. {why}"])
+
+
+def _course(scheduler: AdaptiveWarmup) -> list[str]:
+    """Return a sentence with the factor of the hidden matrices at the start, at the peak and now, if their own."""
+    rows = scheduler._history.rows
+    if all(row[2] == row[3] for row in rows):
+        return []
+    what = "the hidden matrices" if scheduler.cap is None else scheduler.cap.scope
+    first, middle = rows[0], rows[len(rows) // 2]
+    if scheduler.phase == "decay":  # the last row before it says more
+        begins = scheduler._state.decay_start or 0
+        middle = next((row for row in reversed(rows) if row[0] < begins), middle)
+    course = f"{first[2]:.2g} at step {first[0]}, {middle[2]:.2g} at step {middle[0]}, {scheduler.factor:.2g} now"
+    if what != "all weights":
+        course += f"; of the others {first[3]:.2g}, {middle[3]:.2g}, {scheduler._state.base:.2g}"
+    return [f"Rate / peak of {what}: {course}."]
 
 
 def judged(scheduler: AdaptiveWarmup) -> tuple[Verdict, str]:
@@ -111,6 +129,12 @@ def judged(scheduler: AdaptiveWarmup) -> tuple[Verdict, str]:
             f"The guard halved the rate {len(alarms)} times, as the loss rose or was not finite, down to "
             f"{min(event.after for event in alarms):.2g} of the peak. Harder data can do that too; a run at a lower "
             "peak would tell."
+        )
+    losses = [loss for _, loss, _, _ in history.rows if loss is not None]
+    if steps >= _FEW and min(losses[-_LAST:], default=0.0) > max(losses[:_FIRST], default=0.0):
+        return "too high", (
+            f"The loss stands at {losses[-1]:.4g}, above the {losses[0]:.4g} of the first step: nothing was learned. A "
+            "run at a lower peak would tell whether it is the rate, the loss or the data."
         )
     if alarms:
         return "unknown", (

@@ -57,7 +57,13 @@ _BATCH_SIDE_CPU = 256
 
 
 class Norm(Protocol):
-    """A norm of one parameter block; what `SupOverBlocks` is made of."""
+    """A norm of one parameter block; what `SupOverBlocks` is made of.
+
+    Example:
+        >>> norms: list[Norm] = [Spectral(), Max(), Frobenius()]
+        >>> [norm.kappa((3, 2)) for norm in norms]
+        [2.0, 6.0, 1.0]
+    """
 
     def norm(self, x: Tensor) -> Tensor:
         """The norm of x, a 0-d tensor on x's device."""
@@ -106,6 +112,12 @@ class Spectral(_Scaled):
 
     Raises:
         ValueError: If scale is not above 0, or a choice is unknown.
+
+    Example:
+        >>> g = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+        >>> norm = Spectral()
+        >>> norm.norm(g).item(), norm.dual(g).item(), norm.lmo(g).diag().tolist()
+        (4.0, 7.0, [-1.0, 1.0])
     """
 
     method: Method = "svd"
@@ -179,6 +191,12 @@ class Max(_Scaled):
 
     Raises:
         ValueError: If scale is not above 0.
+
+    Example:
+        >>> g = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+        >>> norm = Max()
+        >>> norm.norm(g).item(), norm.dual(g).item(), norm.lmo(g).diag().tolist()
+        (4.0, 7.0, [-1.0, 1.0])
     """
 
     name: ClassVar[geometry.NormName] = "max"
@@ -232,6 +250,12 @@ class Frobenius(_Lengths):
 
     Raises:
         ValueError: If scale is not above 0.
+
+    Example:
+        >>> g = torch.tensor([[3.0, 0.0], [0.0, -4.0]], dtype=torch.float64)
+        >>> norm = Frobenius()
+        >>> norm.norm(g).item(), norm.dual(g).item(), norm.lmo(g).diag().tolist()
+        (5.0, 5.0, [-0.6, 0.8])
     """
 
     name: ClassVar[geometry.NormName] = "frobenius"
@@ -265,6 +289,12 @@ class Rows(_Lengths):
 
     Raises:
         ValueError: If scale is not above 0.
+
+    Example:
+        >>> g = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+        >>> norm = Rows()
+        >>> norm.norm(g).item(), norm.dual(g).item(), norm.lmo(g).diag().tolist()
+        (4.0, 7.0, [-1.0, 1.0])
     """
 
     name: ClassVar[str] = "row"
@@ -296,6 +326,12 @@ class Greedy(_Scaled):
 
     Raises:
         ValueError: If scale is not above 0.
+
+    Example:
+        >>> g = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+        >>> norm = Greedy()
+        >>> norm.norm(g).item(), norm.dual(g).item(), norm.lmo(g).diag().tolist()
+        (7.0, 4.0, [0.0, 1.0])
     """
 
     name: ClassVar[str] = "l1"
@@ -341,6 +377,12 @@ class SupOverBlocks:
 
     Raises:
         ValueError: If norms is empty, or a method is given another number of blocks.
+
+    Example:
+        >>> norm = SupOverBlocks([Spectral(), Max()])
+        >>> blocks = [torch.tensor([[3.0, 0.0], [0.0, -4.0]]), torch.tensor([1.0, -2.0])]
+        >>> norm.norm(blocks).item(), norm.dual(blocks).item(), norm.kappa([(2, 2), (2,)])
+        (4.0, 10.0, 4.0)
     """
 
     norms: Sequence[Norm]
@@ -415,6 +457,10 @@ def layer_norm(
         sqrt(columns) for `"row"`, 1 / sqrt(entries) for `"rms"`.
 
     Source: Pethick et al., arXiv 2502.07529, tables of norms.
+
+    Example:
+        >>> layer_norm("sign", (10, 4))
+        Max(scale=4.0)
     """
     columns = math.prod(shape[1:])
     if rule == "spectral":

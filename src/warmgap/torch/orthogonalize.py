@@ -165,6 +165,10 @@ def compute_dtype(device: torch.device, side: int) -> torch.dtype:
     measured, ARM CPUs with BF16 instructions. float32 anywhere else: on a CPU without such units bfloat16 takes 7 to 70
     times as long. The answer is that of this machine, and the same at every call; `ONEDNN_MAX_CPU_ISA`, by which a user
     keeps such units from being used, counts.
+
+    Example:
+        >>> compute_dtype(torch.device("cpu"), side=64)
+        torch.float32
     """
     return _fastest(device, side >= _HALF_SIDE)
 
@@ -275,6 +279,10 @@ def check_polynomial(polynomial: Polynomial, steps: int) -> str | tuple[Coeffici
     Raises:
         ValueError: If the name is unknown, or the coefficients are no triples of numbers, change sign on the singular
             values that they meet, or let them grow beyond 2.
+
+    Example:
+        >>> check_polynomial([(1.5, -0.5, 0.0)], steps=5)
+        ((1.5, -0.5, 0.0),)
     """
     plain: str | tuple[Coefficients, ...]
     if isinstance(polynomial, str):
@@ -514,6 +522,10 @@ def polar(x: Tensor) -> Tensor:
 
     Raises:
         ValueError: If x has fewer than two dimensions.
+
+    Example:
+        >>> polar(torch.tensor([[0.0, 2.0], [3.0, 0.0]])).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
     """
     _check_matrices(x)
     if x.numel() == 0:

@@ -32,6 +32,7 @@ from warmgap.torch.steps import StepCount, watch
 STATE_VERSION = 2
 
 _PATIENCE = 10  # steps without any loss before a warning
+_IN_A_ROW = 3  # steps whose rate something else changed before a warning
 _CAPPED = 0.95  # an event says so where the cap takes away more than a twentieth
 _RELEASED = 1.1  # and where it leaves a tenth of room again
 _MOST_EVENTS = 64
@@ -40,7 +41,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class AdaptiveWarmup(LRScheduler):
-    """A schedule that needs no tuning: call `observe(loss)` before every `optimizer.step()`, `step()` after.
+    """A schedule without a warm-up to tune: call `observe(loss)` before every `optimizer.step()`, `step()` after.
 
     The loss is the mean training loss of that optimizer step, unscaled; of micro-batches, `observe(loss, weight)` each.
     Ranks are averaged here, so that all of them set the same learning rate. The first step may be made above the floor
@@ -72,7 +73,8 @@ class AdaptiveWarmup(LRScheduler):
             follow the gap.
         floor: Starting learning rate / peak learning rate where nothing is known before the first step, in (0, 1). For
             rules given by name.
-        decay: A name of `warmgap.decay.NAMES` or a callable from progress to factor.
+        decay: A name of `warmgap.decay.NAMES` or a callable from progress to factor. `"constant"` stays at the peak
+            until `decay_now`, which then decays by a cosine.
         norm: The norm that bounds a step: `"spectral"`, `"max"`, `"frobenius"`, or `"auto"` to infer it from the
             optimizer. For the gap rule given by name, which needs it.
         process_group: The ranks to average the loss over; None for the default group where `torch.distributed` is
@@ -229,9 +231,9 @@ class AdaptiveWarmup(LRScheduler):
     def verdict(self) -> Verdict:
         """Whether the peak looks `"too high"` or `"fine"`; `"unknown"` where this run shows neither.
 
-        `summary` says why. It is too high where the guard acted more than once; fine where the spectral cap held the
-        hidden matrices' steps to 0.2 to 0.6 of their size, in the mean over the steps before the decay, and the guard
-        never acted: runs that did ended near the best of all peaks tried (LOG.md).
+        `summary` says why. It is too high where the guard acted more than once, or the loss stands above its first;
+        fine where the spectral cap held the hidden matrices' steps to 0.2 to 0.6 of their size, on average over the
+        steps before the decay, and the guard never acted: such runs ended near the best of all peaks tried (LOG.md).
         """
         return judged(self)[0]
 
@@ -348,6 +350,7 @@ class AdaptiveWarmup(LRScheduler):
             if unknown and self._capped:  # the first step, measured only now, was cut down to the cap
                 self._cap_factor *= self.cap.factor_at(float(self.optimizer.param_groups[self._capped[0]]["lr"]))
         self._steps.add(skipped)
+        misuse.last_moved.pop(self.optimizer, None)
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """Move on by one optimizer step and set the learning rates of the next.
@@ -356,7 +359,7 @@ class AdaptiveWarmup(LRScheduler):
 
         Args:
             loss: The mean training loss of the step just made, if it was not observed before: a number or a tensor with
-                one element.
+                one element. A whole number is an epoch or a step count, not a loss: it is ignored, with a warning.
 
         Raises:
             ValueError: If the loss has more than one element, or the rule refuses the first one; the optimizer's first
@@ -371,14 +374,18 @@ class AdaptiveWarmup(LRScheduler):
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._join()
         if loss is not None:
-            if (said := misuse.not_a_loss(loss)) is not None:
+            if (said := misuse.not_a_loss(loss)) is None:
+                self.observe(loss)
+            else:
                 self._warn_once("epoch", said)
-            self.observe(loss)
+        made = self._steps.made
         waits = self._steps.made == 0 and self._should_have_stepped()
         skipped = self._steps.called(self.optimizer, waits)
         if waits:
             self._forget_step()
             return
+        if made > 0 and (said := misuse.another_stepped(self.optimizer, self)) is not None:
+            self._warn_once("another", said)
         late = self._exchanged(skipped)
         if late.skipped:  # the step before the one just made: known only now, and counted by the last call
             return
@@ -741,7 +748,7 @@ class AdaptiveWarmup(LRScheduler):
             moved = last._replace(step=self._state.step, after=self.factor * after)
             self._events = (*self._events[:-1], moved)  # one that changes it at every step is one event
             self._in_a_row += last.step < self._state.step
-            if self._in_a_row == _PATIENCE and self.schedule.decay != "constant":
+            if self._in_a_row == _IN_A_ROW and self.schedule.decay != "constant":
                 self._warn_once(
                     "outside",
                     "something else (another scheduler?) changes the rate at every step too, and both multiply: "

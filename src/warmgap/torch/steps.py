@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from warmgap._checks import warn
+from warmgap.torch.sharding import local
 
 NEVER_STEPPED = 10
 """Calls of a scheduler before its optimizer's first step, or while another moves the weights, that make a warning."""
@@ -112,6 +113,7 @@ class StepCount:
         self._weights: int | None = None
         self._several = 0
         self._warned = False
+        self._early = False  # called before any step, with gradients that no scaler has refused
 
     def add(self, skipped: float | Tensor = 0.0) -> None:
         """Count a step; one that is known to have been skipped does not count."""
@@ -121,6 +123,11 @@ class StepCount:
             self.skipped = skipped.detach()
         elif skipped > 0.0:
             return
+        if self._early and not self.any:
+            warn(
+                "AdaptiveWarmup.step() was called before the first optimizer.step(): call it after each one. The other "
+                "order moves the schedule on before the step that its loss and rate belong to"
+            )
         self.made += 1
         self.any = True
 
@@ -140,6 +147,8 @@ class StepCount:
         """
         made, skipped = self.made, self.skipped
         self.reset()
+        if made == 0 and not self.any and not self._early:
+            self._early = _ready(optimizer) if waits else True
         if not waits:
             self._waited, self._moved, self._weights = 0, 0, None
             if made < 2:
@@ -167,6 +176,12 @@ def _changes(optimizer: Optimizer) -> int:
     """Return how often the weights were written, by whomever; without a look at them."""
     firsts = [group["params"][0] for group in optimizer.param_groups if group["params"]]
     return sum(first._version for first in firsts if not first.is_inference())
+
+
+def _ready(optimizer: Optimizer) -> bool:
+    """Return whether there are gradients, all finite: a step that was not made was not skipped for them."""
+    grads = [local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return bool(grads) and all(g.layout != torch.strided or bool(torch.isfinite(g).all()) for g in grads)
 
 
 def _standing_still(optimizer: Optimizer, calls: int, any_step: bool) -> str:

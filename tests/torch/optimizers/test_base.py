@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from warmgap.torch.layout import block_shapes, matrices_of, matrix_blocks, matrix_shapes
-from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
+from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.optimizers._base import CHUNK_ENTRIES, _batches, _chunks, descend_
 
 ALL: dict[str, Any] = {
@@ -162,3 +162,11 @@ def test_shapes_of_blocks_and_matrices_are_those_of_their_views(group: dict[str,
     assert [tuple(side) for side in matrix_shapes(shape, group)] == [
         tuple(view.shape) for view in matrices_of(x, group)
     ]
+
+
+@pytest.mark.parametrize("optimizer", [Muon, Lion, EFMuon])
+def test_promise_8_a_model_in_place_of_its_parameters_is_named(optimizer: Any) -> None:
+    with pytest.raises(
+        TypeError, match=rf"got the module Linear: write {optimizer.__name__}\(split_parameters\(model\)"
+    ):
+        optimizer(nn.Linear(3, 3))

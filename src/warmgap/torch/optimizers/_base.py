@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -76,6 +76,7 @@ class NormConstrainedOptimizer(Optimizer):
     _rule: ClassVar[str] = ""
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        check_no_module(params, type(self).__name__)
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: Group) -> None:
@@ -732,6 +733,15 @@ def _check_kind(group: Group) -> None:
         raise ValueError(
             f"kind must be one of {', '.join(map(repr, KINDS))}, got {group['kind']!r}; leave it out where all "
             "parameters of the group are matrices"
+        )
+
+
+def check_no_module(params: object, name: str) -> None:
+    """Raise TypeError where a model is given in place of its parameters."""
+    if isinstance(params, nn.Module):
+        raise TypeError(
+            f"{name} takes parameters, got the module {type(params).__name__}: write {name}(split_parameters(model), "
+            "...), with split_parameters from warmgap.torch"
         )
 
 

@@ -9,7 +9,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from warmgap._checks import check_at_least_zero, check_count, check_finite
 from warmgap.torch.layout import check_layout, matrices_of
-from warmgap.torch.optimizers._base import check_momentum, check_params, check_rate, spectral_of
+from warmgap.torch.optimizers._base import check_momentum, check_no_module, check_params, check_rate, spectral_of
 from warmgap.torch.orthogonalize import TINY, as_matrix
 from warmgap.torch.sharding import is_sharded, local
 
@@ -90,6 +90,7 @@ class EFMuon(Optimizer):
             check_finite("target_loss", target_loss)
         self._target_loss = target_loss
         self._feedback = feedback
+        check_no_module(params, "EFMuon")
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps, "exact": exact}
         super().__init__(params, defaults)
 

@@ -54,6 +54,15 @@ class Gluon(LayerWise):
 
     Source: Riabinin et al., arXiv 2505.13416, algorithms 1 and 2, theorem 1 (adaptive radii); the default radii are
         those of their NanoGPT runs.
+
+    Example:
+        >>> import torch
+        >>> from warmgap.torch import Gluon
+        >>> W = torch.nn.Parameter(torch.zeros(2, 2))
+        >>> W.grad = torch.tensor([[3.0, 0.0], [0.0, -0.1]])
+        >>> Gluon([W], lr=0.01, radius=50.0, exact=True).step()  # both singular values count alike
+        >>> [[round(entry, 3) for entry in row] for row in W.tolist()]
+        [[-0.5, 0.0], [0.0, 0.5]]
     """
 
     def __init__(

@@ -27,6 +27,15 @@ class Lion(NormConstrainedOptimizer):
         ValueError: If a value is out of range.
 
     Source: Chen et al., arXiv 2302.06675, algorithm 2.
+
+    Example:
+        >>> import torch
+        >>> from warmgap.torch import Lion
+        >>> x = torch.nn.Parameter(torch.zeros(2))
+        >>> x.grad = torch.tensor([3.0, -4.0])
+        >>> Lion([x], lr=0.5).step()
+        >>> x.tolist()
+        [-0.5, 0.5]
     """
 
     _rule = "lion"

@@ -78,6 +78,14 @@ class Muon(NormConstrainedOptimizer):
 
     Source: Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks"; Liu et al., arXiv
         2502.16982 (`"rms"`).
+
+    Example:
+        >>> import torch
+        >>> from warmgap.torch import Muon, split_parameters
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 9))
+        >>> optimizer = Muon(split_parameters(model), lr=2e-3)
+        >>> [(group["role"], group["rule"]) for group in optimizer.param_groups]
+        [('hidden', 'spectral'), ('embedding', 'adamw'), ('head', 'adamw'), ('other', 'adamw')]
     """
 
     def __init__(

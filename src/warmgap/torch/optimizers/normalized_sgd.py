@@ -28,6 +28,15 @@ class NormalizedSGD(NormConstrainedOptimizer):
         ValueError: If a value is out of range.
 
     Source: arXiv 2602.05813, appendix C (norm, LMO); Cutkosky and Mehta, arXiv 2002.03305 (momentum).
+
+    Example:
+        >>> import torch
+        >>> from warmgap.torch import NormalizedSGD
+        >>> x = torch.nn.Parameter(torch.zeros(2))
+        >>> x.grad = torch.tensor([3.0, -4.0])
+        >>> NormalizedSGD([x], lr=0.5).step()
+        >>> [round(entry, 3) for entry in x.tolist()]
+        [-0.3, 0.4]
     """
 
     _rule = "sum"

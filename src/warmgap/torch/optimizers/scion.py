@@ -86,6 +86,15 @@ class Scion(LayerWise):
 
     Source: Pethick et al., arXiv 2502.07529, algorithms 1 and 2 and the table of norms; the radii are those of their
         NanoGPT runs.
+
+    Example:
+        >>> import torch
+        >>> from warmgap.torch import Scion
+        >>> W = torch.nn.Parameter(torch.zeros(2, 2))
+        >>> W.grad = torch.tensor([[3.0, 0.0], [0.0, -0.1]])
+        >>> Scion([W], lr=0.01, radius=50.0, exact=True).step()  # both singular values count alike
+        >>> [[round(entry, 3) for entry in row] for row in W.tolist()]
+        [[-0.5, 0.0], [0.0, 0.5]]
     """
 
     def __init__(

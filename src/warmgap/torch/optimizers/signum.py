@@ -26,6 +26,15 @@ class Signum(NormConstrainedOptimizer):
         ValueError: If a value is out of range.
 
     Source: Bernstein et al., arXiv 1802.04434, algorithm 2.
+
+    Example:
+        >>> import torch
+        >>> from warmgap.torch import Signum
+        >>> x = torch.nn.Parameter(torch.zeros(2))
+        >>> x.grad = torch.tensor([3.0, -4.0])
+        >>> Signum([x], lr=0.5).step()
+        >>> x.tolist()
+        [-0.5, 0.5]
     """
 
     _rule = "signum"
