@@ -123,7 +123,7 @@ class StepCount:
             self.skipped = skipped.detach()
         elif skipped > 0.0:
             return
-        if self._early and not self.any:
+        if self._early and not self.any and self._waited < NEVER_STEPPED:
             warn(
                 "AdaptiveWarmup.step() was called before the first optimizer.step(): call it after each one. The other "
                 "order moves the schedule on before the step that its loss and rate belong to"

@@ -180,7 +180,7 @@ class NormConstrainedOptimizer(Optimizer):
     def direction_norm(self, group: Group, param: Tensor) -> float | None:
         """Return the most that the spectral norm of each matrix of a parameter's direction at rate 1 can be.
 
-        It follows from the shape in spectral groups: singular values of U V^T are 1 with `exact`, and at most 1.21 with
+        It follows from the shape in spectral groups: singular values of U V^T are 1 with `exact`, and at most 1.2 with
         the polynomial `"jordan"`.
 
         Args:
