@@ -325,43 +325,79 @@ def losses(path: Path) -> dict[str, dict[str, dict[float, list[float]]]]:
 
 
 def table(path: Path) -> None:
-    """Print the losses, and how auto compares with each rival at the same rate, workload and seed."""
+    """Print the losses, how auto compares with each rival at the same rate and workload, and the verdicts."""
     from scipy.stats import wilcoxon
 
-    final: dict[str, dict[tuple[str, float, int], float]] = defaultdict(dict)
-    for run in load(path):
-        final[run["method"]][Workload(**run["workload"]).name, run["multiple"], run["seed"]] = run["loss"]
-    for workload, by_method in losses(path).items():
+    found = losses(path)
+    spread = [np.std(x, ddof=1) for by in found.values() for r in by.values() for x in r.values() if len(x) > 1]
+    for workload, by_method in found.items():
         multiples = sorted({m for by_rate in by_method.values() for m in by_rate})
-        print(f"\n{workload}\n{'':26}" + "".join(f"{f'x{m:.2g}':>9}" for m in multiples))
+        print(f"\n{workload}\n{'':26}" + "".join(f"{f'x{m:.2g}':>16}" for m in multiples))
         for method, by_rate in by_method.items():
-            print(f"{method:26}" + "".join(f"{np.mean(by_rate.get(m, math.nan)):9.3f}" for m in multiples))
+            cells = [f"{cell(by_rate[m]) if m in by_rate else '':>16}" for m in multiples]
+            print(f"{method:26}" + "".join(cells))
+    print("\nmean, sd over seeds, (seeds); the median sd is " + f"{np.median(spread):.3f}")
 
-    auto, rivals = final.pop("auto"), dict(final)
-    keys = {key for runs in rivals.values() for key in runs}
-    rivals["the best of them"] = {key: min(runs[key] for runs in rivals.values() if key in runs) for key in keys}
-    print("\nauto minus a rival: mean, runs in which auto is lower, p (Wilcoxon, two-sided)")
-    multiples = sorted({multiple for _, multiple, _ in auto})
+    means = {
+        (workload, method, m): min(float(np.mean(x)), 1e3)
+        for workload, by_method in found.items()
+        for method, by_rate in by_method.items()
+        for m, x in by_rate.items()
+    }
+    for (workload, method, m), loss in list(means.items()):
+        if method != "auto":
+            key = (workload, "the best of them", m)
+            means[key] = min(loss, means.get(key, math.inf))
+    print("\nauto minus a rival, of means over seeds: mean, workloads in which auto is lower, p (Wilcoxon, two-sided)")
+    multiples = sorted({m for _, method, m in means if method != "auto"})
     print(f"{'':26}" + "".join(f"{f'x{m:.2g}':>26}" for m in multiples))
-    for rival, runs in rivals.items():
-        cells = ""
+    for rival in dict.fromkeys(method for _, method, _ in means if method != "auto"):
+        cells = []
         for multiple in multiples:
-            pairs = [(auto[key], loss) for key, loss in runs.items() if key in auto and key[1] == multiple]
-            difference = np.array([min(a, 1e3) - min(b, 1e3) for a, b in pairs])
-            if len(pairs) < 2:
-                cells += f"{'':>26}"
+            difference = np.array([
+                means[workload, "auto", multiple] - loss
+                for (workload, method, m), loss in means.items()
+                if (method, m) == (rival, multiple) and (workload, "auto", multiple) in means
+            ])  # fmt: skip
+            if len(difference) < 2:
+                cells.append(f"{'':>26}")
                 continue
             p = wilcoxon(difference).pvalue if np.any(difference) else 1.0
-            cells += f"{f'{difference.mean():+.3f} {(difference < 0).sum()}/{len(pairs)} p={p:.2g}':>26}"
-        print(f"{rival:26}{cells}")
+            said = f"{difference.mean():+.3f} {(difference < 0).sum()}/{len(difference)} p={p:.2g}"
+            cells.append(f"{said:>26}")
+        print(f"{rival:26}" + "".join(cells))
 
-    print("\nbest over the rates (seed 0): auto, the best rival; auto at 3 and 10 times the rate minus that")
-    for workload in losses(path):
-        own = {m: loss for (name, m, seed), loss in auto.items() if (name, seed) == (workload, 0)}
-        others = [loss for (name, _, seed), loss in rivals["the best of them"].items() if (name, seed) == (workload, 0)]
+    print("\nbest over the rates: auto, the best rival; auto at 3 and 10 times the rate minus that")
+    for workload in found:
+        own = {m: loss for (name, method, m), loss in means.items() if (name, method) == (workload, "auto")}
+        others = [x for (name, method, _), x in means.items() if name == workload and method != "auto"]
         best = min(others, default=math.nan)
         hot = "".join(f"{own[m] - best:+9.3f}" if m in own else f"{'':9}" for m in (3.0, 10.0))
         print(f"{workload:40}{min(own.values()):9.3f}{best:9.3f}{hot}")
+
+    print(
+        "\nverdicts: runs, and those of them within 0.1 of the best loss of auto at any rate (same workload and seed)"
+    )
+    judged = [(Workload(**r["workload"]).name, r["seed"], r) for r in load(path) if "verdict" in r]
+    least: dict[tuple[str, int], float] = defaultdict(lambda: math.inf)
+    for name, seed, run in judged:
+        least[name, seed] = min(least[name, seed], run["loss"])
+    for multiple in sorted({run["multiple"] for *_, run in judged}):
+        said = []
+        for verdict in ("too high", "fine", "unknown"):
+            close = [
+                r["loss"] - least[n, s] < 0.1
+                for n, s, r in judged
+                if (r["verdict"], r["multiple"]) == (verdict, multiple)
+            ]
+            said.append(f"{verdict} {len(close)} ({sum(close)})")
+        print(f"x{multiple:<6.2g}" + "   ".join(said))
+
+
+def cell(of_seeds: list[float]) -> str:
+    """Mean, deviation and number of some losses."""
+    deviation = f" {np.std(of_seeds, ddof=1):.3f}" if len(of_seeds) > 1 else ""
+    return f"{np.mean(of_seeds):.3f}{deviation} ({len(of_seeds)})"
 
 
 def plot(path: Path, picture: Path) -> None:
