@@ -132,7 +132,7 @@ def judged(scheduler: AdaptiveWarmup) -> tuple[Verdict, str]:
         )
     losses = [loss for _, loss, _, _ in history.rows if loss is not None]
     if steps >= _FEW and min(losses[-_LAST:], default=0.0) > max(losses[:_FIRST], default=0.0):
-        return "too high", (
+        return "too high" if alarms else "unknown", (
             f"The loss stands at {losses[-1]:.4g}, above the {losses[0]:.4g} of the first step: nothing was learned. A "
             "run at a lower peak would tell whether it is the rate, the loss or the data."
         )
