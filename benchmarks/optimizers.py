@@ -16,12 +16,13 @@ counts, with the bytes that each passes:
 
     python benchmarks/optimizers.py --full
 
-What share of a training step of a 124m LLaMA is the optimizer's:
+What share of a training step of a 124m LLaMA is the optimizer's, and the spectral cap's:
 
     python benchmarks/optimizers.py --training 1x512 --threads 2
 """
 
 import argparse
+import itertools
 import statistics
 import time
 import warnings
@@ -37,7 +38,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from warmgap.lab.model import SIZES, build_model
-from warmgap.torch import split_parameters
+from warmgap.torch import SpectralCap, split_parameters
 from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.orthogonalize import newton_schulz
 
@@ -193,25 +194,35 @@ def seconds(step: Callable[[], object], device: str) -> float:
 
 
 def share_of_training(batch: int, length: int, rounds: int) -> Table:
-    """Time forward and backward pass and step of a 124m LLaMA with Muon apart, on the CPU."""
+    """Time forward and backward pass, step, and spectral cap of a 124m LLaMA apart, on the CPU."""
     size = SIZES["124m"]
     model = build_model("124m", vocab_size=size.vocab_size, sequence_length=length, tied=size.tied, seed=0)
-    optimizer = Muon(split_parameters(model), lr=1e-3)
     tokens = torch.randint(0, size.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
-    spent: dict[str, list[float]] = {"forward and backward": [], "step": []}
-    for _ in range(rounds + 1):
-        start = time.process_time()
-        model(input_ids=tokens, labels=tokens).loss.backward()
-        middle = time.process_time()
-        optimizer.step()
-        spent["forward and backward"].append(middle - start)
-        spent["step"].append(time.process_time() - middle)
-        optimizer.zero_grad()
-    medians = {name: statistics.median(times[1:]) for name, times in spent.items()}
-    title = f"Muon on a 124m LLaMA, {batch} x {length} tokens, {torch.get_num_threads()} threads"
-    table = Table("part", "s of processor time", "share", title=title, title_justify="left", min_width=60)
-    for name, median in medians.items():
-        table.add_row(name, f"{median:.2f}", f"{median / sum(medians.values()):.2f}")
+    title = f"124m LLaMA, {batch} x {length} tokens, {torch.get_num_threads()} threads: s of processor time, medians"
+    columns = ("optimizer", "forward and backward", "step", "spectral cap", "cap / all")
+    table = Table(*columns, title=title, title_justify="left")
+    optimizers: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "Muon": Muon, "Lion": Lion, "torch.optim.AdamW": torch.optim.AdamW,
+    }  # fmt: skip
+    for name, make in optimizers.items():
+        optimizer = make(split_parameters(model), lr=1e-4)
+        cap = SpectralCap(optimizer, total_iters=1000, apply=False)
+        parts: list[list[float]] = []
+        for _ in range(rounds + 1):
+            times = [time.process_time()]
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            times.append(time.process_time())
+            cap.before()
+            times.append(time.process_time())
+            optimizer.step()
+            times.append(time.process_time())
+            cap.after()
+            times.append(time.process_time())
+            optimizer.zero_grad()
+            passes, before, step, after = (b - a for a, b in itertools.pairwise(times))
+            parts.append([passes, step, before + after])
+        medians = [statistics.median(part) for part in zip(*parts[1:], strict=True)]
+        table.add_row(name, *(f"{median:.3f}" for median in medians), f"{medians[2] / sum(medians):.3f}")
     return table
 
 

@@ -383,15 +383,15 @@ def table(path: Path) -> None:
     for name, seed, run in judged:
         least[name, seed] = min(least[name, seed], run["loss"])
     for multiple in sorted({run["multiple"] for *_, run in judged}):
-        said = []
+        counts = []
         for verdict in ("too high", "fine", "unknown"):
             close = [
                 r["loss"] - least[n, s] < 0.1
                 for n, s, r in judged
                 if (r["verdict"], r["multiple"]) == (verdict, multiple)
             ]
-            said.append(f"{verdict} {len(close)} ({sum(close)})")
-        print(f"x{multiple:<6.2g}" + "   ".join(said))
+            counts.append(f"{verdict} {len(close)} ({sum(close)})")
+        print(f"x{multiple:<6.2g}" + "   ".join(counts))
 
 
 def cell(of_seeds: list[float]) -> str:

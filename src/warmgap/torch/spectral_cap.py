@@ -11,8 +11,9 @@ A step's size is its spectral norm over sqrt(outputs / inputs), the size that ch
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -230,10 +231,10 @@ class SpectralCap:
             self._warn_of_vectors()
             return
         due = self._due(all_of_them=first)
-        directions = [] if closure else self._directions(due, first=first)
+        directions = None if closure else self._directions(due, first=first)
         self._copies = []  # of an earlier call in the same step
-        if directions or not due:
-            self._measure(due, directions)
+        if directions is not None or not due:
+            self._measure(due, directions or ())
             self._publish(wait=first)
         else:
             self._copies = [(member, local(member.param).clone()) for member in due]
@@ -250,7 +251,7 @@ class SpectralCap:
         members = [member for member, _ in copies]
         if not all(_rate(member.group) > 0.0 for member in members):
             return
-        self._measure(members, [(old - local(m.param)) / _rate(m.group) for m, old in copies])
+        self._measure(members, ((old - local(m.param)) / _rate(m.group) for m, old in copies))
         self._publish(wait=first)
         factor = self.factor_at(_rate(self.groups[0])) if first else 1.0
         if factor < 1.0:
@@ -347,22 +348,23 @@ class SpectralCap:
             self._turn = (self._turn + 1) % len(members)
         return due
 
-    def _directions(self, due: list[_Member], *, first: bool) -> list[Tensor]:
-        """What the step will change these parameters by at rate 1; empty where that is not known before it."""
+    def _directions(self, due: list[_Member], *, first: bool) -> Iterable[Tensor] | None:
+        """What the step will change these parameters by at rate 1; None where that is not known before it."""
         optimizer: Any = self._optimizer
         if any(member.param.grad is None for member in due):
-            return []
+            return None
         if hasattr(optimizer, "directions"):
-            return [d for member in due for d in optimizer.directions(member.group, [member.param])]
+            runs = _runs(due)
+            return (d for some in runs for d in optimizer.directions(some[0].group, [m.param for m in some]))
         name = type(optimizer).__name__
         if not first or optimizer.state or getattr(optimizer, "grad_scale", None) is not None:
-            return []
-        gradients = [local(grad) for member in due if (grad := member.param.grad) is not None]
+            return None
+        gradients = (local(grad) for member in due if (grad := member.param.grad) is not None)
         if name in SIGN_FIRST:
-            return [gradient.sign() for gradient in gradients]
-        return gradients if name == "SGD" else []
+            return (gradient.sign() for gradient in gradients)
+        return gradients if name == "SGD" else None
 
-    def _measure(self, members: list[_Member], directions: list[Tensor]) -> None:
+    def _measure(self, members: list[_Member], directions: Iterable[Tensor]) -> None:
         for member, direction in zip(members, directions, strict=True):
             ratios = spectral_norms(member.sample(direction)).float() / member.scales
             # A step that did not happen (an overflow skipped inside a fused kernel) measures nothing.
@@ -371,9 +373,9 @@ class SpectralCap:
     def _publish(self, *, wait: bool) -> None:
         """Make the median known to the host: at once on a CPU and after the first measurement, else one step late."""
         base = _rate(self.groups[0])
-        weights = [_rate(member.group) / base if base > 0.0 else 1.0 for member in self._members]
+        weights = {id(group): _rate(group) / base if base > 0.0 else 1.0 for group in self.groups}
         device = self._members[0].ratios.device
-        ratios = [m.ratios.to(device) * w for m, w in zip(self._members, weights, strict=True)]
+        ratios = [member.ratios.to(device) * weights[id(member.group)] for member in self._members]
         median = self.agree(torch.nanquantile(torch.cat(ratios), 0.5))
         if device.type != "cuda":
             self._set(float(median))
@@ -421,6 +423,19 @@ class _Member:
         """The matrices of the parameter, or of what belongs to it; of a large stack of experts, eight of them."""
         matrices = [as_matrix(matrix) for matrix in matrices_of(whole(x, self.param), self.group)]
         return matrices[:: max(1, len(matrices) // _EXPERTS)]
+
+
+def _runs(members: list[_Member]) -> Iterator[list[_Member]]:
+    """Parameters of one group in a row, no more at once than are measured in a step."""
+    entries = 0
+
+    def place(member: _Member) -> tuple[int, int]:
+        nonlocal entries
+        entries += member.param.numel()
+        return id(member.group), entries // _BUDGET
+
+    for _, run in itertools.groupby(members, place):
+        yield [*run]
 
 
 def separate_rates(optimizer: Optimizer) -> None:
