@@ -8,9 +8,7 @@ import optax
 from warmgap.optax import check_restored, scale_by_warmup, spectral_cap
 
 total_iters = 100
-optimizer = optax.chain(
-    optax.contrib.muon(2e-2), scale_by_warmup(total_iters), spectral_cap(total_iters=total_iters)
-)
+optimizer = optax.chain(optax.contrib.muon(2e-2), scale_by_warmup(total_iters), spectral_cap(total_iters=total_iters))
 
 params = {"w": jax.random.normal(jax.random.key(0), (8, 4)), "b": jnp.zeros(4)}
 x = jax.random.normal(jax.random.key(1), (64, 8))
