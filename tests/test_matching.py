@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import trapezoid
 
 from warmgap import ResponseCurve, match_peak_gap
 from warmgap.matching import best_share, mismatch
@@ -33,7 +34,7 @@ def reference_mismatch(share: float, floor: float, sharpness: float, nodes: int 
         curve[z == 0.0] = 0.0
         falling = 1.0 + (floor - 1.0) * (z - share) / (1.0 - share)
         target = np.where(z < share, 0.5 * (1.0 - np.cos(np.pi * z / share)), falling)
-        total += float(np.trapezoid(np.exp(-((z - share) ** 2) * sharpness / 2.0) * (curve - target) ** 2, z))
+        total += float(trapezoid(np.exp(-((z - share) ** 2) * sharpness / 2.0) * (curve - target) ** 2, z))
     return total
 
 

@@ -38,7 +38,7 @@ class WarmupTrainerMixin(_Base):  # type: ignore[misc] # transformers has no typ
 
     The peak learning rate is that of the optimizer (`TrainingArguments.learning_rate` for Trainer's own);
     `lr_scheduler_type` and the warm-up arguments have no effect, and a warning says so where they are given. Hidden
-    matrices, embeddings and head are told apart by the model, and the optimizer's groups split by these roles. Training
+    matrices, embeddings and head are found by the model, and the optimizer's groups split by these roles. Training
     logs gain `lr` (of the step just made), `phase` (`"warmup"`, `"stable"` or `"decay"`) and, for rules that follow it,
     `gap`. Trainer's checkpoints hold the schedule; after one without it (`save_only_model=True`, or a plain Trainer's)
     the schedule goes on from the step count alone, and a warning says so.

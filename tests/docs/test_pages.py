@@ -19,7 +19,7 @@ from warmgap.replay import replay
 
 pytestmark = [
     pytest.mark.skipif("CHROMIUM" not in os.environ, reason="needs Chromium: make pages"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(3600),  # a busy machine takes a minute a page
 ]
 
 WIDTHS = (420, 1400)

@@ -1,4 +1,4 @@
-"""Where the pieces of a tensor are, and who does what; with ranks that talk to each other in `tests/hosts`."""
+"""Where the shards of a tensor are, and who does what; with ranks that talk to each other in `tests/hosts`."""
 
 import math
 from collections.abc import Iterator
@@ -48,12 +48,12 @@ WAYS: list[tuple[tuple[Placement, ...], tuple[tuple[int, int], ...]]] = [
 
 
 @given(st.tuples(st.integers(1, 9), st.integers(1, 9)), st.tuples(st.integers(1, 4), st.integers(1, 4)))
-def test_pieces_are_where_torch_has_them(shape: tuple[int, int], sides: tuple[int, int]) -> None:
+def test_shards_are_where_torch_has_them(shape: tuple[int, int], sides: tuple[int, int]) -> None:
     for placements, cuts in WAYS:
         sharding = Sharding(Ranks(*sides), cuts, ())  # type: ignore[arg-type]
         for at in product(*map(range, sides)):
             wanted, offset = _compute_local_shape_and_global_offset(shape, sides, list(at), placements)
-            assert sharding.piece(shape, at) == list(wanted)
+            assert sharding.shard(shape, at) == list(wanted)
             if math.prod(wanted):
                 assert [sharding.span(shape, at, dim)[0] for dim in range(2)] == list(offset)
 
@@ -78,7 +78,7 @@ def test_who_does_what_is_balanced_and_the_same_everywhere() -> None:
     assert owners([1.0], mesh, {mesh: [3.0, 2.0]}) == [(1,)]
 
 
-def test_a_tensor_in_one_piece_has_no_layout(alone: DeviceMesh) -> None:
+def test_a_full_tensor_has_no_layout(alone: DeviceMesh) -> None:
     p = torch.ones(3, 2)
     assert sharding_of(p) is None
     assert local(p) is p
@@ -108,7 +108,7 @@ def test_states_are_sharded_as_their_parameters(cls: Any, alone: DeviceMesh) -> 
     assert all(isinstance(value, DTensor) and value.placements == (Shard(0),) for value in state.values())
 
 
-def test_what_measures_wants_a_tensor_in_one_piece(alone: DeviceMesh) -> None:
+def test_what_measures_wants_a_full_tensor(alone: DeviceMesh) -> None:
     p = nn.Parameter(distribute_tensor(torch.ones(3, 2), alone, [Shard(0)]))
     with pytest.raises(TypeError, match="full_tensor"):
         SmoothnessProbe(Lion([p]))

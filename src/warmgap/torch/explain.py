@@ -99,7 +99,7 @@ def sentences(scheduler: AdaptiveWarmup) -> str:
 
 
 def _course(scheduler: AdaptiveWarmup) -> list[str]:
-    """Return a sentence with the factor of the hidden matrices at the start, at the peak and now, if their own."""
+    """Return a sentence with the factor of the hidden matrices at the start, at the peak and now, where it differs."""
     rows = scheduler._history.rows
     if all(row[2] == row[3] for row in rows):
         return []

@@ -15,7 +15,7 @@ norm. `Greedy` is greedy coordinate descent: j is where g is largest.
 The optimizers step by these objects: `steepest` is the LMO without its sign and scale, of several blocks at once. What
 Scion and Gluon take a layer's norm to be is `layer_norm`.
 
-Sharded tensors (DTensor) are refused with a TypeError: a norm is of the whole, `x.full_tensor()`.
+Sharded tensors (DTensor) are refused with a TypeError: a norm is of the full tensor, `x.full_tensor()`.
 
 Source: arXiv 2602.05813, section 1, appendices C and D.1; arXiv 2502.07529, tables of norms (`Rows`, `layer_norm`).
 """
@@ -46,7 +46,7 @@ __all__ = ["Frobenius", "Greedy", "Max", "Norm", "Rows", "Spectral", "SupOverBlo
 _Block = TypeVar("_Block")
 
 Reduce = Callable[[list[Tensor]], list[Tensor]]
-"""From the lengths of pieces, which ranks hold, to those of the wholes."""
+"""From the lengths of the ranks' shards to those of the full tensors."""
 
 LayerRule = Literal["spectral", "sign", "row", "rms"]
 
@@ -270,7 +270,7 @@ class Frobenius(_Lengths):
         return list(torch._foreach_norm(list(gs), 2, dtype=torch.promote_types(gs[0].dtype, torch.float32)))
 
     def steepest(self, gs: Sequence[Tensor], reduce: Reduce | None = None) -> list[Tensor]:
-        """Tensors divided by their lengths, fresh, zero where they are; `reduce` where they are pieces."""
+        """Tensors divided by their lengths, fresh, zero where they are; `reduce` where they are shards."""
         found = self.lengths(gs)
         found = reduce(found) if reduce else found
         torch._foreach_clamp_min_(found, TINY)
@@ -416,9 +416,7 @@ class SupOverBlocks:
 
 def _check_whole(x: Tensor) -> None:
     if hasattr(x, "full_tensor"):
-        raise TypeError(
-            f"x must be a tensor in one piece, got a DTensor of shape {tuple(x.shape)}; give x.full_tensor()"
-        )
+        raise TypeError(f"x must be a full tensor, got a DTensor of shape {tuple(x.shape)}; give x.full_tensor()")
 
 
 def _widen(x: Tensor) -> Tensor:

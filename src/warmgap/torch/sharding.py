@@ -1,9 +1,9 @@
-"""Parameters in pieces (DTensor): which part of the whole this rank holds, sums over the whole, and whole matrices.
+"""Sharded parameters (DTensor): which shard this rank holds, sums over all shards, and full matrices.
 
-A parameter is cut along the dimensions of its mesh of ranks, as `fully_shard` and tensor parallelism do it. Rules that
-go entry by entry work on the pieces as they are. What a norm needs of the whole is made up here, in one of two ways:
-sums, exchanged by an all-gather of a few numbers and added in rank order, so that every rank has the same bits; and
-whole matrices, each of which is put together on one rank, its owner, and taken apart again.
+A parameter is sharded along the dimensions of its mesh of ranks, as `fully_shard` and tensor parallelism do it. Rules
+that go entry by entry work on the shards as they are. What a norm needs of the full tensor is computed here, in one of
+two ways: sums, exchanged by an all-gather of a few numbers and added in rank order, so that every rank has the same
+bits; and full matrices, each of which is gathered on one rank, its owner, and scattered again.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Loads = dict["DeviceMesh", list[float]]
 
 
 def is_sharded(x: Tensor) -> TypeGuard[DTensor]:
-    """Whether x is a DTensor; told without importing them, which takes half a second."""
+    """Whether x is a DTensor, without the import, which takes half a second."""
     return hasattr(x, "device_mesh")
 
 
 def local(x: Tensor) -> Tensor:
-    """The piece of x that this rank holds, all of it where x is not sharded; writing to it writes to x."""
+    """This rank's shard of x, all of it where x is not sharded; writing to it writes to x."""
     return x.to_local() if is_sharded(x) else x
 
 
 def sharded_alike(x: Tensor, p: Tensor) -> Tensor:
-    """x, such as a gradient, in the same pieces as p."""
+    """x, such as a gradient, sharded as p is."""
     if is_sharded(x) and is_sharded(p) and x.placements != p.placements:
         return x.redistribute(placements=p.placements)
     return x
@@ -45,11 +45,11 @@ def sharded_alike(x: Tensor, p: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How tensors of one mesh are cut; none of them is cut in another way.
+    """How tensors of one mesh are sharded; all of them alike.
 
     Attributes:
         mesh: The ranks.
-        cuts: (dimension of the mesh, dimension of the tensor), in the order in which the whole is cut.
+        cuts: (dimension of the mesh, dimension of the tensor), in the order in which the full tensor is cut.
         copies: Dimensions of the mesh along which all ranks hold the same.
     """
 
@@ -61,11 +61,11 @@ class Sharding:
     def here(self) -> tuple[int, ...]:
         """This rank's coordinate in the mesh."""
         coordinate = self.mesh.get_coordinate()
-        assert coordinate is not None  # noqa: S101 (a rank outside the mesh holds no piece)
+        assert coordinate is not None  # noqa: S101 (a rank outside the mesh holds no shard)
         return tuple(coordinate)
 
     def span(self, shape: Sequence[int], at: Sequence[int], dim: int, depth: int | None = None) -> tuple[int, int]:
-        """Start and stop, along one of the tensor's dimensions, of the piece at this coordinate after `depth` cuts."""
+        """Start and stop, along one of the tensor's dimensions, of the shard at this coordinate after `depth` cuts."""
         start, stop = 0, shape[dim]
         for mesh_dim, cut in self.cuts[:depth]:
             if cut == dim:
@@ -73,17 +73,17 @@ class Sharding:
                 start, stop = min(start + at[mesh_dim] * step, stop), min(start + (at[mesh_dim] + 1) * step, stop)
         return start, stop
 
-    def piece(self, shape: Sequence[int], at: Sequence[int], depth: int | None = None) -> list[int]:
-        """Shape of the piece at this coordinate after `depth` cuts; after all of them by default."""
+    def shard(self, shape: Sequence[int], at: Sequence[int], depth: int | None = None) -> list[int]:
+        """Shape of the shard at this coordinate after `depth` cuts; after all of them by default."""
         spans = (self.span(shape, at, dim, depth) for dim in range(len(shape)))
         return [stop - start for start, stop in spans]
 
 
 def sharding_of(p: Tensor) -> Sharding | None:
-    """How p is cut; None where it is not sharded.
+    """How p is sharded; None where it is not.
 
     Raises:
-        ValueError: If it is cut in a way that is not supported.
+        ValueError: If it is sharded in a way that is not supported.
     """
     if not is_sharded(p):
         return None
@@ -106,7 +106,7 @@ def sharding_of(p: Tensor) -> Sharding | None:
             raise _unknown(p)
         last.insert(0, (mesh_dim, dim))
     sharding = Sharding(p.device_mesh, (*plain, *last), tuple(copies))
-    if list(local(p).shape) != sharding.piece(p.shape, sharding.here):
+    if list(local(p).shape) != sharding.shard(p.shape, sharding.here):
         raise _unknown(p)
     return sharding
 
@@ -118,14 +118,14 @@ def _unknown(p: DTensor) -> ValueError:
     )
 
 
-def whole_sums(
+def full_sums(
     partial: Sequence[Tensor], sharding: Sharding | None, dims: Collection[int] | None = None
 ) -> list[Tensor]:
-    """Add up sums that each rank has taken over its pieces: one all-gather a dimension of the mesh for all of them.
+    """Add up sums that each rank has taken over its shards: one all-gather a dimension of the mesh for all of them.
 
     Args:
-        partial: Sums over the pieces, of any shapes.
-        sharding: How the tensors are cut.
+        partial: Sums over the shards, of any shapes.
+        sharding: How the tensors are sharded.
         dims: The tensors' dimensions that were summed over; all by default.
     """
     across = _cut_across(sharding, dims)
@@ -139,11 +139,11 @@ def whole_sums(
     return _cut(flat, [x.shape for x in partial])
 
 
-def whole_norms(lengths: list[Tensor], sharding: Sharding | None, dims: Collection[int] | None = None) -> list[Tensor]:
-    """The Euclidean lengths of whole tensors from those of their pieces; arguments as for `whole_sums`."""
+def full_norms(lengths: list[Tensor], sharding: Sharding | None, dims: Collection[int] | None = None) -> list[Tensor]:
+    """The Euclidean lengths of full tensors from those of their shards; arguments as for `full_sums`."""
     if not _cut_across(sharding, dims):
         return lengths
-    return [total.sqrt() for total in whole_sums([length.square() for length in lengths], sharding, dims)]
+    return [total.sqrt() for total in full_sums([length.square() for length in lengths], sharding, dims)]
 
 
 def _cut_across(sharding: Sharding | None, dims: Collection[int] | None) -> list[int]:
@@ -154,7 +154,7 @@ def _cut_across(sharding: Sharding | None, dims: Collection[int] | None) -> list
 
 
 def owners(costs: Sequence[float], mesh: DeviceMesh, loads: Loads) -> list[tuple[int, ...]]:
-    """Choose a rank for each task: the dearest first, each to the rank with the least to do so far.
+    """Choose a rank for each task: the largest first, each to the rank with the least to do so far.
 
     Every rank comes to the same choice.
 
@@ -187,29 +187,29 @@ def _coordinate(rank: int, mesh: DeviceMesh) -> tuple[int, ...]:
 
 
 def on_owners(
-    pieces: Sequence[Tensor],
+    shards: Sequence[Tensor],
     shapes: Sequence[Sequence[int]],
     owned: Sequence[tuple[int, ...]],
     sharding: Sharding,
     compute: Callable[[list[Tensor]], list[Tensor]],
 ) -> list[Tensor]:
-    """Put each whole together on its owner, compute there, and hand out the results' pieces.
+    """Gather each full tensor on its owner, compute there, and scatter the results.
 
     Every rank of the mesh must call it. It takes two all-to-alls for each dimension of the mesh that cuts, and one for
     each along which there are copies; the host does not wait.
 
     Args:
-        pieces: This rank's pieces, all of one dtype, which is what is sent.
-        shapes: The shapes of the wholes.
+        shards: This rank's shards, all of one dtype, which is what is sent.
+        shapes: The shapes of the full tensors.
         owned: The coordinate of the rank that each is computed on.
-        sharding: How they are cut.
-        compute: From the wholes of which this rank is the owner to results of the same shapes and dtype.
+        sharding: How they are sharded.
+        compute: From the full tensors of which this rank is the owner to results of the same shapes and dtype.
 
     Returns:
-        This rank's piece of each result, fresh.
+        This rank's shard of each result, fresh.
     """
-    here, like = sharding.here, pieces[0]
-    held = dict(enumerate(pieces))
+    here, like = sharding.here, shards[0]
+    held = dict(enumerate(shards))
     for mesh_dim in sharding.copies:
         held = {m: x for m, x in held.items() if owned[m][mesh_dim] == here[mesh_dim]}
     for depth in reversed(range(len(sharding.cuts))):
@@ -218,7 +218,7 @@ def on_owners(
         mine = [m for m in held if owned[m][mesh_dim] == here[mesh_dim]]
         arrived = _all_to_all(
             [[x for m, x in held.items() if owned[m][mesh_dim] == rank] for rank in ranks],
-            [[sharding.piece(shapes[m], _at(here, mesh_dim, rank), depth + 1) for m in mine] for rank in ranks],
+            [[sharding.shard(shapes[m], _at(here, mesh_dim, rank), depth + 1) for m in mine] for rank in ranks],
             sharding.mesh.get_group(mesh_dim),
             like,
         )
@@ -241,7 +241,7 @@ def on_owners(
             sent = [_slices(held, shapes, sharding, _at(here, mesh_dim, rank), depth, dim) for rank in ranks]
         arrived = _all_to_all(
             sent,
-            [[sharding.piece(shapes[m], here, depth + 1) for m in of_rank] for of_rank in by_rank],
+            [[sharding.shard(shapes[m], here, depth + 1) for m in of_rank] for of_rank in by_rank],
             sharding.mesh.get_group(mesh_dim),
             like,
         )

@@ -449,7 +449,7 @@ def separate_rates(optimizer: Optimizer) -> None:
 
 
 def whole(x: Tensor, p: Tensor) -> Tensor:
-    """x, this rank's piece of p or of what belongs to it, as the whole; every rank of p's mesh must call it."""
+    """x, this rank's shard of p or of what belongs to it, as the full tensor; every rank of p's mesh must call it."""
     if not is_sharded(p) or x.is_meta:
         return x
     from torch.distributed.tensor import DTensor

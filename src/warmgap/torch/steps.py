@@ -123,7 +123,7 @@ class StepCount:
             self.skipped = skipped.detach()
         elif skipped > 0.0:
             return
-        if self._early and not self.any and self._waited < NEVER_STEPPED:
+        if self._early and not self.any:
             warn(
                 "AdaptiveWarmup.step() was called before the first optimizer.step(): call it after each one. The other "
                 "order moves the schedule on before the step that its loss and rate belong to"
@@ -147,8 +147,8 @@ class StepCount:
         """
         made, skipped = self.made, self.skipped
         self.reset()
-        if made == 0 and not self.any and not self._early:
-            self._early = _ready(optimizer) if waits else True
+        if made == 0 and not self.any and self._waited == 0:
+            self._early = not waits or _ready(optimizer)
         if not waits:
             self._waited, self._moved, self._weights = 0, 0, None
             if made < 2:
@@ -169,6 +169,7 @@ class StepCount:
         self._weights = weights
         if self._waited == STOOD_STILL or (self._moved if self.any else self._waited) == NEVER_STEPPED:
             warn(_standing_still(optimizer, self._waited, self.any))
+            self._early = False
         return skipped
 
 

@@ -19,7 +19,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def local(x: Tensor) -> Tensor:
-    """The piece of x that is here; all of it where x is not sharded. Writing to it writes to x."""
+    """This rank's shard of x; all of it where x is not sharded. Writing to it writes to x."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 

@@ -68,7 +68,7 @@ class ErrorFeedback:
     and as gradients differ, workers would disagree on which steps to skip. Use bfloat16, which needs none.
 
     Sharded parameters (DTensor): a worker is then a whole mesh of processes, and `process_group` those that have the
-    same piece in the other meshes, over which gradients must not have been averaged. Each piece is compressed by
+    same shard in the other meshes, over which gradients must not have been averaged. Each shard is compressed by
     itself. Within one mesh, `fully_shard` averages gradients before an optimizer sees them, and there is nothing left
     to compress.
 
@@ -327,13 +327,13 @@ class ErrorFeedback:
             if self._group is None:
                 raise ValueError(
                     f"{name} is sharded, and its gradient is averaged over its mesh before an optimizer sees it; give "
-                    "process_group, the processes that have the same piece in other meshes"
+                    "process_group, the processes that have the same shard in other meshes"
                 )
             both = set(dist.get_process_group_ranks(self._group)) & set(mesh.mesh.flatten().tolist())
             if both - {dist.get_rank()}:
                 raise ValueError(
                     f"{name} is sharded over ranks {sorted(both)}, which are also in process_group: their gradients "
-                    "are one and the same; give the processes that have the same piece in other meshes"
+                    "are one and the same; give the processes that have the same shard in other meshes"
                 )
 
 

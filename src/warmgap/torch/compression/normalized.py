@@ -94,7 +94,7 @@ class NormalizedGD(Optimizer):
         return self._directions(params)
 
     def _directions(self, params: list[Tensor]) -> list[Tensor]:
-        """The direction of each, this rank's piece where it is sharded; zero where there is no gradient."""
+        """The direction of each, this rank's shard where it is sharded; zero where there is no gradient."""
         if not isinstance(self._norm, str):
             return [torch.zeros_like(p) if p.grad is None else -self._norm.lmo(p.grad) for p in params]
         every = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]

@@ -27,14 +27,14 @@ from warmgap.torch.orthogonalize import (
 from warmgap.torch.sharding import (
     Loads,
     Sharding,
+    full_norms,
+    full_sums,
     is_sharded,
     local,
     on_owners,
     owners,
     sharded_alike,
     sharding_of,
-    whole_norms,
-    whole_sums,
 )
 from warmgap.torch.split import KINDS
 
@@ -66,8 +66,8 @@ class NormConstrainedOptimizer(Optimizer):
     tensors are read where they are: a step that was captured or compiled follows them. `torch.compile(optimizer.step,
     fullgraph=True)` makes one graph; give it a tensor rate, since every float is a graph of its own.
 
-    Parameters may be sharded (DTensor): a step is that of the whole, and every rank of their mesh must make it. Each
-    matrix is orthogonalized on one rank.
+    Parameters may be sharded (DTensor): a step is that of the full tensor, and every rank of their mesh must make it.
+    Each matrix is orthogonalized on one rank.
 
     A subclass names its rule, or says which one a group takes (`_complete_group`) and the norm of a block (`_norm`).
     """
@@ -150,7 +150,7 @@ class NormConstrainedOptimizer(Optimizer):
 
         Returns:
             For each parameter the direction from its present gradient and state, of its shape and dtype, fresh; of a
-            sharded parameter this rank's piece. Zeros where it has no gradient.
+            sharded parameter this rank's shard. Zeros where it has no gradient.
 
         Example:
             >>> p = torch.nn.Parameter(torch.zeros(2))
@@ -291,7 +291,7 @@ class NormConstrainedOptimizer(Optimizer):
     ) -> None:
         """Step the targets, which are the parameters or stand for them, and move the states.
 
-        Of sharded parameters, gradients and states are this rank's pieces.
+        Of sharded parameters, gradients and states are this rank's shards.
         """
         rule = group.get("rule", self._rule)
         if sharded:
@@ -311,7 +311,7 @@ class NormConstrainedOptimizer(Optimizer):
                 if group.get("L0") is not None:
                     blocks = _by_duals(group, blocks, cut)
                 for ps, _, directions, _, length in blocks:
-                    # Not in one pass: a piece may be contiguous where the whole is not, and digits would differ.
+                    # Not in one pass: a shard may be contiguous where the full tensor is not, and digits would differ.
                     descend_(ps, directions, step.lr, step.weight_decay, length)
             else:
                 self._entrywise(group, rule, shape, xs, gs, kept, step, cut, by_passes)
@@ -353,7 +353,7 @@ class NormConstrainedOptimizer(Optimizer):
         cut: Sharding | None,
         by_passes: bool,
     ) -> None:
-        """Signs, and tensors over their lengths, of whole parameters."""
+        """Signs, and tensors over their lengths, of full parameters."""
         _, norm, length = self._plan(group, shape, step.eager)[0]
         in_chunks = by_passes and len(xs) == 1 and xs[0].numel() > CHUNK_ENTRIES
         if isinstance(norm, Max):
@@ -366,7 +366,7 @@ class NormConstrainedOptimizer(Optimizer):
         for some, *states in _chunks(gs, *kept) if in_chunks else [(gs, *kept)]:
             found += Frobenius.lengths(self._estimate(group, rule, some, states, by_passes))
         lengths = [torch.linalg.vector_norm(torch.stack(found))] if in_chunks else found
-        lengths = whole_norms(lengths, cut) if cut else lengths
+        lengths = full_norms(lengths, cut) if cut else lengths
         torch._foreach_clamp_min_(lengths, TINY)
         estimates = kept[0] if kept else gs
         if in_chunks:
@@ -406,7 +406,7 @@ class NormConstrainedOptimizer(Optimizer):
         eager: bool,
         directions: list[Tensor] | None = None,
     ) -> list[_Block]:
-        """The blocks of tensors of this shape, or of pieces of such, with the directions given or still to take."""
+        """The blocks of tensors of this shape, or of their shards, with the directions given or still to take."""
         plan = self._plan(group, shape, eager)
         tensors = (xs, estimates) if directions is None else (xs, estimates, directions)
         parts: Iterable[Sequence[Sequence[Tensor]]] = (tensors,)
@@ -428,12 +428,12 @@ class NormConstrainedOptimizer(Optimizer):
         cut: Sharding,
         step: _Step,
     ) -> list[_Block]:
-        """The blocks of matrices in pieces: each parameter is put together and orthogonalized on one rank."""
+        """The blocks of sharded matrices: each parameter is gathered and orthogonalized on one rank."""
 
-        def compute(wholes: list[Tensor]) -> list[Tensor]:
-            results = [torch.empty_like(x) for x in wholes]
-            for members in _by_shape(wholes):
-                some, of_some = ([part[i] for i in members] for part in (results, wholes))
+        def compute(full: list[Tensor]) -> list[Tensor]:
+            results = [torch.empty_like(x) for x in full]
+            for members in _by_shape(full):
+                some, of_some = ([part[i] for i in members] for part in (results, full))
                 for targets, _, directions, _, _ in self._blocks(group, some[0].shape, some, of_some, None, step.eager):
                     torch._foreach_copy_(targets, directions)
             return results
@@ -492,7 +492,7 @@ def _by_duals(group: Group, blocks: list[_Block], cut: Sharding | None) -> list[
         for source, direction in zip(sources, scaled, strict=True):
             partial_duals.append((source * direction).sum(dim=dims, keepdim=stacked, dtype=wide))
         minus_lmos.append(scaled)
-    duals = iter(whole_sums(partial_duals, cut, (1, 2) if stacked else None))
+    duals = iter(full_sums(partial_duals, cut, (1, 2) if stacked else None))
     for scaled in minus_lmos:
         for direction, dual in zip(scaled, duals, strict=False):
             # Without L0 it is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
@@ -501,10 +501,10 @@ def _by_duals(group: Group, blocks: list[_Block], cut: Sharding | None) -> list[
 
 
 def _steepest(norm: LayerNorm, sources: list[Tensor], group: Group, cut: Sharding | None) -> list[Tensor]:
-    """A norm's steepest directions at blocks of one shape, or at this rank's pieces of them, in that shape."""
+    """A norm's steepest directions at blocks of one shape, or at this rank's shards of them, in that shape."""
     if isinstance(norm, Max):
         return norm.steepest(sources)
-    reduce = partial(whole_norms, sharding=cut) if cut else None
+    reduce = partial(full_norms, sharding=cut) if cut else None
     if isinstance(norm, Frobenius):
         return norm.steepest(sources, reduce)
     first = sources[0]
@@ -587,7 +587,7 @@ def _chunks(*tensors: list[Tensor]) -> Iterable[tuple[list[Tensor], ...]]:
 
 
 def _gradient(p: Tensor) -> Tensor:
-    """The gradient of p, which has one; of a sharded parameter, this rank's piece."""
+    """The gradient of p, which has one; of a sharded parameter, this rank's shard."""
     grad = p.grad
     assert grad is not None  # noqa: S101 (for the type checker)
     if grad.layout != torch.strided:
@@ -644,7 +644,7 @@ def descend_(
 
 
 def _local_blocks(x: Tensor, shape: Sequence[int], group: Group, cut: Sharding | None) -> tuple[Tensor, ...]:
-    """The blocks of x, this rank's piece of a tensor of this shape: its part of each, which may be empty."""
+    """The blocks of x, this rank's shard of a tensor of this shape: its part of each, which may be empty."""
     if cut is None or not group.get("blocks"):
         return matrix_blocks(x, group)
     start, stop = cut.span(shape, cut.here, output_dim(x, group))
@@ -654,7 +654,7 @@ def _local_blocks(x: Tensor, shape: Sequence[int], group: Group, cut: Sharding |
 
 
 def _whole_here(p: Tensor, group: Group) -> Tensor:
-    """p, or this rank's piece where that holds whole matrices: of a stack of experts that are spread over the ranks."""
+    """p, or this rank's shard where that holds full matrices: of a stack of experts that are spread over the ranks."""
     cut = sharding_of(p)
     return local(p) if cut and is_stack(p.ndim, group) and {dim for _, dim in cut.cuts} == {0} else p
 

@@ -159,7 +159,7 @@ class EFMuon(Optimizer):
     def directions(self, group: Group, params: list[Tensor]) -> list[Tensor]:
         """What the next `step()` would subtract from these parameters over the group's rate, changing nothing.
 
-        It is this rank's piece where a parameter is sharded. With `target_loss` it is that of a step without it.
+        It is this rank's shard where a parameter is sharded. With `target_loss` it is that of a step without it.
         """
         found = []
         for p in params:
@@ -229,7 +229,7 @@ def _by_part(x: Tensor, group: Group, compute: Callable[[Tensor, Tensor], Tensor
         return found
     from torch.distributed.tensor import distribute_tensor
 
-    # Every rank has the whole, so that none needs to send its pieces.
+    # Every rank has the whole, so that none needs to send its shards.
     return distribute_tensor(found, x.device_mesh, x.placements, src_data_rank=None)
 
 
@@ -242,7 +242,7 @@ def _is_hidden(x: Tensor, group: Group) -> bool:
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
-    """<x, y> of the wholes, in float32 at least."""
+    """<x, y> of the full tensors, in float32 at least."""
     x, y = (one.full_tensor() if is_sharded(one) else one for one in (x, y))
     return _dot(x, y)
 

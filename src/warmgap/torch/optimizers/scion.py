@@ -60,7 +60,7 @@ class Scion(LayerWise):
         norm, bias, other     "rms"        sqrt(entries) m / ||m||_F              "frobenius"
 
     where the spectral rule takes the channels as rows and columns of a convolution, and divides by the number of the
-    kernel's entries. Weights stored with inputs first, such as those of transposed convolutions, are told by the
+    kernel's entries. Weights stored with inputs first, such as those of transposed convolutions, are recognised by the
     group's `transposed`. A parameter without a kind must be a matrix and takes the spectral rule.
 
     Args:
