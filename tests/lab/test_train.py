@@ -68,6 +68,8 @@ def test_what_a_run_leaves(small: TrainConfig, tmp_path: Path) -> None:
     assert result.record["first_loss"] == result.metrics[0][1]
     assert seen == list(result.metrics[: len(seen)])
     assert str(tmp_path) not in str(result.record)
+    assert result.record["code"]
+    assert result.record["verdict"] in ("too high", "fine", "unknown")
 
 
 def test_the_rates_are_those_of_the_method(small: TrainConfig) -> None:

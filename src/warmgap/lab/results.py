@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -39,6 +41,7 @@ class Trial:
         seconds: Wall time.
         steps: Length of the run in steps.
         printed: What a paper prints for this method on this workload, None where it prints nothing.
+        verdict: What the schedule says of the peak rate, see `AdaptiveWarmup.verdict`.
         run: The run in its database, with `folder` where that is; None from a file.
         folder: The folder of the database.
     """
@@ -56,6 +59,7 @@ class Trial:
     seconds: float | None = None
     steps: int = 0
     printed: float | None = None
+    verdict: str | None = None
     run: Run | None = field(default=None, compare=False)
     folder: Path | None = field(default=None, compare=False)
 
@@ -64,26 +68,24 @@ class Trial:
         """The loss that it counts with: its first one where it diverged or its rule could not go on."""
         return self.first_loss if self.status in ("diverged", "refused") else self.loss
 
-    @property
-    def clock(self) -> bool:
-        """Whether its method is a schedule by step count."""
-        return is_clock(self.method)
+
+@functools.cache
+def _method(name: str) -> Method | None:
+    with contextlib.suppress(UserError):
+        return Method.parse(name)
+    return None
 
 
 def is_clock(method: str) -> bool:
     """Whether a method of this name is a schedule by step count; False for a name that no method has."""
-    try:
-        return not Method.parse(method).adaptive
-    except UserError:
-        return False
+    found = _method(method)
+    return found is not None and not found.adaptive
 
 
 def label_of(method: str) -> str:
     """A method's name for readers."""
-    try:
-        return Method.parse(method).label
-    except UserError:
-        return method
+    found = _method(method)
+    return method if found is None else found.label
 
 
 def trial(run: Run, folder: Path, label: Mapping[str, Any]) -> Trial:
@@ -103,6 +105,7 @@ def trial(run: Run, folder: Path, label: Mapping[str, Any]) -> Trial:
         seconds=run.seconds,
         steps=config["steps"],
         printed=label.get("printed"),
+        verdict=run.verdict,
         run=run,
         folder=folder,
     )
@@ -123,13 +126,14 @@ def read_runs(folder: Path) -> list[Trial]:
                 labelled |= {(workload, run): runs[run] for run, workload in sweep["runs"] if workload}
             found += [trial(run, place, json.loads(workload)) for (workload, _), run in labelled.items()]
             others = [run for run in runs.values() if run not in labelled.values()]
-            names = workload_names([run.config for run in others])
-            rates: dict[str, list[float]] = {}
-            for name, run in zip(names, others, strict=True):
-                rates.setdefault(name, []).append(run.config["lr"])
-            for name, run in zip(names, others, strict=True):
-                middle = statistics.median_low(sorted(set(rates[name])))
-                found.append(trial(run, place, {"name": name, "rate": float(f"{run.config['lr'] / middle:.6g}")}))
+            by_name: dict[str, list[Run]] = {}
+            for name, run in zip(workload_names([run.config for run in others]), others, strict=True):
+                by_name.setdefault(name, []).append(run)
+            for name, members in by_name.items():
+                middle = statistics.median_low({run.config["lr"] for run in members})
+                for run in members:
+                    rate = float(f"{run.config['lr'] / middle:.6g}")
+                    found.append(trial(run, place, {"name": name, "rate": rate}))
     return found
 
 
@@ -138,23 +142,19 @@ def workload_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     usual = ("optimizer", "model", "corpus", "steps")
     others = sorted({name for config in configs for name in config} - {*_OF_METHODS, *usual})
     telling = [name for name in others if len({json.dumps(config.get(name)) for config in configs}) > 1]
-    return [
-        ", ".join(
-            [
-                f"{str(config['optimizer']).capitalize()}, {config['model']} on {Path(str(config['corpus'])).name}",
-                f"{config['steps']} steps",
-                *(f"{name.replace('_', ' ')} {config.get(name)}" for name in telling),
-            ]
-        )
-        for config in configs
-    ]
+    names = []
+    for config in configs:
+        head = f"{str(config['optimizer']).capitalize()}, {config['model']} on {Path(str(config['corpus'])).name}"
+        more = (f"{name.replace('_', ' ')} {config.get(name)}" for name in telling)
+        names.append(", ".join([head, f"{config['steps']} steps", *more]))
+    return names
 
 
 def write_results(trials: Sequence[Trial], path: Path, *, command: str) -> None:
     """Write the trials to a JSON file, a line a trial."""
     names = [field.name for field in dataclasses.fields(Trial) if field.name not in ("run", "folder")]
     lines = ",\n".join(json.dumps({name: getattr(trial, name) for name in names}) for trial in trials)
-    codes = sorted({trial.run.code or "" for trial in trials if trial.run})
+    codes = sorted({trial.run.code for trial in trials if trial.run and trial.run.code})
     head = json.dumps({"version": RESULTS_VERSION, "command": command, "code": codes})[1:-1]
     path.write_text(f'{{{head}, "runs": [\n{lines}\n]}}\n', encoding="utf-8")
 

@@ -36,6 +36,7 @@ class ClockSchedule:
 
     gap: float | None = None
     target_loss: float | None = None
+    verdict: str | None = None
     events: tuple[Any, ...] = ()
 
     def __init__(self, optimizer: Optimizer, total: int, method: Method, decay: str) -> None:
@@ -62,10 +63,6 @@ class ClockSchedule:
         if self.warmup_iters is None or self.steps < self.warmup_iters:
             return "warmup"
         return "stable" if self.steps < begins else "decay"
-
-    def get_last_lr(self) -> list[float]:
-        """The rate of each group."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def factors(self) -> tuple[float, float]:
         """Factors of the next step: of what is warmed up, and of the rest."""
