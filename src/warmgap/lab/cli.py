@@ -64,11 +64,7 @@ class EngineSettings:
     processes: int = 1  # GPUs a run, or processes on CPUs, started by torchrun.
 
     def engine(self) -> Any:
-        """The engine that is asked for.
-
-        Raises:
-            UserError: A number below 1.
-        """
+        """The engine that is asked for."""
         from warmgap.lab.engines import Local, OnRay
 
         for name, value in (("jobs", self.jobs), ("processes", self.processes)):

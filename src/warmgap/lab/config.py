@@ -123,11 +123,7 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
     """One training run. Fields left at None are filled in by `resolve`, which also checks all of them."""
 
     def resolve(self) -> TrainConfig:
-        """The same settings, checked, with the model's and the optimizer's own where a field was None.
-
-        Raises:
-            UserError: A setting that is not allowed; the sentence says which are.
-        """
+        """The same settings, checked, with the model's and the optimizer's own where a field was None."""
         known = {"optimizer": (*OPTIMIZERS,), "decay": DECAYS, "precision": PRECISIONS}
         for name, choices in known.items():
             if (value := getattr(self, name)) not in choices:
@@ -202,9 +198,6 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
         """The settings that decide the numbers of the run, resolved, as plain values; those that are None left out.
 
         Instead of a file that a run reads there is a hash of it.
-
-        Raises:
-            UserError: As `resolve` does, or there is no such file.
         """
         full = self.resolve()
         found = {name: value for name, value in vars(full).items() if name not in _ASIDE and value is not None}
@@ -245,11 +238,7 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
 
 
 def from_plain(settings: Mapping[str, Any]) -> TrainConfig:
-    """A configuration from plain values, as a recipe or a database holds them.
-
-    Raises:
-        UserError: A setting that does not exist.
-    """
+    """A configuration from plain values, as a recipe or a database holds them."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown := sorted(settings.keys() - names):
         raise UserError(f"There is no setting {unknown[0]!r}: the settings are {', '.join(sorted(names))}.")

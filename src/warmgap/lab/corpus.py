@@ -63,9 +63,6 @@ Encode = Callable[[Sequence[str]], Array]
 """The tokens of all these texts, one after the other, an end mark after each."""
 
 
-# ----------------------------------------------------------------------------------------------------------- the tokens
-
-
 class Shards:
     """Tokens that lie in several files, one after the other, mapped into memory.
 
@@ -331,9 +328,6 @@ def _trained(texts: Texts, vocab_size: int) -> Any:
     return made
 
 
-# ------------------------------------------------------------------------------------------------------------ the texts
-
-
 def _source(name: str, megabytes: float) -> tuple[Any, Texts]:
     """A key that changes when the texts may have changed, made without reading them, and the texts."""
     if name == "wiki":
@@ -460,9 +454,6 @@ def _streamed(name: str, repository: str, configuration: str | None, limit: floa
 def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------------------ the order
 
 
 @dataclass(frozen=True)

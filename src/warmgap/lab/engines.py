@@ -40,13 +40,7 @@ _JOB, _RESULT = "job.pkl", "result.pkl"  # what passes between a worker and the 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train.
-
-    Attributes:
-        id: Its id in the database.
-        config: Its settings.
-        folder: Where its checkpoints go.
-    """
+    """A run to train, with its id in the database and the folder of its checkpoints."""
 
     id: str
     config: TrainConfig
@@ -88,9 +82,6 @@ def visible_gpus() -> list[str]:
     if chosen is not None:
         return [name for name in chosen.split(",") if name.strip() and torch.cuda.is_available()]
     return [str(number) for number in range(torch.cuda.device_count())]
-
-
-# ------------------------------------------------------------------------------------------------------------- locally
 
 
 @dataclass
@@ -147,14 +138,10 @@ class Local:
 
     With GPUs each worker has its own (`processes` of them); without, each run has one thread unless its settings say
     otherwise.
-
-    Attributes:
-        jobs: Runs at a time; None takes the GPUs, or the cores, by `processes`.
-        processes: Processes a run, started by `torchrun` where there are several.
     """
 
-    jobs: int | None = None
-    processes: int = 1
+    jobs: int | None = None  # runs at a time; None takes the GPUs, or the cores, by `processes`
+    processes: int = 1  # processes a run, started by `torchrun` where there are several
 
     def train(self, jobs: Sequence[Job], claim: Claim, stop: Interruption) -> Iterator[Message]:
         """See `Engine.train`."""
@@ -263,25 +250,17 @@ def _launched(folder: Path) -> None:
         scratch.replace(folder / _RESULT)
 
 
-# -------------------------------------------------------------------------------------------------------------- on Ray
-
-
 @dataclass(frozen=True)
 class OnRay:
     """Tasks on a Ray cluster, each with its cores or GPUs; a run whose node dies is begun again on another one.
 
     It goes on from its last checkpoint where the nodes share the folder, and else from the beginning: the numbers are
     the same.
-
-    Attributes:
-        jobs: Runs at a time; None leaves it to Ray.
-        processes: GPUs, or cores, a run.
-        address: Of the cluster; None takes the one that `RAY_ADDRESS` names, or starts one on this machine.
     """
 
-    jobs: int | None = None
-    processes: int = 1
-    address: str | None = None
+    jobs: int | None = None  # runs at a time; None leaves it to Ray
+    processes: int = 1  # GPUs, or cores, a run
+    address: str | None = None  # of the cluster; None takes what `RAY_ADDRESS` names, or starts one on this machine
 
     def train(self, jobs: Sequence[Job], claim: Claim, stop: Interruption) -> Iterator[Message]:
         """See `Engine.train`."""

@@ -32,21 +32,13 @@ SCORES = (
 
 @dataclass
 class Section:
-    """A part of the page.
-
-    Attributes:
-        title: Its heading.
-        text: Paragraphs.
-        pictures: Id, JSON and caption of each.
-        tables: Tables, each a list of rows by column.
-        runs: Line, text, command and settings of each run.
-    """
+    """A part of the page."""
 
     title: str
-    text: list[str] = field(default_factory=list)
-    pictures: list[Mapping[str, str]] = field(default_factory=list)
-    tables: list[Sequence[Mapping[str, Any]]] = field(default_factory=list)
-    runs: list[Mapping[str, Any]] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)  # paragraphs
+    pictures: list[Mapping[str, str]] = field(default_factory=list)  # id, JSON and caption of each
+    tables: list[Sequence[Mapping[str, Any]]] = field(default_factory=list)  # each a list of rows by column
+    runs: list[Mapping[str, Any]] = field(default_factory=list)  # line, text, command and settings of each
 
     @property
     def id(self) -> str:
@@ -68,11 +60,7 @@ class Section:
 
 
 def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section], footer: str = "") -> Path:
-    """Write a page that holds everything it shows.
-
-    Raises:
-        UserError: A place that cannot be written to.
-    """
+    """Write a page that holds everything it shows."""
     from jinja2 import Environment, PackageLoader
     from plotly.offline import get_plotlyjs
 
@@ -94,9 +82,6 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
     """Write the page of these trials.
 
     Beside it comes `overview.png` where there are several rates, and `options.png` where an option of a rule varies.
-
-    Raises:
-        UserError: A place that cannot be written to.
     """
     from warmgap.lab import pictures
 
@@ -243,11 +228,7 @@ def _commands(folder: Path) -> str:
 
 
 def write_replay(losses: Any, shown: Mapping[str, Any], path: Path) -> Path:
-    """Write the page of a replay: the recorded losses, the factors of each rule, and what it did.
-
-    Raises:
-        UserError: A place that cannot be written to.
-    """
+    """Write the page of a replay: the recorded losses, the factors of each rule, and what it did."""
     from warmgap.lab import pictures
 
     section = Section("Replay")
@@ -262,9 +243,6 @@ def write_replay(losses: Any, shown: Mapping[str, Any], path: Path) -> Path:
     )
     lead = "The losses of a run depend on its rates: this shows what a rule reads in them, not how a run under it goes."
     return write_page(path, "What the rules would have done", [lead], [section])
-
-
-# -------------------------------------------------------------------------------------------------------- in a terminal
 
 
 _WIDE = ("95% interval", "warm-up, steps", "_class")
@@ -286,7 +264,7 @@ def print_scores(trials: Sequence[Trial]) -> None:
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = False) -> None:
-    """Print rows as a table, those of adaptive methods bold; `whole` cuts nothing, however wide it is."""
+    """Print rows as a table, those of adaptive methods bold; only the widest column wraps, with `whole` none."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -294,8 +272,9 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = 
     console = Console()
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     names = [name for name in (rows[0] if rows else ()) if name not in _WIDE]
+    widest = max(names, key=lambda name: max(len(str(row[name])) for row in rows), default=None)
     for name in names:
-        table.add_column(name, no_wrap=whole or name != names[0], overflow="fold")
+        table.add_column(name, no_wrap=whole or name != widest, overflow="fold")
     for row in rows:
         table.add_row(*(str(row[name]) for name in names), style="bold" if row.get("_class") == "adaptive" else None)
     if whole:

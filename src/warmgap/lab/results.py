@@ -25,43 +25,24 @@ _OF_METHODS = ("method", "seed", "lr", "target_loss")
 
 @dataclass(frozen=True)
 class Trial:
-    """One run, as scores and reports see it.
-
-    Attributes:
-        workload: Its workload's name.
-        method: Its method's name.
-        seed: Its seed.
-        lr: Its peak rate.
-        rate: The peak rate as a factor of the workload's own; in a plain sweep, of the middle one.
-        status: How it ended.
-        loss: Final validation loss in nats, None unless it is done.
-        first_loss: The loss of its first step; what a run that diverged counts with.
-        split: `development`, `test` or empty.
-        warmup_iters: Steps of warm-up, None where it never ended.
-        seconds: Wall time.
-        steps: Length of the run in steps.
-        printed: What a paper prints for this method on this workload, None where it prints nothing.
-        verdict: What the schedule says of the peak rate, see `AdaptiveWarmup.verdict`.
-        run: The run in its database, with `folder` where that is; None from a file.
-        folder: The folder of the database.
-    """
+    """One run, as scores and reports see it."""
 
     workload: str
     method: str
     seed: int
     lr: float
-    rate: float
+    rate: float  # the peak rate as a factor of the workload's own; in a plain sweep, of the middle one
     status: str
-    loss: float | None
-    first_loss: float | None
-    split: str = ""
-    warmup_iters: int | None = None
+    loss: float | None  # final validation loss in nats, None unless it is done
+    first_loss: float | None  # what a run that diverged counts with
+    split: str = ""  # `development`, `test` or empty
+    warmup_iters: int | None = None  # None where the warm-up never ended
     seconds: float | None = None
     steps: int = 0
-    printed: float | None = None
-    verdict: str | None = None
-    run: Run | None = field(default=None, compare=False)
-    folder: Path | None = field(default=None, compare=False)
+    printed: float | None = None  # what a paper prints for this method on this workload
+    verdict: str | None = None  # what the schedule says of the peak rate, see `AdaptiveWarmup.verdict`
+    run: Run | None = field(default=None, compare=False)  # None from a file
+    folder: Path | None = field(default=None, compare=False)  # of the database
 
     @property
     def counted(self) -> float | None:
@@ -89,34 +70,29 @@ def label_of(method: str) -> str:
 
 
 def trial(run: Run, folder: Path, label: Mapping[str, Any]) -> Trial:
-    """A run of a database as a trial; `label` says its workload."""
-    config = run.config
+    """A run of a database as a trial; `label` says its workload, and what else is known of it."""
+    config, label = run.config, dict(label)
     return Trial(
-        workload=label["name"],
+        workload=label.pop("name"),
         method=config["method"],
         seed=config["seed"],
         lr=config["lr"],
-        rate=label.get("rate", 1.0),
+        rate=label.pop("rate", 1.0),
         status=run.status,
         loss=run.final_val_loss if run.status == "done" else None,
         first_loss=run.first_loss,
-        split=label.get("split", ""),
         warmup_iters=run.warmup_iters,
         seconds=run.seconds,
         steps=config["steps"],
-        printed=label.get("printed"),
         verdict=run.verdict,
         run=run,
         folder=folder,
+        **label,
     )
 
 
 def read_runs(folder: Path) -> list[Trial]:
-    """Every run in the databases in or below a folder.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Every run in the databases in or below a folder."""
     found: list[Trial] = []
     for place in find_stores(folder):
         with Store(place, create=False) as store:
@@ -160,11 +136,7 @@ def write_results(trials: Sequence[Trial], path: Path, *, command: str) -> None:
 
 
 def read_results(path: Path) -> list[Trial]:
-    """Read what `write_results` wrote.
-
-    Raises:
-        UserError: It is not there, or no such file.
-    """
+    """Read what `write_results` wrote."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["version"] != RESULTS_VERSION:
@@ -177,11 +149,7 @@ def read_results(path: Path) -> list[Trial]:
 
 
 def recorded_losses(place: Path, run: str | None = None) -> Any:
-    """The losses of a run in the database of a folder; None where that is no such folder.
-
-    Raises:
-        UserError: Several runs, and none is chosen.
-    """
+    """The losses of a run in the database of a folder; None where that is no such folder."""
     from warmgap.replay import Losses
 
     if not (place / FILE).exists():

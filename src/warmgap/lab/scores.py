@@ -26,27 +26,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Cell:
-    """The losses on one workload at one peak rate.
-
-    Attributes:
-        workload: The workload.
-        rate: The peak rate as a factor of the workload's own.
-        lr: The peak rate.
-        split: `development`, `test` or empty.
-        methods: The methods that have every seed.
-        seeds: The seeds.
-        losses: Shape `(methods, seeds)`, a run that diverged with its first loss.
-        failures: Which runs diverged or could not go on; same shape.
-    """
+    """The losses on one workload at one peak rate, of the methods that have every seed."""
 
     workload: str
-    rate: float
+    rate: float  # the peak rate as a factor of the workload's own
     lr: float
-    split: str
+    split: str  # `development`, `test` or empty
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
-    losses: Floats
-    failures: NDArray[np.bool_]
+    losses: Floats  # shape (methods, seeds), a run that diverged with its first loss
+    failures: NDArray[np.bool_]  # which runs diverged or could not go on; same shape
 
     @property
     def name(self) -> str:
@@ -114,33 +103,19 @@ def judged(found: Sequence[Cell]) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Score:
-    """One method over cells.
-
-    Attributes:
-        method: The method.
-        cells: How many cells it has.
-        nats: Mean regret against the oracle, in nats.
-        mean: The same in seed deviations.
-        interval: Student's interval of `mean`, over cells.
-        within: Share of cells with a regret of one deviation at most.
-        worst: The cell with the largest regret in deviations, and that regret.
-        failures: Runs that diverged or could not go on.
-        against: Mean difference to the best clock schedule in deviations; None for that one itself.
-        p: p-value of that difference: the larger one of the paired t test's and Wilcoxon's.
-        profile: Share of cells with a regret of at most each of `TAUS`, in deviations.
-    """
+    """One method over cells; deviations are seed deviations."""
 
     method: str
-    cells: int
-    nats: float
-    mean: float
-    interval: tuple[float, float]
-    within: float
-    worst: tuple[str, float]
-    failures: int
-    against: float | None
-    p: float | None
-    profile: tuple[float, ...]
+    cells: int  # how many cells it has
+    nats: float  # mean regret against the oracle, in nats
+    mean: float  # the same in deviations
+    interval: tuple[float, float]  # Student's, of the mean over cells
+    within: float  # share of cells with a regret of one deviation at most
+    worst: tuple[str, float]  # the cell with the largest regret in deviations, and that regret
+    failures: int  # runs that diverged or could not go on
+    against: float | None  # mean difference to the best clock schedule in deviations; None for that one itself
+    p: float | None  # of that difference: the larger one of the paired t test's and Wilcoxon's
+    profile: tuple[float, ...]  # share of cells with a regret of at most each of `TAUS`, in deviations
 
     @property
     def verdict(self) -> str:

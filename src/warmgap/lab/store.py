@@ -164,14 +164,8 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
 
-    # --------------------------------------------------------------------------------------------------- what is asked
-
     def add(self, runs: Iterable[tuple[str, str, Mapping[str, Any], str]]) -> None:
-        """Write down runs that are wanted: id, folder's name, settings, command. Those that are there stay as they are.
-
-        Raises:
-            UserError: The folder of a run belongs to another one.
-        """
+        """Write down runs that are wanted: id, folder's name, settings, command; those that are there stay."""
         with self._writing() as db:
             for identity, folder, config, command in runs:
                 if db.execute("SELECT 1 FROM runs WHERE folder = ? AND id != ?", (folder, identity)).fetchone():
@@ -203,8 +197,6 @@ class Store:
     def add_seconds(self, sweep: int, seconds: float) -> None:
         """Add wall time to a sweep."""
         self._db.execute("UPDATE sweeps SET seconds = seconds + ? WHERE id = ?", (seconds, sweep))
-
-    # ------------------------------------------------------------------------------------------------------- one run
 
     def claim(self, identity: str) -> bool:
         """Take a run for this process; False where it is finished, or a living process has it."""
@@ -259,18 +251,12 @@ class Store:
             columns = ", ".join(f"{name} = ?" for name in ended)
             db.execute(f"UPDATE runs SET {columns} WHERE id = ?", (*values, identity))  # noqa: S608
 
-    # ------------------------------------------------------------------------------------------------------- reading
-
     def runs(self) -> list[Run]:
         """All runs, in the order in which they were asked for."""
         return [self._run(row) for row in self._db.execute("SELECT * FROM runs ORDER BY rowid")]
 
     def run(self, identity: str) -> Run:
-        """The run of this id.
-
-        Raises:
-            UserError: There is none.
-        """
+        """The run of this id."""
         row = self._db.execute("SELECT * FROM runs WHERE id = ?", (identity,)).fetchone()
         if row is None:
             raise UserError(f"{self.path} holds no run {identity}.")
@@ -306,8 +292,6 @@ class Store:
             )
         ]
 
-    # -------------------------------------------------------------------------------------------- to and from elsewhere
-
     def export(self, target: str) -> str:
         """Write runs, metrics and events to a file, or to an experiment tracker.
 
@@ -317,9 +301,6 @@ class Store:
 
         Returns:
             Where it went.
-
-        Raises:
-            UserError: Another ending, or a package that is not installed.
         """
         runs, path = self.runs(), Path(target)
         if target in _TRACKERS:
@@ -367,11 +348,7 @@ class Store:
         return str(folder) if target == "tensorboard" else target
 
     def adopt(self, folder: Path) -> int:
-        """Take over runs of warmgap 0.1 from below a folder (`run.json`, `metrics.jsonl`); return how many.
-
-        Raises:
-            UserError: There is none.
-        """
+        """Take over runs of warmgap 0.1 from below a folder (`run.json`, `metrics.jsonl`); return how many."""
         paths = sorted(folder.rglob("run.json"))
         if not paths:
             raise UserError(f"There is no run.json in or below {folder}.")
@@ -395,11 +372,7 @@ class Store:
 
 
 def find_stores(folder: Path) -> list[Path]:
-    """The folders in or below `folder` that hold a database.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The folders in or below `folder` that hold a database."""
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}: give the folder of a sweep or of a run.")
     found = [path.parent for path in sorted(folder.rglob(FILE))]

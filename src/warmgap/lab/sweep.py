@@ -27,28 +27,16 @@ Plan = Sequence[tuple[str, TrainConfig]]
 
 @dataclass(frozen=True)
 class Grid:
-    """Every optimizer with every peak rate, every method and every seed.
+    """Every optimizer with every peak rate, every method and every seed."""
 
-    Attributes:
-        base: The settings that all runs share.
-        optimizers: Names, or `name:lr` to give each its peak rate.
-        methods: Names of methods.
-        seeds: The seeds.
-        rates: Factors of the peak rate.
-    """
-
-    base: TrainConfig
-    optimizers: Sequence[str]
+    base: TrainConfig  # the settings that all runs share
+    optimizers: Sequence[str]  # names, or `name:lr` to give each its peak rate
     methods: Sequence[str]
     seeds: Sequence[int] = (0,)
-    rates: Sequence[float] = (1.0,)
+    rates: Sequence[float] = (1.0,)  # factors of the peak rate
 
     def plan(self) -> Plan:
-        """The runs; all of one seed before the next seed.
-
-        Raises:
-            UserError: An empty grid, or a setting that is not allowed, before anything runs.
-        """
+        """The runs; all of one seed before the next seed."""
         lists = {"optimizer": self.optimizers, "method": self.methods, "seed": self.seeds, "rate": self.rates}
         if empty := [what for what, given in lists.items() if not given]:
             raise UserError(f"The sweep has no {empty[0]}: give at least one.")
@@ -96,9 +84,6 @@ def run_plan(
 
     Returns:
         The runs as the database holds them at the end, in the order of the plan.
-
-    Raises:
-        UserError: A corpus that cannot be read, or a folder that cannot be written to.
     """
     began = time.monotonic()
     engine = engine or Local()

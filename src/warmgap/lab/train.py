@@ -169,8 +169,6 @@ class _Run:
             self.load(checkpoint)
         self.accelerator.wait_for_everyone()
 
-    # --------------------------------------------------------------------------------------------------------- the loop
-
     def go(self, stop: Interruption, display: _Display, sink: Sink | None) -> Result:
         config, last_sent, message = self.config, 0.0, ""
         while self.step < config.steps and self.status == "running":
@@ -289,8 +287,6 @@ class _Run:
         # Summed by the host in float64, which not every device has. A loss plus the other processes' zeros is itself.
         on_host: list[float] = self.accelerator.reduce(losses, reduction="sum").tolist()
         return sum(loss * len(part) for loss, part in zip(on_host, parts, strict=True)) / count
-
-    # ---------------------------------------------------------------------------------------------- what is left behind
 
     def record(self) -> dict[str, Any]:
         """The columns of `runs` on this run."""
@@ -453,8 +449,6 @@ def _git(root: Path, *words: str) -> str:
     command = ["git", "-C", str(root), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
 
-
-# -------------------------------------------------------------------------------------------------------- what is shown
 
 _Display = Callable[[Sequence[Any]], None]
 """Takes the latest row of metrics."""
