@@ -280,14 +280,15 @@ class OnRay:
         gpus = self.processes if ray.cluster_resources().get("GPU", 0) >= self.processes else 0
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         inbox = ray.remote(_Inbox).options(num_cpus=0, scheduling_strategy=here).remote()
-        task = ray.remote(_ray_task).options(max_retries=_RETRIES, num_gpus=gpus)
+        task = ray.remote(_ray_task)
         queue = _granted(jobs, claim, stop)
         under_way: dict[Any, Job] = {}
         while True:
             while len(under_way) < (self.jobs or len(jobs)) and (job := next(queue, None)):
                 threads = job.config.threads or 1
                 job = replace(job, config=replace(job.config, threads=threads), folder=job.folder.absolute())
-                reference = task.options(num_cpus=threads * self.processes).remote(job, self.processes, inbox)
+                needs = task.options(max_retries=_RETRIES, num_gpus=gpus, num_cpus=threads * self.processes)
+                reference = needs.remote(job, self.processes, inbox)
                 under_way[reference] = job
                 yield "begin", job, None
             if not under_way:

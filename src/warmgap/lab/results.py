@@ -49,6 +49,11 @@ class Trial:
         """The loss that it counts with: its first one where it diverged or its rule could not go on."""
         return self.first_loss if self.status in ("diverged", "refused") else self.loss
 
+    @property
+    def clock(self) -> bool:
+        """Whether its method is a schedule by step count."""
+        return is_clock(self.method)
+
 
 @functools.cache
 def _method(name: str) -> Method | None:
