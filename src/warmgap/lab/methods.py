@@ -190,12 +190,9 @@ class Method:
                 )
 
     def clock(self, step: int, total: int, decay: str) -> tuple[float, float]:
-        """Factors of a clock schedule at `step` = 0, 1, ...: of what is warmed up, and of the rest.
+        """Factors of a clock schedule at `step` = 0, 1, ..., total - 1: of what is warmed up, and of the rest.
 
-        Args:
-            step: The step, below `total`.
-            total: Steps in the run.
-            decay: The run's decay, where the method names none.
+        `decay` is the run's, for a method that names none.
         """
         warmup = self.warmup.steps(total)
         begins = max(warmup, self.hold.steps(total) if self.hold else 0)

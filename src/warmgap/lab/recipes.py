@@ -71,7 +71,7 @@ class Recipe:
             raise UserError(f"{path} is no TOML file: {error}.") from error
         base = data.pop("base", {})
         workloads = [_workload(base, dict(each)) for each in data.pop("workload", ())]
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)} - {"workloads"} | {"base", "workload"}
         if unknown := sorted(data.keys() - known):
             raise UserError(f"A recipe has no {unknown[0]!r}, got one in {path}: it has {', '.join(sorted(known))}.")
         given: dict[str, Any] = {"title": path.stem, **data}
@@ -107,11 +107,7 @@ class Recipe:
         Width and layers shrink with the cube root of the scale, the vocabulary with its square (so parameters follow
         the scale), steps with its square root, batch and sequence with its fourth root (so tokens do too). Rates,
         betas, weight decay, clip and floor stay; warm-ups keep their share of the run; a target loss keeps its share of
-        the loss of guessing, ln(vocabulary). The vocabulary is trained on the corpus.
-
-        Args:
-            scale: A share such as `1/100`.
-            corpus: Another text.
+        the loss of guessing, ln(vocabulary). The vocabulary is trained on the corpus, which may be another one.
         """
         try:
             share = float(Fraction(scale))

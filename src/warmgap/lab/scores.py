@@ -141,11 +141,9 @@ def best_clock(found: Sequence[Cell]) -> str:
 
 
 def score(found: Sequence[Cell], *, reference: str) -> list[Score]:
-    """The score of every method that all these cells have, the lowest mean regret first.
+    """The score of every method that all these cells (of one split) have, the lowest mean regret first.
 
-    Args:
-        found: The cells, of one split.
-        reference: The best clock schedule.
+    `reference` is the best clock schedule.
     """
     from scipy import stats
 
@@ -208,12 +206,7 @@ def interval(values: Any) -> tuple[float, float]:
 
 
 def compare(first: Any, second: Any, deviation: float) -> tuple[float, tuple[float, float], str]:
-    """Compare the losses of two methods on one cell, seed by seed.
-
-    Args:
-        first: Losses of one method, a seed each.
-        second: Of the other.
-        deviation: The seed deviation.
+    """Compare the losses of two methods on one cell, seed by seed; `deviation` is the seed deviation.
 
     Returns:
         The mean difference in nats, its interval, and the verdict: `better` or `worse` (the interval is on one side of

@@ -61,20 +61,15 @@ _INSERT_METRICS = "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?
 class Result:
     """How a run ended, as its worker hands it to the driver.
 
-    Attributes:
-        status: `done`, `diverged` (the loss was no longer finite), `refused` (the rule could not go on), `interrupted`
-            (it can be resumed) or `failed` (an error that has nothing to do with the method).
-        message: One sentence on a failure, else empty.
-        record: The other columns of `runs` by name.
-        metrics: A row a step, in the columns of `METRICS`.
-        events: A row an event of the schedule, in the columns of `EVENTS`.
+    The status is `done`, `diverged` (the loss was no longer finite), `refused` (the rule could not go on),
+    `interrupted` (it can be resumed) or `failed` (an error that has nothing to do with the method).
     """
 
     status: str
-    message: str = ""
-    record: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Sequence[Sequence[Any]] = ()
-    events: Sequence[Sequence[Any]] = ()
+    message: str = ""  # one sentence on a failure
+    record: Mapping[str, Any] = field(default_factory=dict)  # the other columns of `runs` by name
+    metrics: Sequence[Sequence[Any]] = ()  # a row a step, in the columns of `METRICS`
+    events: Sequence[Sequence[Any]] = ()  # a row an event of the schedule, in the columns of `EVENTS`
 
 
 @dataclass(frozen=True)
@@ -293,14 +288,10 @@ class Store:
         ]
 
     def export(self, target: str) -> str:
-        """Write runs, metrics and events to a file, or to an experiment tracker.
+        """Write runs, metrics and events to a file, or to an experiment tracker; return where they went.
 
-        Args:
-            target: A file that ends in `.json`, `.csv` (a row a step) or `.parquet` (the same; needs pyarrow); or
-                `tensorboard`, `wandb` or `mlflow` (through accelerate, where installed).
-
-        Returns:
-            Where it went.
+        The file ends in `.json`, `.csv` (a row a step) or `.parquet` (the same; needs pyarrow); a tracker is
+        `tensorboard`, `wandb` or `mlflow` (through accelerate, where installed).
         """
         runs, path = self.runs(), Path(target)
         if target in _TRACKERS:

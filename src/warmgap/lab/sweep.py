@@ -69,7 +69,7 @@ def run_plan(
     engine: Engine | None = None,
     console: Console | None = None,
 ) -> list[Run]:
-    """Train every run that is not finished, and write down how it goes.
+    """Train every run that is not finished, and write down how it goes; return all as the database then holds them.
 
     Finished runs are skipped; interrupted ones go on from their last checkpoint. A run that fails is written down and
     the others go on. On ctrl-C or SIGTERM every run under way writes a checkpoint.
@@ -77,13 +77,10 @@ def run_plan(
     Args:
         plan: The runs.
         folder: Where the database and the folders of the runs are.
-        command: The command line that makes this.
-        asked: What was asked, as plain values.
+        command: The command line that makes this; `asked` is what was asked, as plain values.
+        asked: See `command`.
         engine: Where to train; processes of this machine unless given.
         console: Where to show progress; None shows nothing.
-
-    Returns:
-        The runs as the database holds them at the end, in the order of the plan.
     """
     began = time.monotonic()
     engine = engine or Local()

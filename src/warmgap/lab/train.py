@@ -79,10 +79,6 @@ def train(
         probe: Makes the probe that measures the steps, of the optimizer and the model; it changes no number of the run.
         sink: Takes the rows of metrics as they come, twice a second at most. All of them are in the result, too.
 
-    Returns:
-        How it ended: `done`, `interrupted`, `diverged` or `refused` (the rule cannot go on), with its record, its
-        metrics and its events.
-
     Raises:
         UserError: Settings that cannot be, a corpus that is not there or too short, a checkpoint of another run.
         LostProcessError: Another process of the run ended.
@@ -109,9 +105,9 @@ def _lost(error: BaseException | None) -> bool:
     """Return whether an error comes from talking to another process; gloo's have no class of their own."""
     from torch.distributed import DistError
 
-    return error is not None and (
-        isinstance(error, DistError) or "gloo/transport" in str(error) or _lost(error.__cause__)
-    )
+    if error is None:
+        return False
+    return isinstance(error, DistError) or "gloo/transport" in str(error) or _lost(error.__cause__)
 
 
 @contextlib.contextmanager
