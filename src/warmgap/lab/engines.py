@@ -199,18 +199,20 @@ def _work(pipe: Connection, gpus: str, processes: int) -> None:
         with contextlib.suppress(OSError):
             pipe.send(message)
 
-    with contextlib.suppress(EOFError, OSError):
-        while True:
+    while True:
+        try:
             job = pipe.recv()
-            if not job.config.threads and not gpus:
-                job = replace(job, config=replace(job.config, threads=1))
-            try:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                result = _launch(job, processes) if processes > 1 else train_job(job, lambda rows: send("rows", rows))
-            except KeyboardInterrupt:
-                result = Result("interrupted")
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            send("end", result)
+        except (EOFError, OSError):
+            return
+        if not job.config.threads and not gpus:
+            job = replace(job, config=replace(job.config, threads=1))
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            result = _launch(job, processes) if processes > 1 else train_job(job, lambda rows: send("rows", rows))
+        except KeyboardInterrupt:
+            result = Result("interrupted")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        send("end", result)
 
 
 def _end_with_parent() -> None:
