@@ -160,3 +160,12 @@ def test_too_large_a_batch_is_told(small: TrainConfig, images: TrainConfig) -> N
         with pytest.raises(UserError, match="smaller --batch-size"):
             train(config)
     assert dataclasses.is_dataclass(images)
+
+
+def test_which_code_ran_is_known_without_git_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> str:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(module, "_git", missing)
+    assert module.code().startswith("sha256:")
+    assert module.code() == module.code()
