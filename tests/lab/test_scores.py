@@ -100,4 +100,4 @@ def test_flatness_is_the_height_above_the_lower_envelope() -> None:
 )
 def test_verdicts(first: list[float], verdict: str) -> None:
     second = [1.0, 1.1, 1.2][: len(first)]
-    assert scores.compare(np.array(first), np.array(second), 0.05).verdict == verdict
+    assert scores.compare(np.array(first), np.array(second), 0.05)[2] == verdict

@@ -80,6 +80,18 @@ def test_sweeps_and_folders(tmp_path: Path) -> None:
             store.add([("c", "folder-a", {}, "")])
 
 
+def test_a_database_of_the_form_before_is_read(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        a_run(store)
+    older = sqlite3.connect(tmp_path / "runs.db")
+    older.executescript("ALTER TABLE runs DROP COLUMN verdict; PRAGMA user_version=1;")
+    older.close()
+    with Store(tmp_path, create=False) as store:
+        assert store.runs()[0].verdict is None
+        store.finish("one", Result("done", "", {"verdict": "fine"}))
+        assert store.run("one").verdict == "fine"
+
+
 def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no runs.db in it"):
         Store(tmp_path, create=False)
@@ -91,7 +103,7 @@ def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs.db").unlink()
     Store(tmp_path).close()
     sqlite3.connect(tmp_path / "runs.db").execute("PRAGMA user_version=99")
-    with pytest.raises(UserError, match="form 99, this one reads form 1"):
+    with pytest.raises(UserError, match="form 99, this one reads form 2"):
         Store(tmp_path)
     with pytest.raises(UserError, match="No runs in"):
         find_stores(_empty(tmp_path))

@@ -68,6 +68,8 @@ def test_what_a_run_leaves(small: TrainConfig, tmp_path: Path) -> None:
     assert result.record["first_loss"] == result.metrics[0][1]
     assert seen == list(result.metrics[: len(seen)])
     assert str(tmp_path) not in str(result.record)
+    assert result.record["code"]
+    assert result.record["verdict"] in ("too high", "fine", "unknown")
 
 
 def test_the_rates_are_those_of_the_method(small: TrainConfig) -> None:
@@ -158,3 +160,12 @@ def test_too_large_a_batch_is_told(small: TrainConfig, images: TrainConfig) -> N
         with pytest.raises(UserError, match="smaller --batch-size"):
             train(config)
     assert dataclasses.is_dataclass(images)
+
+
+def test_which_code_ran_is_known_without_git_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> str:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(module, "_git", missing)
+    assert module.code().startswith("sha256:")
+    assert module.code() == module.code()

@@ -24,28 +24,17 @@ _A100 = 312e12 * 0.4  # flops a second of bfloat16, at 40 % of the card's peak
 def train_recipe(
     recipe: Recipe, folder: Path, *, command: str, engine: Engine | None = None, title: str = "", quiet: bool = False
 ) -> int:
-    """Train what is not trained yet, write `results.json` and the page, and print the scores.
-
-    Args:
-        recipe: What to train.
-        folder: Where runs, results and page go.
-        command: The command line that makes this.
-        engine: Where to train.
-        title: Heading of the page.
-        quiet: Whether to print nothing.
+    """Train what is not trained yet, write `results.json` and the page, and print the scores (unless `quiet`).
 
     Returns:
         Exit code: 0, 1 where a run failed, 130 where it was interrupted.
-
-    Raises:
-        UserError: A setting that is not allowed, or a folder that cannot be written to.
     """
     from rich.console import Console
 
     from warmgap.lab.report import print_scores, print_tables, write_report
 
     console = Console(quiet=quiet)
-    bases = plan_of_bases(recipe, folder)
+    bases = plan_of_bases(recipe)
     if bases:
         runs = run_plan(bases, folder / "bases", command=f"{command} (bases)", engine=engine, console=console)
         if (code := report_outcome(runs, folder / "bases", console)) != 0:
@@ -59,7 +48,8 @@ def train_recipe(
     if code == INTERRUPTED or not finished:
         return code
     write_results(finished, folder / RESULTS_FILE, command=command)
-    page = write_report(trials, folder / PAGE, title=title or recipe.title, folder=folder, notes=_notes(recipe))
+    notes = " ".join(filter(None, (recipe.source and f"Source: {recipe.source}.", recipe.notes)))
+    page = write_report(trials, folder / PAGE, title=title or recipe.title, folder=folder, notes=notes)
     if not quiet:
         print_tables(trials)
         print_scores(finished)
@@ -83,9 +73,8 @@ def plan_of(recipe: Recipe, folder: Path) -> list[tuple[str, TrainConfig]]:
     return found
 
 
-def plan_of_bases(recipe: Recipe, folder: Path) -> list[tuple[str, TrainConfig]]:
+def plan_of_bases(recipe: Recipe) -> list[tuple[str, TrainConfig]]:
     """The runs that others start from; they keep their weights."""
-    del folder
     return [
         ("", replace(workload.start_from, seed=seed, save_every=workload.start_from.steps).resolve())
         for seed, workload in itertools.product(recipe.seeds, recipe.workloads)
@@ -126,7 +115,3 @@ def cost(recipe: Recipe) -> str:
         ]
         lines += [f"  the paper prints {loss:.3f} for {method}" for method, loss in workload.printed.items()]
     return "\n".join([*filter(None, lines), f"All: {total:.2g} flops, {total / _A100 / 3600:.3g} hours of an A100"])
-
-
-def _notes(recipe: Recipe) -> str:
-    return " ".join(filter(None, (recipe.source and f"Source: {recipe.source}.", recipe.notes)))

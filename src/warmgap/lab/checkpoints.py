@@ -24,11 +24,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def final_weights(folder: Path) -> Path:
-    """The file of the weights that a finished run left in its folder.
-
-    Raises:
-        UserError: There is no run, it is not finished, or it kept no checkpoint of its last step.
-    """
+    """The file of the weights that a finished run left in its folder."""
     checkpoint = last_checkpoint(folder)
     try:
         info = json.loads((checkpoint / INFO).read_text(encoding="utf-8")) if checkpoint else None

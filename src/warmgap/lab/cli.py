@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import io
 import itertools
 import os
 import re
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -34,11 +32,13 @@ from warmgap.lab.config import (
     RunSettings,
     ScheduleSettings,
     TrainConfig,
+    command_line,
 )
 from warmgap.lab.errors import UserError
 from warmgap.lab.methods import EXAMPLES
 
 # Everything heavy is imported inside functions: help, and mistakes, come at once.
+# The comment on a field, or above it, is its help.
 
 USER_ERROR, DIVERGED, INTERRUPTED = 2, 1, 130
 
@@ -59,20 +59,15 @@ Factor = Annotated[
 class EngineSettings:
     """Where and how many at a time."""
 
-    on: Annotated[Literal["local", "ray"], arg(help="Processes of this machine, or tasks on a Ray cluster.")] = "local"
-    jobs: Annotated[int | None, arg(help="Runs at a time (None: one a core or GPU; on Ray, what fits).")] = None
-    processes: Annotated[int, arg(help="GPUs a run, or processes on CPUs, started by torchrun.")] = 1
+    on: Literal["local", "ray"] = "local"  # Processes of this machine, or tasks on a Ray cluster.
+    jobs: int | None = None  # Runs at a time (None: one a core or GPU; on Ray, what fits).
+    processes: int = 1  # GPUs a run, or processes on CPUs, started by torchrun.
 
     def engine(self) -> Any:
-        """The engine that is asked for.
-
-        Raises:
-            UserError: A number below 1.
-        """
+        """The engine that is asked for."""
         from warmgap.lab.engines import Local, OnRay
 
-        for name in ("jobs", "processes"):
-            value = getattr(self, name)
+        for name, value in (("jobs", self.jobs), ("processes", self.processes)):
             if value is not None and value < 1:
                 raise UserError(f"The number of {name} must be at least 1, got {value}.")
         return (OnRay if self.on == "ray" else Local)(self.jobs, self.processes)
@@ -90,10 +85,8 @@ class _Settings:
     @property
     def config(self) -> TrainConfig:
         """All of them, the method's where the command has them, as the configuration of a run."""
-        groups = [value for value in vars(self).values() if isinstance(value, GROUPS)]
-        return TrainConfig(
-            **{field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
-        )
+        groups = [vars(value) for value in vars(self).values() if isinstance(value, GROUPS)]
+        return TrainConfig(**{name: value for group in groups for name, value in group.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,37 +105,32 @@ class Train(_Settings, _Method):
     Several processes: torchrun --nproc-per-node 2 --no-python warmgap train ...
     """
 
-    output: Annotated[Path | None, arg(help="Folder of the run (None: runs/MODEL-OPTIMIZER-METHOD-SEED).")] = None
-    resume: Annotated[bool, arg(help="Go on from the folder's last checkpoint.")] = False
+    output: Path | None = None  # Folder of the run (None: runs/MODEL-OPTIMIZER-METHOD-SEED).
+    resume: bool = False  # Go on from the folder's last checkpoint.
 
     def run(self) -> int:
         """Train; 0, 1 where the run diverged, 130 where it was interrupted and can be resumed."""
         config = self.config
         config.resolve()
         folder = self.output or Path("runs") / config.name
-        first = os.environ.get("RANK", "0") == "0"  # one process of several speaks and writes
-        if first:
-            _warn_ignored(config)
-            _err(
-                f"{config.optimizer} on {config.corpus}, model {config.model}, method {config.method}, "
-                f"{config.steps} steps"
-            )
-        from warmgap.lab.store import Store
+        if os.environ.get("RANK", "0") != "0":  # one process of several speaks and writes
+            return self._worker(config, folder)
+        _warn_ignored(config)
+        what = f"{config.optimizer} on {config.corpus}, model {config.model}, method {config.method}"
+        _err(f"{what}, {config.steps} steps")
+        from warmgap.lab.store import Result, Store
 
         identity = config.fingerprint()
-        if not first:
-            return self._worker(config, folder, identity)
         with Store(folder) as store:
-            known = {run.id: run for run in store.runs()}
+            known = any(run.id == identity for run in store.runs())
             store.add([(identity, ".", config.numbers(), config.command(folder))])
             run = store.run(identity)
-            if identity in known and not self.resume:
+            if known and not self.resume:
                 raise UserError(f"{folder} already holds this run ({run.status}): give --resume, or another --output.")
             if run.finished:
                 return _report_end(run, folder)
             if not store.claim(identity):
                 raise UserError(f"{folder} is being trained by another process: wait for it, or give another --output.")
-            from warmgap.lab.store import Result
             from warmgap.lab.train import train
 
             try:
@@ -155,13 +143,13 @@ class Train(_Settings, _Method):
             store.finish(identity, result)
             return _report_end(store.run(identity), folder)
 
-    def _worker(self, config: TrainConfig, folder: Path, identity: str) -> int:
+    def _worker(self, config: TrainConfig, folder: Path) -> int:
         from warmgap.lab.store import FILE, Store
         from warmgap.lab.train import train
 
         if self.resume and (folder / FILE).exists():
             with Store(folder, create=False) as store:
-                if any(run.id == identity and run.finished for run in store.runs()):
+                if any(run.finished for run in store.runs() if run.id == config.fingerprint()):
                     return 0
         train(config, folder, resume=self.resume)
         return 0
@@ -176,19 +164,19 @@ class Sweep(_Settings):
     How much a setting of a rule matters: warmgap sweep --methods gap none --target-loss 1 2 3 --sigma 1e-4 1e-3
     """
 
-    optimizers: Annotated[tuple[str, ...], arg(help="Names, or name:lr to give each its peak rate.")] = ("muon",)
+    optimizers: tuple[str, ...] = ("muon",)  # Names, or name:lr to give each its peak rate.
     methods: Annotated[tuple[str, ...], arg(aliases=("--rules",), help=f"Methods: {EXAMPLES}.")] = (
         "auto",
         "none",
         "linear:10%",
     )
-    seeds: Annotated[tuple[int, ...], arg(help="Seeds.")] = (0,)
-    rates: Annotated[tuple[Factor, ...], arg(help="Factors of the peak rate, such as 1/3 1 3.")] = (1.0,)
-    target_loss: Annotated[tuple[float, ...], arg(help="Target losses, for each method that takes one.")] = ()
-    sigma: Annotated[tuple[float, ...], arg(help="Curvature scales of the gap rule (the paper's sigma_F).")] = ()
-    kappa: Annotated[tuple[float, ...], arg(help="Constants of the norm, for the gap rule.")] = ()
-    level: Annotated[tuple[float, ...], arg(help="Losses at which loss-ratio ends its warm-up (the paper's C).")] = ()
-    output: Annotated[Path, arg(help="Folder of the sweep.")] = Path("runs/sweep")
+    seeds: tuple[int, ...] = (0,)  # Seeds.
+    rates: tuple[Factor, ...] = (1.0,)  # Factors of the peak rate, such as 1/3 1 3.
+    target_loss: tuple[float, ...] = ()  # Target losses, for each method that takes one.
+    sigma: tuple[float, ...] = ()  # Curvature scales of the gap rule (the paper's sigma_F).
+    kappa: tuple[float, ...] = ()  # Constants of the norm, for the gap rule.
+    level: tuple[float, ...] = ()  # Losses at which loss-ratio ends its warm-up (the paper's C).
+    output: Path = Path("runs/sweep")  # Folder of the sweep.
     where: EngineSettings = EngineSettings()
 
     def run(self) -> int:
@@ -198,21 +186,19 @@ class Sweep(_Settings):
         from warmgap.lab.methods import varied
         from warmgap.lab.sweep import Grid, report_outcome, run_plan
 
-        base = self.config
         options = {"target": self.target_loss, "sigma": self.sigma, "kappa": self.kappa, "level": self.level}
-        grid = Grid(base, self.optimizers, varied(self.methods, options), self.seeds, self.rates)
-        plan, console = grid.plan(), Console()
+        lists: dict[str, Any] = {
+            "optimizers": self.optimizers,
+            "methods": varied(self.methods, options),
+            "seeds": self.seeds,
+            "rates": self.rates,
+        }
+        base = self.config
+        plan, console = Grid(base, **lists).plan(), Console()
         _warn_ignored(base)
         _err(f"{len(plan)} runs into {self.output}")
-        asked = {name: list(getattr(grid, name)) for name in ("optimizers", "methods", "seeds", "rates")}
-        runs = run_plan(
-            plan,
-            self.output,
-            command=grid.command(self.output),
-            asked=asked,
-            engine=self.where.engine(),
-            console=console,
-        )
+        command = command_line("sweep", lists, base.given(), {"output": self.output})
+        runs = run_plan(plan, self.output, command=command, asked=lists, engine=self.where.engine(), console=console)
         code = report_outcome(runs, self.output, console)
         if code == 0:
             _out(f"Next: warmgap report {self.output}")
@@ -226,9 +212,9 @@ class Report:
     Example: warmgap report runs/sweep
     """
 
-    folder: Annotated[Positional[Path], arg(help="Folder of a run, a sweep or a bench, or of several.")]
-    output: Annotated[Path | None, arg(help="Where to write (None: FOLDER/report.html).")] = None
-    title: Annotated[str, arg(help="Heading of the page.")] = "Learning-rate schedules compared"
+    folder: Positional[Path]  # Folder of a run, a sweep or a bench, or of several.
+    output: Path | None = None  # Where to write (None: FOLDER/report.html).
+    title: str = "Learning-rate schedules compared"  # Heading of the page.
 
     def run(self) -> int:
         """Write the page and print its table."""
@@ -249,11 +235,10 @@ class Runs:
     Example: warmgap runs runs/sweep --export runs.csv
     """
 
-    folder: Annotated[Positional[Path], arg(help="Folder with a runs.db.")]
-    export: Annotated[
-        str | None, arg(help="A .json, .csv or .parquet file, or tensorboard, wandb, mlflow (where installed).")
-    ] = None
-    adopt: Annotated[Path | None, arg(help="Take over runs of warmgap 0.1 (run.json) from below this folder.")] = None
+    folder: Positional[Path]  # Folder with a runs.db.
+    # A .json, .csv or .parquet file, or tensorboard, wandb, mlflow (where installed).
+    export: str | None = None
+    adopt: Path | None = None  # Take over runs of warmgap 0.1 (run.json) from below this folder.
 
     def run(self) -> int:
         """List, export or import."""
@@ -278,7 +263,7 @@ class Demo:
     Example: warmgap demo
     """
 
-    output: Annotated[Path, arg(help="Folder of the demo.")] = Path("demo")
+    output: Path = Path("demo")  # Folder of the demo.
     where: EngineSettings = EngineSettings()
 
     def run(self) -> int:
@@ -293,34 +278,30 @@ class Bench:
     Example: warmgap bench --suite mini
     """
 
-    suite: Annotated[str, arg(help="A name in recipes/suites (mini, demo, full), or a .toml file.")] = "full"
-    split: Annotated[str | None, arg(help="development or test (None: all).")] = None
-    workloads: Annotated[tuple[str, ...], arg(help="These workloads only.")] = ()
-    methods: Annotated[tuple[str, ...], arg(aliases=("--rules",), help="These methods only.")] = ()
-    seeds: Annotated[tuple[int, ...], arg(help="Other seeds than the suite's.")] = ()
-    rates: Annotated[tuple[Factor, ...], arg(help="Other factors of the peak rate than the suite's.")] = ()
-    report: Annotated[Path | None, arg(help="Train nothing: score the results in this file.")] = None
-    output: Annotated[Path, arg(help="Folder of runs, results and page.")] = Path("runs/bench")
+    suite: str = "full"  # A name in recipes/suites (mini, demo, full), or a .toml file.
+    split: str | None = None  # development or test (None: all).
+    workloads: tuple[str, ...] = ()  # These workloads only.
+    methods: Annotated[tuple[str, ...], arg(aliases=("--rules",))] = ()  # These methods only.
+    seeds: tuple[int, ...] = ()  # Other seeds than the suite's.
+    rates: tuple[Factor, ...] = ()  # Other factors of the peak rate than the suite's.
+    report: Path | None = None  # Train nothing: score the results in this file.
+    output: Path = Path("runs/bench")  # Folder of runs, results and page.
     where: EngineSettings = EngineSettings()
 
     def run(self) -> int:
         """Train and score; 0, 1 where a run failed, 130 where it was interrupted."""
-        if self.report is not None:
-            from warmgap.lab.report import print_scores, write_report
-            from warmgap.lab.results import read_results
+        if self.report is None:
+            names = ("split", "workloads", "methods", "seeds", "rates")
+            chosen = {name: value for name in names if (value := getattr(self, name))}
+            return _bench(self.suite, self.output, self.where, title=f"Bench: {Path(self.suite).stem}", **chosen)
+        from warmgap.lab.report import print_scores, write_report
+        from warmgap.lab.results import read_results
 
-            trials = read_results(self.report)
-            print_scores(trials)
-            _out(
-                f"Page: {write_report(trials, self.output / 'report.html', title=self.report.stem, folder=self.output)}"
-            )
-            return 0
-        chosen = {
-            name: getattr(self, name)
-            for name in ("split", "workloads", "methods", "seeds", "rates")
-            if getattr(self, name)
-        }
-        return _bench(self.suite, self.output, self.where, title=f"Bench: {Path(self.suite).stem}", **chosen)
+        trials = read_results(self.report)
+        print_scores(trials)
+        page = write_report(trials, self.output / "report.html", title=self.report.stem, folder=self.output)
+        _out(f"Page: {page}")
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,15 +311,15 @@ class Paper:
     Example: warmgap paper 2602.05813 --row lion-124m-32 --scale 1/1000 --plan
     """
 
-    paper: Annotated[Positional[str], arg(help="A folder of recipes: 2602.05813 or 2510.03164.")]
-    row: Annotated[str | None, arg(help="A row (None: list the rows).")] = None
-    scale: Annotated[str, arg(help="Size of the model and of its training, such as 1/100.")] = "1"
-    plan: Annotated[bool, arg(help="Print what it would train and cost, and train nothing.")] = False
-    tokens: Annotated[tuple[str, ...], arg(help="Training lengths of the row (default: all), such as 1B.")] = ()
-    methods: Annotated[tuple[str, ...], arg(help="These methods only.")] = ()
-    seeds: Annotated[tuple[int, ...], arg(help="Other seeds than the paper's.")] = ()
-    corpus: Annotated[str | None, arg(help="Another text than the paper's.")] = None
-    output: Annotated[Path | None, arg(help="Folder (None: runs/PAPER-ROW-SCALE).")] = None
+    paper: Positional[str]  # A folder of recipes: 2602.05813 or 2510.03164.
+    row: str | None = None  # A row (None: list the rows).
+    scale: str = "1"  # Size of the model and of its training, such as 1/100.
+    plan: bool = False  # Print what it would train and cost, and train nothing.
+    tokens: tuple[str, ...] = ()  # Training lengths of the row (default: all), such as 1B.
+    methods: tuple[str, ...] = ()  # These methods only.
+    seeds: tuple[int, ...] = ()  # Other seeds than the paper's.
+    corpus: str | None = None  # Another text than the paper's.
+    output: Path | None = None  # Folder (None: runs/PAPER-ROW-SCALE).
     where: EngineSettings = EngineSettings()
 
     def run(self) -> int:
@@ -350,17 +331,16 @@ class Paper:
             for name in rows(self.paper):
                 _out(f"{name:<24} {Recipe.load(f'{self.paper}/{name}').title}")
             return 0
-        recipe = Recipe.load(f"{self.paper}/{self.row}").chosen(
-            workloads=self.tokens, methods=self.methods, seeds=self.seeds
-        )
+        recipe = Recipe.load(f"{self.paper}/{self.row}")
+        recipe = recipe.chosen(workloads=self.tokens, methods=self.methods, seeds=self.seeds)
         recipe = recipe.scaled(self.scale, corpus=self.corpus)
         if self.plan:
             _out(bench.cost(recipe))
             return 0
         folder = self.output or Path("runs") / f"{self.paper}-{self.row}-{self.scale.replace('/', '_')}"
-        command = shlex.join(
-            ["warmgap", "paper", self.paper, *_words(self, "row", "scale", "tokens", "methods", "seeds", "corpus")]
-        )
+        names = ("row", "scale", "tokens", "methods", "seeds", "corpus")
+        given = {name: value for name in names if (value := getattr(self, name)) and value != "1"}
+        command = command_line(f"paper {self.paper}", given)
         return bench.train_recipe(recipe, folder, command=command, engine=self.where.engine(), title=recipe.title)
 
 
@@ -371,56 +351,39 @@ class Smoothness(_Settings, _Method):
     Example: warmgap smoothness --optimizer gluon --steps 200 --rates 1/4 1 4 --write-radii radii.json
     """
 
-    records: Annotated[
-        Positional[tuple[Path, ...]], arg(help="Records, or folders of them, to read instead of training.")
-    ] = ()
-    every: Annotated[int, arg(help="Measure every N-th step.")] = 1
-    estimator: Annotated[str, arg(help="same-batch, consecutive, directional or eigenvalue.")] = "same-batch"
-    norm: Annotated[str, arg(help="auto (the optimizer's), spectral, max, frobenius, euclidean or gluon.")] = "auto"
-    rates: Annotated[
-        tuple[Factor, ...], arg(help="Train once at each of these multiples of the peak rate, such as 1/4 1 4.")
-    ] = (1.0,)
-    gap_from: Annotated[float | None, arg(help="Loss that gaps are taken to (None: as recorded; 0 in a new run).")] = (
-        None
-    )
-    write_radii: Annotated[
-        Path | None, arg(help="Write the layer constants of the run nearest to rate 1 here, for train --radii.")
-    ] = None
-    output: Annotated[Path | None, arg(help="Folder (None: runs/smoothness-OPTIMIZER; for records, beside them).")] = (
-        None
-    )
+    records: Positional[tuple[Path, ...]] = ()  # Records, or folders of them, to read instead of training.
+    every: int = 1  # Measure every N-th step.
+    estimator: str = "same-batch"  # same-batch, consecutive, directional or eigenvalue.
+    norm: str = "auto"  # auto (the optimizer's), spectral, max, frobenius, euclidean or gluon.
+    rates: tuple[Factor, ...] = (1.0,)  # Train once at each of these multiples of the peak rate, such as 1/4 1 4.
+    gap_from: float | None = None  # Loss that gaps are taken to (None: as recorded; 0 in a new run).
+    # Write the layer constants of the run nearest to rate 1 here, for train --radii.
+    write_radii: Path | None = None
+    output: Path | None = None  # Folder (None: runs/smoothness-OPTIMIZER; for records, beside them).
 
     def run(self) -> int:
         """Measure or read, print the fits, write the page; 130 where a run was interrupted."""
-        from warmgap.lab.smoothness import (
-            Findings,
-            Measurement,
-            measure,
-            print_fits,
-            read_trajectories,
-            write_layer_constants,
-            write_page,
-        )
+        from warmgap.lab import smoothness
 
         config, folder = self.config, self.output
         if self.records:
             folder = folder or (self.records[0] if self.records[0].is_dir() else self.records[0].parent)
-            trajectories = read_trajectories(self.records)
         else:
             folder = folder or Path("runs") / f"smoothness-{config.optimizer}"
             _err(f"Measuring {len(self.rates)} runs of {config.optimizer} into {folder}")
             norm = "gluon" if self.write_radii is not None and self.norm == "auto" else self.norm
-            how = Measurement(self.every, self.estimator, norm, self.gap_from or 0.0)
-            if not measure(config, how, self.rates, folder):
+            how = smoothness.Measurement(self.every, self.estimator, norm, self.gap_from or 0.0)
+            if not smoothness.measure(config, how, self.rates, folder):
                 _out(f"Interrupted. What was measured so far can be read: warmgap smoothness {folder}")
                 return INTERRUPTED
-            trajectories = read_trajectories([folder])
-        findings = Findings.of(trajectories, target_loss=self.gap_from)
-        print_fits(findings)
+        trajectories = smoothness.read_trajectories(self.records or [folder])
+        findings = smoothness.Findings.of(trajectories, target_loss=self.gap_from)
+        smoothness.print_fits(findings)
         if self.write_radii is not None:
-            _out(f"Layer constants of {write_layer_constants(trajectories, self.write_radii).name}: {self.write_radii}")
+            chosen = smoothness.write_layer_constants(trajectories, self.write_radii)
+            _out(f"Layer constants of {chosen.name}: {self.write_radii}")
             _out(f"Next: warmgap train --optimizer gluon --radii {self.write_radii}")
-        _out(f"Page: {write_page(findings, folder / 'smoothness.html')}")
+        _out(f"Page: {smoothness.write_page(findings, folder / 'smoothness.html')}")
         return 0
 
 
@@ -431,21 +394,20 @@ class Unified(_Settings, _Method):
     Example: warmgap unified --optimizer sgd --corpus digits --model mlp --seeds 0 1 2 --steps 450 --every 15
     """
 
-    every: Annotated[int, arg(help="Take a point before every N-th step; each takes as much memory as the model.")] = 20
-    seeds: Annotated[tuple[int, ...], arg(help="Seeds.")] = (0, 1, 2)
-    c1: Annotated[float, arg(help="The constant of the loss gap.")] = 0.1
-    c1_gradient: Annotated[float, arg(help="The constant of the squared gradient.")] = 0.01
-    output: Annotated[Path | None, arg(help="Folder (None: runs/unified-OPTIMIZER).")] = None
+    every: int = 20  # Take a point before every N-th step; each takes as much memory as the model.
+    seeds: tuple[int, ...] = (0, 1, 2)  # Seeds.
+    c1: float = 0.1  # The constant of the loss gap.
+    c1_gradient: float = 0.01  # The constant of the squared gradient.
+    output: Path | None = None  # Folder (None: runs/unified-OPTIMIZER).
     method: MethodSettings = MethodSettings(method="none")
 
     def run(self) -> int:
         """Train, print the table, write points and pictures; 130 where a run was interrupted."""
-        from warmgap.lab.report import print_table
-
         config = self.config
         config.resolve()
         folder = self.output or Path("runs") / f"unified-{config.optimizer}"
         _err(f"Checking {len(self.seeds)} runs of {config.optimizer} into {folder}")
+        from warmgap.lab.report import print_table
         from warmgap.lab.unified import check_runs, save_pictures, unified_rows
 
         checks = check_runs(config, self.seeds, self.every, folder)
@@ -464,15 +426,13 @@ class Replay:
     Example: warmgap replay losses.csv --rules auto loss-ratio
     """
 
-    losses: Annotated[
-        Positional[Path], arg(help="A folder with runs.db, trainer_state.json, a .csv or .jsonl, or an event file.")
-    ]
-    rules: Annotated[tuple[str, ...], arg(help="Rules by name, with settings: loss-ratio,level=4 (none: some).")] = ()
-    run_: Annotated[str | None, arg(name="run", help="Id or folder of the run, where there are several.")] = None
-    column: Annotated[str | None, arg(help="Name of the losses in the file (None: found).")] = None
-    total_iters: Annotated[int | None, arg(help="Optimizer steps in the whole run (None: as recorded).")] = None
-    decay: Annotated[str, arg(help="Decay of all of them.")] = "cosine"
-    output: Annotated[Path, arg(help="The page.")] = Path("replay.html")
+    losses: Positional[Path]  # A folder with runs.db, trainer_state.json, a .csv or .jsonl, or an event file.
+    rules: tuple[str, ...] = ()  # Rules by name, with settings: loss-ratio,level=4 (none: some).
+    run_: Annotated[str | None, arg(name="run")] = None  # Id or folder of the run, where there are several.
+    column: str | None = None  # Name of the losses in the file (None: found).
+    total_iters: int | None = None  # Optimizer steps in the whole run (None: as recorded).
+    decay: str = "cosine"  # Decay of all of them.
+    output: Path = Path("replay.html")  # The page.
 
     def run(self) -> int:
         """Replay, print what happened, write the page."""
@@ -490,8 +450,7 @@ class Replay:
         except (ValueError, FileNotFoundError) as error:
             raise UserError(f"{error}.") from error
         for name, found in shown.items():
-            length = "no warm-up ended" if found.warmup_iters is None else f"warm-up of {found.warmup_iters} steps"
-            _out(f"{name}: {length}")
+            _out(f"{name}: {_warmup(found)}")
             for event in found.events:
                 _out(f"  {event}")
         _out(f"Page: {write_replay(losses, shown, self.output)}")
@@ -507,44 +466,20 @@ class Theory:
 
     def run(self) -> int:
         """Print a row a check; exit code 1 if one fails."""
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
+        from warmgap.lab.report import print_table
         from warmgap.theory import check_all
         from warmgap.theory.check import COLUMNS
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in COLUMNS:
-            right = heading in ("measured", "bound", "ratio", "looseness")
-            table.add_column(heading, justify="right" if right else "left", no_wrap=True)
         checks = list(check_all())
-        for check in checks:
-            table.add_row(*check.cells)
-        console = Console()
         # A number that is cut off says nothing: rather lines that the terminal wraps.
-        console.width = max(
-            console.width, console.measure(table, options=console.options.update(max_width=300)).maximum
-        )
-        console.print(table)
+        print_table("", [dict(zip(COLUMNS, check.cells, strict=True)) for check in checks], whole=True)
         failed = sum(not check.holds for check in checks)
         _out(f"{len(checks)} checks, {failed} failed.")
         return 1 if failed else 0
 
 
-COMMANDS: dict[str, type[Any]] = {
-    "train": Train,
-    "sweep": Sweep,
-    "report": Report,
-    "runs": Runs,
-    "demo": Demo,
-    "bench": Bench,
-    "paper": Paper,
-    "smoothness": Smoothness,
-    "unified": Unified,
-    "theory": Theory,
-    "replay": Replay,
-}
+_KINDS = (Train, Sweep, Report, Runs, Demo, Bench, Paper, Smoothness, Unified, Theory, Replay)
+COMMANDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -578,10 +513,8 @@ def _sentence(box: str, arguments: Sequence[str]) -> str:
     """What the parser's box says, in one sentence."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
     lines = [line.strip(" │|") for line in plain if not re.search("[-─]{3}", line)]
-    text = re.split(
-        " For full helptext| Argument helptext| in warmgap ",
-        " ".join(itertools.dropwhile(lambda line: ":" not in line, lines)),
-    )[0]
+    text = " ".join(itertools.dropwhile(lambda line: ":" not in line, lines))
+    text = re.split(" For full helptext| Argument helptext| in warmgap ", text)[0]
     text = re.sub(r" Perhaps you meant: (--\S+).*", r"; perhaps you meant \1", text)
     text = text.replace(" Available subcommands: ", "; there are ")
     known = [word for word in arguments[:1] if word in COMMANDS]
@@ -602,20 +535,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = parse(words or ["--help"]).run()
         return code
-    except UserError as error:
-        return _fail(str(error), debug=debug)
-    except ModuleNotFoundError as error:
-        package = (error.name or str(error)).partition(".")[0]
-        return _fail(f"This command needs the package {package}: pip install 'warmgap[lab]'.", debug=debug)
     except KeyboardInterrupt:
         _err("Interrupted.")
         return INTERRUPTED
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sentence = f"The disk is full{where}: make room and run again with --resume; the last checkpoint is whole."
-            return _fail(sentence, debug=debug)
-        return _fail(f"{error.strerror or error}{where}.", debug=debug)
+    except (UserError, ModuleNotFoundError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        _err(f"warmgap: {_explained(error)}")
+        return USER_ERROR
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or str(error)).partition(".")[0]
+        return f"This command needs the package {package}: pip install 'warmgap[lab]'."
+    if not isinstance(error, OSError):
+        return str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full{where}: make room and run again with --resume; the last checkpoint is whole."
+    return f"{error.strerror or error}{where}."
 
 
 def _bench(suite: str, folder: Path, where: EngineSettings, *, title: str, **chosen: Any) -> int:
@@ -623,8 +562,7 @@ def _bench(suite: str, folder: Path, where: EngineSettings, *, title: str, **cho
     from warmgap.lab.recipes import Recipe
 
     recipe = Recipe.load(suite if suite.endswith(".toml") else f"suites/{suite}").chosen(**chosen)
-    more = itertools.chain.from_iterable(_flag(name, value) for name, value in chosen.items())
-    command = shlex.join(["warmgap", "bench", "--suite", suite, *more, "--output", str(folder)])
+    command = command_line("bench", {"suite": suite}, chosen, {"output": folder})
     return bench.train_recipe(recipe, folder, command=command, engine=where.engine(), title=title)
 
 
@@ -638,24 +576,15 @@ def _report_end(run: Any, folder: Path) -> int:
         return DIVERGED
     if run.status != "done":
         raise UserError(run.message)
-    warmup = "no warm-up ended" if run.warmup_iters is None else f"warm-up of {run.warmup_iters} steps"
-    _out(f"Validation loss {run.final_val_loss:.4f}, {warmup}, {run.seconds:.0f} s.")
+    _out(f"Validation loss {run.final_val_loss:.4f}, {_warmup(run)}, {run.seconds:.0f} s.")
     if run.summary:
         _out(run.summary)
     _out(f"Next: warmgap report {folder}")
     return 0
 
 
-def _words(command: Any, *names: str) -> list[str]:
-    """The flags of these names that were given, as words of a command line."""
-    given = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
-    usual = {field.name: field.default for field in dataclasses.fields(command)}
-    return [word for name in names if given[name] != usual[name] for word in _flag(name, given[name])]
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    values = value if isinstance(value, tuple | list) else [value]
-    return [f"--{name.replace('_', '-')}", *map(str, values)]
+def _warmup(run: Any) -> str:
+    return "no warm-up ended" if run.warmup_iters is None else f"warm-up of {run.warmup_iters} steps"
 
 
 def _warn_ignored(config: TrainConfig) -> None:
@@ -669,10 +598,3 @@ def _out(text: str) -> None:
 
 def _err(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _fail(sentence: str, *, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    _err(f"warmgap: {sentence}")
-    return USER_ERROR

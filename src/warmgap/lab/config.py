@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import shlex
@@ -25,6 +26,8 @@ from warmgap.lab.optimizers import OPTIMIZERS
 
 PRECISIONS = ("fp32", "bf16")
 
+# The comment on a field, or above it, is its help on the command line.
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
@@ -36,19 +39,19 @@ class MethodSettings:
     target_loss: Annotated[
         float | None, arg(help=f"Loss taken as optimal, for {', '.join(WITH_TARGET)} (None: estimated).")
     ] = None
-    sigma: Annotated[float | None, arg(help="Curvature scale of the gap rule (the paper's sigma_F).")] = None
-    kappa: Annotated[float | None, arg(help="Its constant of the norm (None: from the optimizer and shapes).")] = None
-    level: Annotated[float | None, arg(help="Loss at which loss-ratio ends its warm-up (the paper's C).")] = None
+    sigma: float | None = None  # Curvature scale of the gap rule (the paper's sigma_F).
+    kappa: float | None = None  # Its constant of the norm (None: from the optimizer and shapes).
+    level: float | None = None  # Loss at which loss-ratio ends its warm-up (the paper's C).
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings:
     """The schedule."""
 
-    steps: Annotated[int, arg(help="Optimizer steps in the whole run.")] = 600
-    lr: Annotated[float | None, arg(help="Peak learning rate (None: the optimizer's tuned one).")] = None
+    steps: int = 600  # Optimizer steps in the whole run.
+    lr: float | None = None  # Peak learning rate (None: the optimizer's tuned one).
     decay: Annotated[str, arg(help=f"Decay at the end: {', '.join(DECAYS)}.")] = "cosine"
-    floor: Annotated[float, arg(help="Starting / peak learning rate, for rules that have one.")] = 0.01
+    floor: float = 0.01  # Starting / peak learning rate, for rules that have one.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +59,14 @@ class OptimizerSettings:
     """The optimizer."""
 
     optimizer: Annotated[str, arg(help=f"One of {', '.join(OPTIMIZERS)}.")] = "muon"
-    betas: Annotated[
-        tuple[float, float] | None, arg(help="Betas of Lion and AdamW, also of Muon's AdamW half (None: usual ones).")
-    ] = None
-    momentum: Annotated[float | None, arg(help="Momentum of the others (None: the optimizer's usual one).")] = None
-    second_lr: Annotated[float | None, arg(help="Peak rate of what Muon leaves to AdamW (None: the same as --lr).")] = (
-        None
-    )
-    weight_decay: Annotated[float, arg(help="Weight decay, decoupled but for sgd.")] = 0.1
-    clip: Annotated[float, arg(help="Largest gradient norm, 0 for no clipping.")] = 0.5
-    radii: Annotated[
-        Path | None, arg(help="Layer constants for gluon, from `warmgap smoothness --write-radii`; --lr is 1 then.")
-    ] = None
+    # Betas of Lion and AdamW, also of Muon's AdamW half (None: usual ones).
+    betas: tuple[float, float] | None = None
+    momentum: float | None = None  # Momentum of the others (None: the optimizer's usual one).
+    second_lr: float | None = None  # Peak rate of what Muon leaves to AdamW (None: the same as --lr).
+    weight_decay: float = 0.1  # Weight decay, decoupled but for sgd.
+    clip: float = 0.5  # Largest gradient norm, 0 for no clipping.
+    # Layer constants for gluon, from `warmgap smoothness --write-radii`; --lr is 1 then.
+    radii: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,30 +77,27 @@ class DataSettings:
     model: Annotated[
         str, arg(help=f"{', '.join(SIZES)} or layers x width (6x512) learn texts, {', '.join(IMAGE_MODELS)} digits.")
     ] = "tiny"
-    tokenizer: Annotated[str, arg(help="trained (on the corpus), a tokenizer.json, or a name on the hub: gpt2.")] = (
-        TRAINED
-    )
-    vocab_size: Annotated[
-        int | None, arg(help=f"Tokens in the vocabulary, {BYTES} for plain bytes (None: the model's usual number).")
-    ] = None
-    sequence_length: Annotated[int | None, arg(help="Tokens in a sequence (None: the model's usual number).")] = None
-    tied: Annotated[bool | None, arg(help="One matrix for input and output embeddings (None: the model's).")] = None
-    batch_size: Annotated[int, arg(help="Sequences or images a step, over all processes and micro-batches.")] = 32
-    accumulation: Annotated[int, arg(help="Micro-batches a step.")] = 1
-    corpus_megabytes: Annotated[float, arg(help="Megabytes of text to read of a streamed dataset.")] = 100.0
-    seed: Annotated[int, arg(help="Seed of the weights and of the order of the data.")] = 0
-    start_from: Annotated[Path | None, arg(help="Folder of a finished run: start from its weights.")] = None
+    tokenizer: str = TRAINED  # trained (on the corpus), a tokenizer.json, or a name on the hub: gpt2.
+    # Tokens in the vocabulary, 257 for plain bytes (None: the model's usual number).
+    vocab_size: int | None = None
+    sequence_length: int | None = None  # Tokens in a sequence (None: the model's usual number).
+    tied: bool | None = None  # One matrix for input and output embeddings (None: the model's).
+    batch_size: int = 32  # Sequences or images a step, over all processes and micro-batches.
+    accumulation: int = 1  # Micro-batches a step.
+    corpus_megabytes: float = 100.0  # Megabytes of text to read of a streamed dataset.
+    seed: int = 0  # Seed of the weights and of the order of the data.
+    start_from: Path | None = None  # Folder of a finished run: start from its weights.
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """How it is run."""
 
-    precision: Annotated[str, arg(help="Arithmetic of forward and backward: fp32 or bf16.")] = "fp32"
-    eval_every: Annotated[int, arg(help="Steps between evaluations, 0 for one at the end.")] = 100
-    eval_tokens: Annotated[int, arg(help="Validation tokens or images an evaluation reads.")] = 65_536
-    save_every: Annotated[int, arg(help="Steps between checkpoints, 0 for none but at an interruption.")] = 200
-    threads: Annotated[int | None, arg(help="CPU threads a process may use (None: the machine's).")] = None
+    precision: str = "fp32"  # Arithmetic of forward and backward: fp32 or bf16.
+    eval_every: int = 100  # Steps between evaluations, 0 for one at the end.
+    eval_tokens: int = 65_536  # Validation tokens or images an evaluation reads.
+    save_every: int = 200  # Steps between checkpoints, 0 for none but at an interruption.
+    threads: int | None = None  # CPU threads a process may use (None: the machine's).
 
 
 GROUPS = (MethodSettings, ScheduleSettings, OptimizerSettings, DataSettings, RunSettings)
@@ -127,11 +123,7 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
     """One training run. Fields left at None are filled in by `resolve`, which also checks all of them."""
 
     def resolve(self) -> TrainConfig:
-        """The same settings, checked, with the model's and the optimizer's own where a field was None.
-
-        Raises:
-            UserError: A setting that is not allowed; the sentence says which are.
-        """
+        """The same settings, checked, with the model's and the optimizer's own where a field was None."""
         known = {"optimizer": (*OPTIMIZERS,), "decay": DECAYS, "precision": PRECISIONS}
         for name, choices in known.items():
             if (value := getattr(self, name)) not in choices:
@@ -169,32 +161,27 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
     def _check_numbers(self) -> None:
         for name, low in _LOWEST.items():
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            if value is not None and (type(value) is not int or value < low):
                 raise UserError(f"{_spoken(name)} must be a whole number of at least {low}, got {value!r}.")
         for name, bound in _RANGES.items():
             value = getattr(self, name)
-            above = value is None or (
-                math.isfinite(value) and (not bound or value > 0 or (value == 0 and "least" in bound))
-            )
-            if not above:
-                raise UserError(f"{_spoken(name)} must be a finite number{bound and ' '}{bound}, got {value!r}.")
+            zero_too = bound == "at least 0"
+            if value is None or (math.isfinite(value) and (not bound or value > 0 or (zero_too and value == 0))):
+                continue
+            raise UserError(f"{_spoken(name)} must be a finite number{bound and ' '}{bound}, got {value!r}.")
         if not 0.0 < self.floor < 1.0:
             raise UserError(f"The floor is starting / peak learning rate, between 0 and 1, got {self.floor!r}.")
-        for name in ("momentum", "betas"):
-            values = getattr(self, name)
-            if values is not None and not all(
-                0.0 <= value < 1.0 for value in (values if name == "betas" else [values])
-            ):
-                raise UserError(f"{_spoken(name)} must lie in [0, 1), got {values!r}.")
+        for name, values in (("momentum", [self.momentum or 0.0]), ("betas", self.betas or ())):
+            if not all(0.0 <= value < 1.0 for value in values):
+                raise UserError(f"{_spoken(name)} must lie in [0, 1), got {getattr(self, name)!r}.")
         if self.batch_size % self.accumulation:
-            raise UserError(
-                f"The batch size must be a multiple of the accumulation, got {self.batch_size} and {self.accumulation}."
-            )
+            numbers = f"{self.batch_size} and {self.accumulation}"
+            raise UserError(f"The batch size must be a multiple of the accumulation, got {numbers}.")
 
     def ignored(self) -> list[str]:
         """A sentence on each setting that was given and changes nothing here."""
         method = Method.parse(self.method)
-        asked = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default}
+        given = self.given()
         idle = {
             "floor": not method.adaptive and f"{method} starts where its shape says",
             "decay": method.decay is not None and f"{method} names its own decay",
@@ -205,15 +192,12 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
             and (self.vocab_size or BYTES) <= BYTES
             and "the tokenizer has its own vocabulary",
         }
-        return [f"{_flag(name)} changes nothing: {why}." for name, why in idle.items() if why and name in asked]
+        return [f"{_flag(name)} changes nothing: {why}." for name, why in idle.items() if why and name in given]
 
     def numbers(self) -> dict[str, Any]:
         """The settings that decide the numbers of the run, resolved, as plain values; those that are None left out.
 
         Instead of a file that a run reads there is a hash of it.
-
-        Raises:
-            UserError: As `resolve` does, or there is no such file.
         """
         full = self.resolve()
         found = {name: value for name, value in vars(full).items() if name not in _ASIDE and value is not None}
@@ -233,18 +217,18 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
         """A hash of every setting that decides the numbers of the run; 16 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.numbers(), sort_keys=True).encode()).hexdigest()[:16]
 
+    def given(self) -> dict[str, Any]:
+        """The settings that differ from the defaults."""
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: value for name, value in vars(self).items() if value != usual[name]}
+
     def words(self) -> list[str]:
         """The settings that differ from the defaults, as words of a command line."""
-        found: list[str] = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                found += [_flag(field.name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-        return found
+        return _words(self.given())
 
     def command(self, output: Path | None = None) -> str:
         """The command line that makes this run."""
-        return shlex.join(["warmgap", "train", *self.words(), *(["--output", str(output)] if output else [])])
+        return command_line("train", self.given(), {} if output is None else {"output": output})
 
     @property
     def name(self) -> str:
@@ -254,11 +238,7 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
 
 
 def from_plain(settings: Mapping[str, Any]) -> TrainConfig:
-    """A configuration from plain values, as a recipe or a database holds them.
-
-    Raises:
-        UserError: A setting that does not exist.
-    """
+    """A configuration from plain values, as a recipe or a database holds them."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown := sorted(settings.keys() - names):
         raise UserError(f"There is no setting {unknown[0]!r}: the settings are {', '.join(sorted(names))}.")
@@ -269,6 +249,18 @@ def from_plain(settings: Mapping[str, Any]) -> TrainConfig:
         if given.get(name) is not None:
             given[name] = Path(given[name])
     return TrainConfig(**given)
+
+
+def command_line(command: str, *settings: Mapping[str, Any]) -> str:
+    """The command line of `warmgap` with these settings as flags."""
+    return shlex.join(["warmgap", *command.split(), *itertools.chain.from_iterable(map(_words, settings))])
+
+
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    for name, value in settings.items():
+        found += [_flag(name), *map(str, value if isinstance(value, tuple | list) else [value])]
+    return found
 
 
 def _hash(path: Path) -> str:

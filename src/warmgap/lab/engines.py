@@ -7,9 +7,9 @@ An engine takes jobs and yields messages: `("begin", job, None)`, `("rows", job,
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from warmgap.lab.config import TrainConfig, from_plain
+from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Result
@@ -35,17 +35,12 @@ Claim = Callable[["Job"], bool]
 _LOOK_EVERY = 0.5  # seconds between two ticks
 _PATIENCE = 60.0  # seconds a worker has, after ctrl-C, to write its checkpoint
 _RETRIES = 10  # of a run whose node dies
+_JOB, _RESULT = "job.pkl", "result.pkl"  # what passes between a worker and the processes that torchrun starts
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train.
-
-    Attributes:
-        id: Its id in the database.
-        config: Its settings.
-        folder: Where its checkpoints go.
-    """
+    """A run to train, with its id in the database and the folder of its checkpoints."""
 
     id: str
     config: TrainConfig
@@ -89,14 +84,52 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-# ------------------------------------------------------------------------------------------------------------- locally
-
-
 @dataclass
 class _Worker:
-    process: BaseProcess
-    pipe: Connection
+    """A process on its GPUs, begun when it is needed, that trains one job after the other."""
+
+    gpus: str
+    processes: int
     job: Job | None = None
+    process: BaseProcess | None = None
+
+    def give(self, job: Job) -> None:
+        self.job = job
+        if self.process is None:
+            context = multiprocessing.get_context("spawn")
+            self.pipe, theirs = context.Pipe()
+            ours = (theirs, self.gpus, self.processes)
+            self.process = context.Process(target=_work, args=ours, daemon=self.processes == 1)
+            self.process.start()
+            theirs.close()
+        with contextlib.suppress(OSError):  # a process that is no more shows when it is heard
+            self.pipe.send(job)
+
+    def hear(self, stop: Interruption) -> tuple[str, Any]:
+        try:
+            kind, content = self.pipe.recv()
+        except (EOFError, OSError):
+            self.job = None
+            code = self.end()
+            died = f"its process ended with exit code {code} (out of memory, or killed?)"
+            return "end", Result("interrupted") if stop.requested else Result("failed", died)
+        return kind, content
+
+    def interrupt(self) -> None:
+        if self.job is not None and self.process is not None and self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGINT)
+
+    def end(self) -> int | None:
+        """End the process; return its exit code."""
+        if self.process is None:
+            return None
+        if self.job is not None:
+            self.process.kill()
+        self.pipe.close()
+        self.process.join()
+        code, self.process = self.process.exitcode, None
+        return code
 
 
 @dataclass(frozen=True)
@@ -105,91 +138,52 @@ class Local:
 
     With GPUs each worker has its own (`processes` of them); without, each run has one thread unless its settings say
     otherwise.
-
-    Attributes:
-        jobs: Runs at a time; None takes the GPUs, or the cores, by `processes`.
-        processes: Processes a run, started by `torchrun` where there are several.
     """
 
-    jobs: int | None = None
-    processes: int = 1
+    jobs: int | None = None  # runs at a time; None takes the GPUs, or the cores, by `processes`
+    processes: int = 1  # processes a run, started by `torchrun` where there are several
 
     def train(self, jobs: Sequence[Job], claim: Claim, stop: Interruption) -> Iterator[Message]:
         """See `Engine.train`."""
         gpus = visible_gpus()
         slots = max(1, (len(gpus) or cores()) // self.processes)
-        count = min(len(jobs), self.jobs or slots)
-        queue = list(jobs)
-        context = multiprocessing.get_context("spawn")
-        workers: list[_Worker] = []
-
-        def hire(slot: int) -> _Worker:
-            ours, theirs = context.Pipe()
-            first = slot % slots * self.processes
-            own = ",".join(gpus[first : first + self.processes])
-            process = context.Process(target=_work, args=(theirs, own, self.processes), daemon=self.processes == 1)
-            process.start()
-            theirs.close()
-            return _Worker(process, ours)
-
-        def give(worker: _Worker) -> Iterator[Message]:
-            worker.job = None
-            while queue and not stop.requested:
-                job = queue.pop(0)
-                if claim(job):
-                    worker.job = job
-                    with contextlib.suppress(OSError):  # a worker that is no more shows up in the wait below
-                        worker.pipe.send(job)
-                    yield "begin", job, None
-                    return
-
+        places = [slot % slots * self.processes for slot in range(min(len(jobs), self.jobs or slots))]
+        workers = [_Worker(",".join(gpus[place : place + self.processes]), self.processes) for place in places]
+        queue = _granted(jobs, claim, stop)
+        asked_at: float | None = None
         try:
-            for slot in range(count):
-                workers.append(hire(slot))
-                yield from give(workers[slot])
-            asked_at: float | None = None
-            while any(worker.job is not None for worker in workers):
-                ready = connection.wait([worker.pipe for worker in workers if worker.job], timeout=_LOOK_EVERY)
-                for slot, worker in enumerate(workers):
+            for worker, first in zip(workers, queue, strict=False):
+                worker.give(first)
+                yield "begin", first, None
+            while busy := [worker for worker in workers if worker.job]:
+                ready = connection.wait([worker.pipe for worker in busy], timeout=_LOOK_EVERY)
+                for worker in busy:
                     if worker.pipe not in ready:
                         continue
                     job = worker.job
-                    try:
-                        kind, content = worker.pipe.recv()
-                    except (EOFError, OSError):
-                        worker.process.join()
-                        kind, content = "end", _died(worker.process.exitcode, stop)
-                        if queue and not stop.requested:
-                            workers[slot] = hire(slot)
+                    kind, content = worker.hear(stop)
                     yield kind, job, content
                     if kind == "end":
-                        worker.job = None
-                        yield from give(workers[slot])
+                        worker.job = next(queue, None)
+                        if worker.job is not None:
+                            worker.give(worker.job)
+                            yield "begin", worker.job, None
                 yield "tick", None, None
                 if stop.requested and asked_at is None:
                     asked_at = time.monotonic()
                     for worker in workers:
-                        if worker.job is not None and worker.process.is_alive():
-                            with contextlib.suppress(ProcessLookupError):
-                                os.kill(worker.process.pid or 0, signal.SIGINT)
+                        worker.interrupt()
                 if asked_at is not None and (stop.impatient or time.monotonic() - asked_at > _PATIENCE):
                     break
         finally:
             for worker in workers:
-                if worker.job is not None:
-                    worker.process.kill()
-                worker.pipe.close()
-            for worker in workers:
-                worker.process.join()
-        for worker in workers:
-            if worker.job is not None:
-                yield "end", worker.job, Result("interrupted")
+                worker.end()
+        for worker in busy:
+            yield "end", worker.job, Result("interrupted")
 
 
-def _died(code: int | None, stop: Interruption) -> Result:
-    if stop.requested:
-        return Result("interrupted")
-    return Result("failed", f"its process ended with exit code {code} (out of memory, or killed?)")
+def _granted(jobs: Sequence[Job], claim: Claim, stop: Interruption) -> Iterator[Job]:
+    return (job for job in jobs if not stop.requested and claim(job))
 
 
 def _work(pipe: Connection, gpus: str, processes: int) -> None:
@@ -231,35 +225,31 @@ def _end_with_parent() -> None:
 def _launch(job: Job, processes: int) -> Result:
     """Train a run in several processes, by `torchrun`."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    place = job.folder / "job.json"
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(job.config).items()}
-    place.write_text(json.dumps({"id": job.id, "config": settings}), encoding="utf-8")
-    outcome = job.folder / "result.json"
-    outcome.unlink(missing_ok=True)
+    (job.folder / _JOB).write_bytes(pickle.dumps(job))
+    (job.folder / _RESULT).unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "warmgap.lab.engines", str(job.folder)]
     with (job.folder / "log.txt").open("w", encoding="utf-8") as log:
-        child = subprocess.Popen([*command, "-m", "warmgap.lab.engines", str(place)], stdout=log, stderr=log)  # noqa: S603
+        child = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
         while child.poll() is None:
             try:
                 child.wait()
             except KeyboardInterrupt:
                 child.send_signal(signal.SIGINT)
-    if outcome.exists():
-        return Result(**json.loads(outcome.read_text(encoding="utf-8")))
+    if (job.folder / _RESULT).exists():
+        result: Result = pickle.loads((job.folder / _RESULT).read_bytes())  # noqa: S301 - written by the child
+        return result
     return Result("failed", f"torchrun ended with exit code {child.returncode} (see {job.folder / 'log.txt'})")
 
 
-def _launched(place: Path) -> None:
+def _launched(folder: Path) -> None:
     """One of the processes that `_launch` starts."""
-    data = json.loads(place.read_text(encoding="utf-8"))
-    result = train_job(Job(data["id"], from_plain(data["config"]), place.parent))
+    job = pickle.loads((folder / _JOB).read_bytes())  # noqa: S301 - written by the parent
+    result = train_job(job)
     if os.environ.get("RANK") == "0" or result.status == "failed":
-        scratch = place.with_name(f"result.{os.getpid()}")
-        scratch.write_text(json.dumps(vars(result)), encoding="utf-8")
-        scratch.replace(place.with_name("result.json"))
-
-
-# -------------------------------------------------------------------------------------------------------------- on Ray
+        scratch = folder / f"{_RESULT}.{os.getpid()}"
+        scratch.write_bytes(pickle.dumps(result))
+        scratch.replace(folder / _RESULT)
 
 
 @dataclass(frozen=True)
@@ -268,16 +258,11 @@ class OnRay:
 
     It goes on from its last checkpoint where the nodes share the folder, and else from the beginning: the numbers are
     the same.
-
-    Attributes:
-        jobs: Runs at a time; None leaves it to Ray.
-        processes: GPUs, or cores, a run.
-        address: Of the cluster; None takes the one that `RAY_ADDRESS` names, or starts one on this machine.
     """
 
-    jobs: int | None = None
-    processes: int = 1
-    address: str | None = None
+    jobs: int | None = None  # runs at a time; None leaves it to Ray
+    processes: int = 1  # GPUs, or cores, a run
+    address: str | None = None  # of the cluster; None takes what `RAY_ADDRESS` names, or starts one on this machine
 
     def train(self, jobs: Sequence[Job], claim: Claim, stop: Interruption) -> Iterator[Message]:
         """See `Engine.train`."""
@@ -294,23 +279,23 @@ class OnRay:
             logging_level="warning",
             runtime_env={"env_vars": passed},
         )
-        with_gpus = ray.cluster_resources().get("GPU", 0) >= self.processes
+        gpus = self.processes if ray.cluster_resources().get("GPU", 0) >= self.processes else 0
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         inbox = ray.remote(_Inbox).options(num_cpus=0, scheduling_strategy=here).remote()
-        task, gpus = ray.remote(_ray_task), self.processes if with_gpus else 0
-        queue = list(jobs)
+        task = ray.remote(_ray_task)
+        queue = _granted(jobs, claim, stop)
         under_way: dict[Any, Job] = {}
-        while (queue and not stop.requested) or under_way:
-            while queue and not stop.requested and len(under_way) < (self.jobs or len(jobs)):
-                job = queue.pop(0)
-                if claim(job):
-                    threads = job.config.threads or 1
-                    job = replace(job, config=replace(job.config, threads=threads), folder=job.folder.absolute())
-                    needs = task.options(max_retries=_RETRIES, num_gpus=gpus, num_cpus=threads * self.processes)
-                    reference = needs.remote(job, self.processes, inbox)
-                    under_way[reference] = job
-                    yield "begin", job, None
-            ready, _ = ray.wait(list(under_way), timeout=_LOOK_EVERY) if under_way else ([], [])
+        while True:
+            while len(under_way) < (self.jobs or len(jobs)) and (job := next(queue, None)):
+                threads = job.config.threads or 1
+                job = replace(job, config=replace(job.config, threads=threads), folder=job.folder.absolute())
+                needs = task.options(max_retries=_RETRIES, num_gpus=gpus, num_cpus=threads * self.processes)
+                reference = needs.remote(job, self.processes, inbox)
+                under_way[reference] = job
+                yield "begin", job, None
+            if not under_way:
+                break
+            ready, _ = ray.wait(list(under_way), timeout=_LOOK_EVERY)
             by_id = {job.id: job for job in under_way.values()}
             for identity, rows in ray.get(inbox.take.remote()):
                 if identity in by_id:
@@ -324,10 +309,9 @@ class OnRay:
                     result = Result("failed", str(error).splitlines()[0])
                 yield "end", under_way.pop(reference), result
             yield "tick", None, None
-            if stop.requested:
-                for reference in under_way:
-                    with contextlib.suppress(Exception):
-                        ray.cancel(reference, force=stop.impatient)
+            for reference in under_way if stop.requested else ():
+                with contextlib.suppress(Exception):
+                    ray.cancel(reference, force=stop.impatient)
         ray.kill(inbox)
 
 

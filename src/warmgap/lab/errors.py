@@ -1,4 +1,7 @@
-"""The exceptions of the lab that are meant for the person at the keyboard."""
+"""The exceptions of the lab that are meant for the person at the keyboard.
+
+Whatever a person can mend is a `UserError`, in every function of the lab; what else one raises is said there.
+"""
 
 
 class UserError(Exception):

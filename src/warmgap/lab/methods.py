@@ -54,23 +54,14 @@ _PART = re.compile(r"(?P<name>[a-z-]+)(?::(?P<length>[^,@]+))?(?P<options>(?:,[a
 
 @dataclass(frozen=True)
 class Length:
-    """A number of steps, or a share of the run.
-
-    Attributes:
-        value: Steps, or the share in [0, 1].
-        share: Whether it is a share.
-    """
+    """A number of steps, or a share of the run in [0, 1]."""
 
     value: float = 0.0
     share: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Length:
-        """Read `400` or `10%`.
-
-        Raises:
-            UserError: Anything else.
-        """
+        """Read `400` or `10%`."""
         share = text.endswith("%")
         try:
             value = float(text.removesuffix("%")) / 100 if share else float(int(text))
@@ -90,33 +81,19 @@ class Length:
 
 @dataclass(frozen=True)
 class Method:
-    """What sets the rate; `parse` reads one, `str` writes it.
+    """What sets the rate; `parse` reads one, `str` writes it."""
 
-    Attributes:
-        rule: An adaptive rule's name, or None for a clock schedule.
-        roles: What is warmed up, `hidden` or `all`; None leaves it to the rule (a clock schedule: all).
-        options: Settings of the rule by name.
-        warmup: Length of a clock warm-up.
-        shape: Its shape, `linear` or `geometric`.
-        hold: When a clock schedule's decay begins; the end of the warm-up if that is later or this is None.
-        decay: The decay's name; None takes the run's.
-    """
-
-    rule: str | None = None
-    roles: str | None = None
-    options: tuple[tuple[str, float], ...] = ()
-    warmup: Length = Length()
+    rule: str | None = None  # None for a clock schedule
+    roles: str | None = None  # what is warmed up, `hidden` or `all`; None leaves it to the rule (a clock schedule: all)
+    options: tuple[tuple[str, float], ...] = ()  # settings of the rule by name
+    warmup: Length = Length()  # of a clock warm-up
     shape: str = "linear"
-    hold: Length | None = None
-    decay: str | None = None
+    hold: Length | None = None  # when a clock schedule's decay begins; never before the warm-up ends
+    decay: str | None = None  # None takes the run's
 
     @classmethod
     def parse(cls, text: str) -> Method:
-        """Read a method's name.
-
-        Raises:
-            UserError: It is none; the sentence says which there are.
-        """
+        """Read a method's name."""
         schedule, slash, decay = text.partition("/")
         if slash and decay not in DECAYS:
             raise UserError(f"Unknown decay {decay!r} in {text!r}: choose one of {', '.join(DECAYS)}.")
@@ -136,7 +113,7 @@ class Method:
             raise UserError(f"A method warms up {' or '.join(ROLES)}, got {roles!r} in {text!r}.")
         method = self if roles is None else replace(self, roles=roles)
         if name in RULES and length is None:
-            return replace(method, rule=name)._with_options(text, options)
+            return replace(method, rule=name).with_options(**_read_options(text, name, options))
         if options:
             raise UserError(f"A clock schedule has no options, got {text!r}.")
         if name == "none" and length is None:
@@ -147,25 +124,8 @@ class Method:
             return replace(method, shape=name, warmup=Length.parse(length or "10%"))
         raise UserError(f"Unknown method {text!r}: name one such as {EXAMPLES}.")
 
-    def _with_options(self, text: str, options: str) -> Method:
-        found = {}
-        for option in filter(None, options.split(",")):
-            name, _, value = option.partition("=")
-            if name not in RULES[self.rule or ""]:
-                known = ", ".join(RULES[self.rule or ""]) or "none"
-                raise UserError(f"The rule {self.rule} has no option {name!r} in {text!r}; it has: {known}.")
-            try:
-                found[name] = float(value)
-            except ValueError:
-                raise UserError(f"The option {name} takes a number, got {value!r} in {text!r}.") from None
-        return self.with_options(**found)
-
     def with_options(self, **options: float | None) -> Method:
-        """The method with these options of its rule; those that are None stay as they are.
-
-        Raises:
-            UserError: The rule has no such option.
-        """
+        """The method with these options of its rule; those that are None stay as they are."""
         given = {name: value for name, value in options.items() if value is not None}
         for name in given:
             if self.rule is None or name not in RULES[self.rule]:
@@ -209,10 +169,10 @@ class Method:
         """Its name for readers of a table."""
         if self.rule:
             return str(self)
-        parts = [] if self.warmup.value else ["no warm-up"]
+        parts = ["no warm-up"]
         if self.warmup.value:
-            whose = " of hidden matrices" if self.roles == "hidden" else ""
-            parts.append(f"{self.shape} {self.warmup}{'' if self.warmup.share else ' steps'}{whose}")
+            steps = "" if self.warmup.share else " steps"
+            parts = [f"{self.shape} {self.warmup}{steps}{' of hidden matrices' if self.roles == 'hidden' else ''}"]
         if self.hold:
             parts.append(f"peak to {self.hold}")
         return ", ".join(parts) + (f", {self.decay}" if self.decay else "")
@@ -222,11 +182,7 @@ class Method:
         return None if self.rule else self.warmup.steps(total)
 
     def check(self, total: int) -> None:
-        """Check that the method fits a run of `total` steps.
-
-        Raises:
-            UserError: A clock warm-up, or a hold, that does not end within the run.
-        """
+        """Check that the method fits a run of `total` steps."""
         for what, length in (("warm-up", self.warmup), ("hold", self.hold)):
             if length is not None and length.steps(total) >= total:
                 raise UserError(
@@ -234,12 +190,9 @@ class Method:
                 )
 
     def clock(self, step: int, total: int, decay: str) -> tuple[float, float]:
-        """Factors of a clock schedule at `step` = 0, 1, ...: of what is warmed up, and of the rest.
+        """Factors of a clock schedule at `step` = 0, 1, ..., total - 1: of what is warmed up, and of the rest.
 
-        Args:
-            step: The step, below `total`.
-            total: Steps in the run.
-            decay: The run's decay, where the method names none.
+        `decay` is the run's, for a method that names none.
         """
         warmup = self.warmup.steps(total)
         begins = max(warmup, self.hold.steps(total) if self.hold else 0)
@@ -253,27 +206,36 @@ class Method:
         return rising * base, base if self.roles == "hidden" else rising * base
 
 
-def varied(methods: Sequence[str], options: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
-    """Each method with every combination of these values of its options; methods that know none stay as they are.
+def _read_options(text: str, rule: str, options: str) -> dict[str, float]:
+    found = {}
+    for option in filter(None, options.split(",")):
+        name, _, value = option.partition("=")
+        if name not in RULES[rule]:
+            raise UserError(f"The rule {rule} has no option {name!r} in {text!r}; it has: {', '.join(RULES[rule])}.")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UserError(f"The option {name} takes a number, got {value!r} in {text!r}.") from None
+    return found
 
-    Raises:
-        UserError: No method has such an option.
-    """
+
+def varied(methods: Sequence[str], options: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+    """Each method with every combination of these values of its options; methods that know none stay as they are."""
     found: list[Method] = []
+    given = {name: values for name, values in options.items() if values}
     for method in map(Method.parse, methods):
-        own = {name: values for name, values in options.items() if values and name in RULES.get(method.rule or "", ())}
-        found += [
-            method.with_options(**dict(zip(own, values, strict=True))) for values in itertools.product(*own.values())
-        ]
-    for name, values in options.items():
-        if values and not any(name in dict(method.options) for method in found):
+        own = [name for name in given if name in RULES.get(method.rule or "", ())]
+        combinations = itertools.product(*(given[name] for name in own))
+        found += [method.with_options(**dict(zip(own, values, strict=True))) for values in combinations]
+    for name in given:
+        if not any(name in dict(method.options) for method in found):
             raise UserError(f"No method of the sweep has a {name}: add one such as gap, or leave it out.")
     return tuple(dict.fromkeys(map(str, found)))
 
 
 def decay_by_name(name: str) -> Any:
     """The decay of that name: progress in [0, 1] in, factor out."""
-    return _one_minus_sqrt if name == "1-sqrt" and name not in decays.NAMES else decays.by_name(name)
+    return decays.by_name(name) if name in decays.NAMES else _one_minus_sqrt
 
 
 def _one_minus_sqrt(progress: float) -> float:

@@ -11,25 +11,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of a LLaMA model, and what it is trained with by default.
-
-    Attributes:
-        layers: Number of blocks.
-        width: Width of the residual stream.
-        hidden: Width inside the feed-forward network.
-        heads: Number of attention heads.
-        tied: Whether input and output embeddings are one matrix.
-        vocab_size: Usual vocabulary (257: bytes without merges).
-        sequence_length: Usual length of a training sequence, in tokens.
-    """
+    """The shape of a LLaMA model, and what it is trained with by default (the last three)."""
 
     layers: int
-    width: int
-    hidden: int
+    width: int  # of the residual stream
+    hidden: int  # width inside the feed-forward network
     heads: int
-    tied: bool
-    vocab_size: int
-    sequence_length: int
+    tied: bool  # whether input and output embeddings are one matrix
+    vocab_size: int  # 257: bytes without merges
+    sequence_length: int  # in tokens
 
     def parameters(self, vocab_size: int | None = None, *, tied: bool | None = None) -> int:
         """Number of parameters, with the usual vocabulary and tying or with those given."""
@@ -72,16 +62,9 @@ IMAGE_MODELS = ("mlp", "convnet")
 
 
 def build_model(name: str, *, vocab_size: int, sequence_length: int, tied: bool, seed: int) -> "LlamaForCausalLM":
-    """A LLaMA model of a named size with random weights, a function of the arguments alone.
+    """A LLaMA of a size that `size_of` knows, with random weights, a function of the arguments alone.
 
-    The global random state is left as it was.
-
-    Args:
-        name: A name that `size_of` knows.
-        vocab_size: Number of tokens.
-        sequence_length: Longest sequence, in tokens.
-        tied: Whether input and output embeddings are one matrix.
-        seed: Seed of the weights.
+    `sequence_length` is the longest sequence in tokens. The global random state is left as it was.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -108,13 +91,9 @@ def build_model(name: str, *, vocab_size: int, sequence_length: int, tied: bool,
 
 
 def build_image_model(name: str, *, seed: int) -> "nn.Module":
-    """A model of the digits, from 64 pixels to 10 classes, a function of the arguments alone.
+    """A model of `IMAGE_MODELS`, from 64 pixels to 10 classes, a function of the arguments alone.
 
     `mlp` has three hidden layers of 128, `convnet` three convolutions of 32 channels; ReLU between.
-
-    Args:
-        name: One of `IMAGE_MODELS`.
-        seed: Seed of the weights. The global random state is left as it was.
     """
     import torch
     from torch import nn

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import pydoc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 # Everything heavy is imported inside functions: the names alone are wanted without loading PyTorch.
 
-Make = Callable[..., "list[Optimizer]"]
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -22,55 +20,34 @@ class Choice:
 
     Attributes:
         lr: Peak learning rate, the best of a grid of factors 2 to 3 in runs of 200 to 400 steps of `tiny` on `wiki`.
-        make: Makes it of parameter groups, peak rate, weight decay and settings: one optimizer, or several that share
-            the parameters out among them, the one whose norm counts first.
+        kind: Where its class is; or what makes of groups and settings several that share the parameters out among them,
+            the one whose norm counts first.
         settings: What may be set besides, of `betas`, `momentum`, `second_lr` and `radii`, with its name there.
+        usual: The lab's own values of such settings, where its class has others.
     """
 
     lr: float
-    make: Make
-    settings: dict[str, str]
+    kind: str | Callable[..., list[Optimizer]]
+    settings: Mapping[str, str]
+    usual: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, model: nn.Module, lr: float, weight_decay: float, **settings: Any) -> list[Optimizer]:
         """Make it for a whole model; settings that are None stay at the optimizer's own."""
         from warmgap.torch import split_parameters
+        from warmgap.torch.gluon_fits import gluon_groups, read_radii
 
         given = {self.settings[name]: value for name, value in settings.items() if value is not None}
-        radii = given.pop("radii", None)
-        groups = split_parameters(model) if radii is None else _measured_groups(model, radii)
-        return self.make(groups, lr=lr, weight_decay=weight_decay, **given)
-
-
-def _measured_groups(model: nn.Module, radii: Path) -> Any:
-    """The groups of Gluon with the constants in a file of `warmgap smoothness --write-radii`."""
-    from warmgap.torch.gluon_fits import gluon_groups, read_radii
-
-    return gluon_groups(model, read_radii(radii))
-
-
-def _own(kind: str) -> Make:
-    def make(groups: Any, **settings: Any) -> list[Optimizer]:
-        from warmgap import torch
-
-        return [getattr(torch, kind)(groups, **settings)]
-
-    return make
-
-
-def _sgd(groups: Any, **settings: Any) -> list[Optimizer]:
-    import torch
-
-    return [torch.optim.SGD(groups, **({"momentum": 0.9} | settings))]
-
-
-def _adamw(groups: Any, **settings: Any) -> list[Optimizer]:
-    import torch
-
-    return [torch.optim.AdamW(groups, **({"betas": (0.9, 0.95)} | settings))]
+        radii = given.pop("radii", None)  # a file of `warmgap smoothness --write-radii`
+        groups = split_parameters(model) if radii is None else gluon_groups(model, read_radii(radii))
+        given = {"lr": lr, "weight_decay": weight_decay, **self.usual, **given}
+        if not isinstance(self.kind, str):
+            return self.kind(groups, **given)
+        made: Any = pydoc.locate(self.kind)
+        return [made(groups, **given)]
 
 
 def _torch_muon(
-    groups: Any, *, lr: float, weight_decay: float, second_lr: float | None = None, **settings: Any
+    groups: Any, *, lr: float, weight_decay: float, betas: Any, second_lr: float | None = None, **settings: Any
 ) -> list[Optimizer]:
     """PyTorch's Muon for the hidden matrices and its AdamW for the rest.
 
@@ -81,31 +58,25 @@ def _torch_muon(
 
     matrices = [group for group in groups if group["kind"] == "matrix"]
     others = [group for group in groups if group["kind"] != "matrix"]
-    betas = settings.pop("betas", (0.9, 0.95))
     return [
         torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw", **settings),
         torch.optim.AdamW(others, lr=second_lr or lr, betas=betas, weight_decay=weight_decay),
     ]
 
 
-def _lion_pytorch(groups: Any, **settings: Any) -> list[Optimizer]:
-    from lion_pytorch import Lion
-
-    return [Lion(groups, **settings)]
-
-
 _BETAS = {"betas": "betas"}
 _MOMENTUM = {"momentum": "momentum"}
+_ADAMW = {"betas": (0.9, 0.95)}
 
 OPTIMIZERS = {
-    "muon": Choice(2e-2, _own("Muon"), {"betas": "second_betas", "second_lr": "second_lr", **_MOMENTUM}),
-    "lion": Choice(1e-3, _own("Lion"), _BETAS),
-    "signum": Choice(3e-3, _own("Signum"), _MOMENTUM),
-    "normalized-sgd": Choice(1e-1, _own("NormalizedSGD"), _MOMENTUM),
-    "scion": Choice(1e-3, _own("Scion"), _MOMENTUM),
-    "gluon": Choice(1e-3, _own("Gluon"), {**_MOMENTUM, "radii": "radii"}),
-    "sgd": Choice(3e-1, _sgd, _MOMENTUM),
-    "adamw": Choice(3e-3, _adamw, _BETAS),
-    "torch-muon": Choice(1e-2, _torch_muon, {**_BETAS, **_MOMENTUM, "second_lr": "second_lr"}),
-    "lion-pytorch": Choice(1e-3, _lion_pytorch, _BETAS),
+    "muon": Choice(2e-2, "warmgap.torch.Muon", {"betas": "second_betas", "second_lr": "second_lr", **_MOMENTUM}),
+    "lion": Choice(1e-3, "warmgap.torch.Lion", _BETAS),
+    "signum": Choice(3e-3, "warmgap.torch.Signum", _MOMENTUM),
+    "normalized-sgd": Choice(1e-1, "warmgap.torch.NormalizedSGD", _MOMENTUM),
+    "scion": Choice(1e-3, "warmgap.torch.Scion", _MOMENTUM),
+    "gluon": Choice(1e-3, "warmgap.torch.Gluon", {**_MOMENTUM, "radii": "radii"}),
+    "sgd": Choice(3e-1, "torch.optim.SGD", _MOMENTUM, {"momentum": 0.9}),
+    "adamw": Choice(3e-3, "torch.optim.AdamW", _BETAS, _ADAMW),
+    "torch-muon": Choice(1e-2, _torch_muon, {**_BETAS, **_MOMENTUM, "second_lr": "second_lr"}, _ADAMW),
+    "lion-pytorch": Choice(1e-3, "lion_pytorch.Lion", _BETAS),
 }

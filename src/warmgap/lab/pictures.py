@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,28 +42,30 @@ def styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     return found | {name: (BLUES[at % len(BLUES)], DASHES[at % len(DASHES)]) for at, name in enumerate(clocks)}
 
 
+def _add_losses(figure: Figure, name: str, points: Mapping[float, Any], line: Mapping[str, Any]) -> None:
+    """Mean losses as a line with marks, every seed's as a dot; `points` has the losses of the seeds at each x."""
+    figure.add_scatter(
+        x=list(points), y=[row.mean() for row in points.values()], mode="lines+markers", line=line, name=name,
+        legendgroup=name, hovertemplate="%{x:.3g}: %{y:.4f}",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[x for x, row in points.items() for _ in row], y=[loss for row in points.values() for loss in row],
+        mode="markers", marker={"color": line["color"], "size": 4, "opacity": 0.6},
+        legendgroup=name, showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
+
+
 def rates_picture(cells: Sequence[Cell]) -> Figure:
     """Final loss against peak rate of one workload: the mean over seeds, every seed a dot."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    methods = list(dict.fromkeys(method for cell in cells for method in cell.methods))
-    for method, (colour, dash) in styles(methods).items():
-        own = sorted((cell for cell in cells if method in cell.methods), key=lambda cell: cell.lr)
-        rows = [cell.losses[cell.methods.index(method)] for cell in own]
-        rates = [cell.lr for cell in own]
-        line = {"color": colour, "dash": dash, "width": 3 if not is_clock(method) else 2}
-        figure.add_scatter(
-            x=rates, y=[row.mean() for row in rows], mode="lines+markers", line=line, name=label_of(method),
-            legendgroup=method,
-            hovertemplate="%{x:.3g}: %{y:.4f}",
-        )  # fmt: skip
-        figure.add_scatter(
-            x=[rate for rate, row in zip(rates, rows, strict=True) for _ in row],
-            y=[loss for row in rows for loss in row], mode="markers",
-            marker={"color": colour, "size": 4, "opacity": 0.6},
-            legendgroup=method, showlegend=False, hoverinfo="skip",
-        )  # fmt: skip
+    ordered = sorted(cells, key=lambda cell: cell.lr)
+    for method, (colour, dash) in styles(method for cell in cells for method in cell.methods).items():
+        line = {"color": colour, "dash": dash, "width": 2 if is_clock(method) else 3}
+        _add_losses(
+            figure, label_of(method), {cell.lr: cell.of(method) for cell in ordered if method in cell.methods}, line
+        )
     figure.update_xaxes(type="log", title="peak learning rate", dtick=1, minor={"ticks": "outside"})
     figure.update_yaxes(title="final validation loss", range=_range([cell.losses.mean(axis=1) for cell in cells]))
     return figure
@@ -78,65 +81,61 @@ def _range(rows: Iterable[Any]) -> list[float] | None:
     return [low - margin, top + margin]
 
 
-def curves_picture(trials: Sequence[Trial]) -> Figure:
-    """Factor of the learning rate, and loss, against the step: a run of each method."""
+def _two_panels(upper: str, lower: str) -> Figure:
+    """Two pictures over the same steps."""
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(
-        rows=2, cols=1, shared_xaxes=True, row_heights=[0.4, 0.6], vertical_spacing=0.06,
-        y_title=None,
-    )  # fmt: skip
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.4, 0.6], vertical_spacing=0.06)
+    figure.update_yaxes(title_text=upper, row=1, col=1)
+    figure.update_yaxes(title_text=lower, row=2, col=1)
+    return figure.update_xaxes(title_text="step", row=2, col=1)
+
+
+def curves_picture(trials: Sequence[Trial]) -> Figure:
+    """Factor of the learning rate, and loss, against the step: a run of each method."""
+    figure = _two_panels("rate / peak", "training loss")
     style = styles(trial.method for trial in trials)
     for trial in trials:
         if trial.run is None or trial.folder is None:
             continue
         with Store(trial.folder, create=False) as store:
-            metrics = store.metrics(trial.run.id)
-            events = store.events(trial.run.id)
+            metrics, events = store.metrics(trial.run.id), store.events(trial.run.id)
         stride = max(1, len(metrics["step"]) // _POINTS)
         colour, dash = style[trial.method]
-        line = {"color": colour, "dash": dash, "width": 2}
-        steps = metrics["step"][::stride]
-        common = {"mode": "lines", "line": line, "legendgroup": trial.method, "name": label_of(trial.method)}
-        figure.add_scatter(x=steps, y=metrics["factor"][::stride], **common, row=1, col=1)
+        common: dict[str, Any] = {"legendgroup": trial.method, "x": metrics["step"][::stride], "mode": "lines"}
+        common |= {"line": {"color": colour, "dash": dash, "width": 2}, "name": label_of(trial.method), "col": 1}
+        figure.add_scatter(y=metrics["factor"][::stride], **common, row=1)
         smooth = _averaged(metrics["loss"], max(1, len(metrics["loss"]) // 100))[::stride]
-        figure.add_scatter(x=steps, y=smooth, **common, showlegend=False, row=2, col=1)
+        figure.add_scatter(y=smooth, **common, showlegend=False, row=2)
         if events:
             figure.add_scatter(
                 x=[event["step"] for event in events], y=[event["after"] for event in events], mode="markers",
                 marker={"color": colour, "symbol": "diamond", "size": 8}, legendgroup=trial.method, showlegend=False,
                 text=[event["text"] for event in events], hovertemplate="%{text}", row=1, col=1,
             )  # fmt: skip
-    figure.update_yaxes(title_text="rate / peak", row=1, col=1)
-    figure.update_yaxes(title_text="training loss", row=2, col=1)
-    figure.update_xaxes(title_text="step", row=2, col=1)
     return figure
 
 
 def replay_picture(losses: Any, shown: Mapping[str, Any]) -> Figure:
     """Recorded losses, and the factor of each rule on them."""
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    stride = max(1, len(losses.values) // (5 * _POINTS))
-    steps = list(range(0, len(losses.values), stride))
-    for name, (colour, _) in styles(shown).items():
-        factors = [shown[name].factors[step] for step in steps]
-        figure.add_scatter(x=steps, y=factors, mode="lines", line={"color": colour}, name=name, row=1, col=1)
-    values = [losses.values[step] for step in steps]
-    figure.add_scatter(x=steps, y=values, mode="lines", line={"color": BLUES[3]}, name=losses.name, row=2, col=1)
-    figure.update_yaxes(title_text="rate / peak", row=1, col=1)
-    figure.update_yaxes(title_text="loss", row=2, col=1)
-    return figure.update_xaxes(title_text="step", row=2, col=1)
+    figure = _two_panels("rate / peak", "loss")
+    steps = list(range(0, len(losses.values), max(1, len(losses.values) // (5 * _POINTS))))
+    drawn = [(name, colour, shown[name].factors, 1) for name, (colour, _) in styles(shown).items()]
+    for name, colour, values, row in (*drawn, (losses.name, BLUES[3], losses.values, 2)):
+        figure.add_scatter(
+            x=steps, y=[values[step] for step in steps], mode="lines", line={"color": colour}, name=name, row=row, col=1
+        )
+    return figure
 
 
 def _averaged(values: Sequence[float | None], length: int) -> list[float | None]:
     """Running means of the last `length` values."""
     found: list[float | None] = []
-    window: list[float] = []
+    window: deque[float] = deque(maxlen=length)
     for value in values:
-        window = [*window, *([] if value is None else [value])][-length:]
-        found.append(sum(window) / len(window) if window and value is not None else None)
+        if value is not None:
+            window.append(value)
+        found.append(None if value is None else sum(window) / len(window))
     return found
 
 
@@ -164,7 +163,7 @@ def regret_picture(cells: Sequence[Cell], methods: Sequence[str]) -> Figure:
     figure = go.Figure()
     for method, (colour, _) in styles(methods).items():
         own = [cell for cell in cells if method in cell.methods]
-        values = [float(cell.regrets()[cell.methods.index(method)]) / cell.deviation for cell in own]
+        values = [cell.regret(method) for cell in own]
         figure.add_scatter(
             x=[min(value, 6.0) for value in values], y=[cell.name for cell in own], mode="markers",
             marker={"color": colour, "size": 9, "symbol": "circle" if not is_clock(method) else "line-ns-open"},
@@ -198,20 +197,12 @@ def option_picture(cell: Cell, option: str, by_rest: Mapping[str, Mapping[float,
 
     figure = go.Figure()
     for at, (rest, values) in enumerate(by_rest.items()):
-        ordered = sorted(values)
-        rows = [cell.losses[cell.methods.index(values[value])] for value in ordered]
-        colour = STRONG[at % len(STRONG)]
-        line = {"color": colour, "width": 3}
-        figure.add_scatter(x=ordered, y=[row.mean() for row in rows], mode="lines+markers", line=line, name=rest)
-        figure.add_scatter(
-            x=[value for value, row in zip(ordered, rows, strict=True) for _ in row],
-            y=[loss for row in rows for loss in row], mode="markers",
-            marker={"color": colour, "size": 4, "opacity": 0.6}, showlegend=False, hoverinfo="skip",
-        )  # fmt: skip
+        line = {"color": STRONG[at % len(STRONG)], "width": 3}
+        _add_losses(figure, rest, {value: cell.of(values[value]) for value in sorted(values)}, line)
     ends = [min(map(min, by_rest.values())), max(map(max, by_rest.values()))]
     for method in (name for name in cell.methods if is_clock(name) or name == "auto"):
         colour, dash = styles(cell.methods)[method]
-        level = float(cell.losses[cell.methods.index(method)].mean())
+        level = float(cell.of(method).mean())
         line = {"color": colour if is_clock(method) else "#333333", "dash": dash, "width": 2}
         figure.add_scatter(x=ends, y=[level, level], mode="lines", line=line, name=label_of(method))
     wide = ends[0] > 0.0 and ends[1] > 10.0 * ends[0]

@@ -36,54 +36,31 @@ FOLDER = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[3] / "recipes"
 
 @dataclass(frozen=True)
 class Workload:
-    """Something to train, on which methods are compared.
-
-    Attributes:
-        name: Its name.
-        config: Its settings; method, seed and rate are the recipe's.
-        split: `development`, where rules may be made to fit, `test`, or empty.
-        start_from: The run whose weights it starts from.
-        printed: Method -> final loss, as the paper prints it.
-        methods: Methods of its own, instead of the recipe's.
-    """
+    """Something to train, on which methods are compared; method, seed and rate are the recipe's."""
 
     name: str
     config: TrainConfig
-    split: str = ""
-    start_from: TrainConfig | None = None
-    printed: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    methods: tuple[str, ...] = ()
+    split: str = ""  # `development`, where rules may be made to fit, `test`, or empty
+    start_from: TrainConfig | None = None  # the run whose weights it starts from
+    printed: Mapping[str, float] = dataclasses.field(default_factory=dict)  # method -> final loss in the paper
+    methods: tuple[str, ...] = ()  # of its own, instead of the recipe's
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe file says.
-
-    Attributes:
-        title: A heading.
-        source: Where its settings and figures are from.
-        methods: The methods.
-        seeds: The seeds.
-        rates: Factors of the peak rate.
-        workloads: The workloads.
-        notes: What a reader must know.
-    """
+    """What a recipe file says; `rates` are factors of the peak rate."""
 
     title: str
-    source: str
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    rates: tuple[float, ...]
     workloads: tuple[Workload, ...]
+    source: str = ""
+    methods: tuple[str, ...] = ("auto",)
+    seeds: tuple[int, ...] = (0,)
+    rates: tuple[float, ...] = (1.0,)
     notes: str = ""
 
     @classmethod
     def load(cls, name: str) -> Recipe:
-        """Read a recipe by its name (`suites/mini`, `2602.05813/lion-124m-32`), or a `.toml` file.
-
-        Raises:
-            UserError: There is none, or it holds what no recipe has.
-        """
+        """Read a recipe by its name (`suites/mini`, `2602.05813/lion-124m-32`), or a `.toml` file."""
         path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -94,18 +71,12 @@ class Recipe:
             raise UserError(f"{path} is no TOML file: {error}.") from error
         base = data.pop("base", {})
         workloads = [_workload(base, dict(each)) for each in data.pop("workload", ())]
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)} - {"workloads"} | {"base", "workload"}
         if unknown := sorted(data.keys() - known):
             raise UserError(f"A recipe has no {unknown[0]!r}, got one in {path}: it has {', '.join(sorted(known))}.")
-        return cls(
-            title=data.get("title", path.stem),
-            source=data.get("source", ""),
-            methods=tuple(data.get("methods", ("auto",))),
-            seeds=tuple(data.get("seeds", (0,))),
-            rates=tuple(data.get("rates", (1.0,))),
-            workloads=tuple(workloads),
-            notes=data.get("notes", ""),
-        )
+        given: dict[str, Any] = {"title": path.stem, **data}
+        given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+        return cls(**given, workloads=tuple(workloads))
 
     def chosen(
         self,
@@ -116,29 +87,19 @@ class Recipe:
         seeds: Sequence[int] = (),
         rates: Sequence[float] = (),
     ) -> Recipe:
-        """The recipe with these of its workloads, and these methods, seeds and rates where they are given.
-
-        Raises:
-            UserError: It has no such workload.
-        """
+        """The recipe with these of its workloads, and these methods, seeds and rates where they are given."""
         names = [workload.name for workload in self.workloads]
-        for name in workloads:
-            if name not in names:
-                raise UserError(f"Unknown workload {name!r}: choose from {', '.join(names)}.")
+        if unknown := [name for name in workloads if name not in names]:
+            raise UserError(f"Unknown workload {unknown[0]!r}: choose from {', '.join(names)}.")
         left = [
             replace(workload, methods=() if methods else workload.methods)
             for workload in self.workloads
-            if (not workloads or workload.name in workloads) and split in (None, workload.split)
+            if workload.name in (workloads or names) and split in (None, workload.split)
         ]
         if not left:
             raise UserError(f"No workload is of the split {split!r}: choose development or test.")
-        return replace(
-            self,
-            workloads=tuple(left),
-            methods=tuple(methods) or self.methods,
-            seeds=tuple(seeds) or self.seeds,
-            rates=tuple(rates) or self.rates,
-        )
+        given: dict[str, Any] = {"methods": tuple(methods), "seeds": tuple(seeds), "rates": tuple(rates)}
+        return replace(self, workloads=tuple(left), **{name: value for name, value in given.items() if value})
 
     def scaled(self, scale: str, *, corpus: str | None = None) -> Recipe:
         """The recipe at a share of its size.
@@ -146,14 +107,7 @@ class Recipe:
         Width and layers shrink with the cube root of the scale, the vocabulary with its square (so parameters follow
         the scale), steps with its square root, batch and sequence with its fourth root (so tokens do too). Rates,
         betas, weight decay, clip and floor stay; warm-ups keep their share of the run; a target loss keeps its share of
-        the loss of guessing, ln(vocabulary). The vocabulary is trained on the corpus.
-
-        Args:
-            scale: A share such as `1/100`.
-            corpus: Another text.
-
-        Raises:
-            UserError: No share in (0, 1].
+        the loss of guessing, ln(vocabulary). The vocabulary is trained on the corpus, which may be another one.
         """
         try:
             share = float(Fraction(scale))
@@ -172,11 +126,7 @@ def papers() -> list[str]:
 
 
 def rows(paper: str) -> list[str]:
-    """The recipes in a folder.
-
-    Raises:
-        UserError: There is no such folder.
-    """
+    """The recipes in a folder."""
     folder = FOLDER / paper
     if not folder.is_dir():
         raise UserError(f"There are no recipes of {paper!r}: there are {', '.join(papers())}.")
@@ -200,25 +150,22 @@ def _scaled(workload: Workload, share: float, corpus: str | None, methods: Seque
     size = size_of(config.model)
     if size is None or config.model in IMAGE_MODELS:
         raise UserError(f"The model {config.model} has one size: a recipe of it cannot be scaled.")
-    cube = share ** (1 / 3)
-    width = max(32, round(size.width * cube / 32) * 32)
-    vocabulary = max(BYTES, round((config.vocab_size or size.vocab_size) * cube**2))
-    steps = max(2, round(config.steps * share**0.5))
-    batch = max(1, round(config.batch_size * share**0.25))
     usual = config.vocab_size or size.vocab_size
+    cube, root, fourth = share ** (1 / 3), share**0.5, share**0.25
+    vocabulary = max(BYTES, round(usual * cube**2))
     same_share = math.log(vocabulary) / math.log(usual)
     config = replace(
         config,
         target_loss=None if config.target_loss is None else round(config.target_loss * same_share, 3),
-        model=f"{max(1, round(size.layers * cube))}x{width}",
+        model=f"{max(1, round(size.layers * cube))}x{max(32, round(size.width * cube / 32) * 32)}",
         tied=size.tied if config.tied is None else config.tied,
         vocab_size=vocabulary,
         tokenizer=TRAINED,
-        steps=steps,
-        batch_size=batch,
+        steps=max(2, round(config.steps * root)),
+        batch_size=max(1, round(config.batch_size * fourth)),
         accumulation=1,
-        sequence_length=max(16, round((config.sequence_length or size.sequence_length) * share**0.25)),
-        eval_every=0 if not config.eval_every else max(1, round(config.eval_every * share**0.5)),
+        sequence_length=max(16, round((config.sequence_length or size.sequence_length) * fourth)),
+        eval_every=config.eval_every and max(1, round(config.eval_every * root)),
         precision="fp32",
     )
     shares = {method: _in_shares(method, workload.config.steps, same_share) for method in (*own, *workload.printed)}

@@ -12,30 +12,9 @@ import numpy as np
 
 from warmgap.lab import scores
 from warmgap.lab.errors import UserError
-from warmgap.lab.results import Trial, label_of
+from warmgap.lab.results import Trial, is_clock, label_of
 from warmgap.lab.scores import Cell
-from warmgap.lab.store import Store
-
-_DRAW = """
-function ink() { return getComputedStyle(document.body).getPropertyValue("--ink").trim(); }
-function line() { return getComputedStyle(document.body).getPropertyValue("--line").trim(); }
-function look(layout) {
-  var change = {"font.color": ink(), "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"};
-  Object.keys(layout).filter(k => /^[xy]axis/.test(k)).forEach(k => {
-    change[k + ".gridcolor"] = line(); change[k + ".linecolor"] = line(); change[k + ".zerolinecolor"] = line(); });
-  return change;
-}
-function draw(id, figure) {
-  var node = document.getElementById(id);
-  var options = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"]};
-  Plotly.newPlot(node, figure.data, figure.layout, options).then(() => Plotly.relayout(node, look(figure.layout)));
-}
-function redraw() {
-  document.querySelectorAll(".plot").forEach(n => { if (n.layout) Plotly.relayout(n, look(n.layout)); });
-}
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(n => Plotly.Plots.resize(n)));
-"""
+from warmgap.lab.store import FILE, Store
 
 READING = (
     "Differences are to the best clock schedule of the same workload and rate, seed by seed, in nats; the interval is "
@@ -53,21 +32,13 @@ SCORES = (
 
 @dataclass
 class Section:
-    """A part of the page.
-
-    Attributes:
-        title: Its heading.
-        text: Paragraphs.
-        pictures: Id, JSON and caption of each.
-        tables: Tables, each a list of rows by column.
-        runs: Line, text, command and settings of each run.
-    """
+    """A part of the page."""
 
     title: str
-    text: list[str] = field(default_factory=list)
-    pictures: list[Mapping[str, str]] = field(default_factory=list)
-    tables: list[Sequence[Mapping[str, Any]]] = field(default_factory=list)
-    runs: list[Mapping[str, Any]] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)  # paragraphs
+    pictures: list[Mapping[str, str]] = field(default_factory=list)  # id, JSON and caption of each
+    tables: list[Sequence[Mapping[str, Any]]] = field(default_factory=list)  # each a list of rows by column
+    runs: list[Mapping[str, Any]] = field(default_factory=list)  # line, text, command and settings of each
 
     @property
     def id(self) -> str:
@@ -89,22 +60,16 @@ class Section:
 
 
 def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section], footer: str = "") -> Path:
-    """Write a page that holds everything it shows.
-
-    Raises:
-        UserError: A place that cannot be written to.
-    """
+    """Write a page that holds everything it shows."""
     from jinja2 import Environment, PackageLoader
     from plotly.offline import get_plotlyjs
 
     from warmgap import __version__
 
-    scripts = get_plotlyjs() + _DRAW if any(section.pictures for section in sections) else ""
     page = Environment(loader=PackageLoader("warmgap.lab", "."), autoescape=True).get_template("report.html.j2")
-    text = page.render(
-        title=title, lead=[line for line in lead if line], sections=sections, scripts=scripts,
-        footer=f"{footer} Made by warmgap {__version__}.".strip(),
-    )  # fmt: skip
+    plotly = get_plotlyjs() if any(section.pictures for section in sections) else ""
+    footer = f"{footer} Made by warmgap {__version__}.".strip()
+    text = page.render(title=title, lead=filter(None, lead), sections=sections, plotly=plotly, footer=footer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -117,34 +82,27 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
     """Write the page of these trials.
 
     Beside it comes `overview.png` where there are several rates, and `options.png` where an option of a rule varies.
-
-    Raises:
-        UserError: A place that cannot be written to.
     """
     from warmgap.lab import pictures
 
     cells = scores.cells(trials)
     sections = _scored(cells)
-    by_workload = {
-        name: [cell for cell in cells if cell.workload == name] for name in dict.fromkeys(c.workload for c in cells)
-    }
-    flat = {name: pictures.rates_picture(own) for name, own in by_workload.items() if len(own) > 1}
-    varied: list[tuple[str, Any]] = []
+    flat, varied = [], []
     for workload in dict.fromkeys(trial.workload for trial in trials):
-        own = by_workload.get(workload, [])
+        own = [cell for cell in cells if cell.workload == workload]
         members = [trial for trial in trials if trial.workload == workload]
         section = Section(workload)
-        if workload in flat:
-            caption = (
-                "Final loss against peak rate: mean over seeds, each seed a dot. What is far above the rest is cut."
+        if len(own) > 1:
+            flat.append((workload, pictures.rates_picture(own)))
+            section.draw(
+                flat[-1][1],
+                "Final loss against peak rate: mean over seeds, each seed a dot. What is far above the rest is cut.",
             )
-            section.draw(flat[workload], caption)
         for cell in own:
             for option, by_rest in pictures.option_groups(cell.methods).items():
-                figure = pictures.option_picture(cell, option, by_rest)
-                varied.append((f"{cell.name}, peak rate {cell.lr:.3g}", figure))
+                varied.append((f"{cell.name}, peak rate {cell.lr:.3g}", pictures.option_picture(cell, option, by_rest)))
                 caption = f"Final loss against the {option} of a rule, peak rate {cell.lr:.3g}; dashes: other methods."
-                section.draw(figure, caption)
+                section.draw(varied[-1][1], caption)
         shown = _typical(members)
         if any(trial.run for trial in shown):
             words = f"peak rate {shown[0].lr:.3g}, seed {shown[0].seed}. A diamond is something that the schedule did."
@@ -152,7 +110,7 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
         section.tables.append([row for cell in own for row in _rows(cell, members, several=len(own) > 1)])
         section.runs = [_run(trial) for trial in members if trial.run is not None]
         sections.append(section)
-    for name, figures in (("overview", list(flat.items())), ("options", varied)):
+    for name, figures in (("overview", flat), ("options", varied)):
         if figures and len(figures) <= 4:
             path.parent.mkdir(parents=True, exist_ok=True)
             pictures.save_png(figures, path.with_name(f"{name}.png"))
@@ -183,30 +141,20 @@ def _scored(cells: Sequence[Cell]) -> list[Section]:
         )
         section.tables.append(_marked(scores.summary_rows(ranked)))
         found.append(section)
-    flat = scores.flatness(cells)
-    if flat:
-        section = Section(
-            "Flatness", ["Mean height above the lower envelope of all methods, in nats, over the peak rates tried."]
-        )
-        methods = [method for method in next(iter(flat.values())) if all(method in row for row in flat.values())]
-        ordered = sorted(methods, key=lambda method: statistics.mean(row[method] for row in flat.values()))
-        section.tables.append(
-            _marked(
-                [
-                    {"method": method, "mean": f"{statistics.mean(row[method] for row in flat.values()):.4f}"}
-                    | {name: f"{row[method]:.4f}" for name, row in flat.items()}
-                    for method in ordered
-                ]
-            )
-        )
-        found.append(section)
+    if flat := scores.flatness(cells):
+        rows = []
+        for method in next(iter(flat.values())):
+            if all(method in heights for heights in flat.values()):
+                heights = {name: heights[method] for name, heights in flat.items()}
+                means = {"mean": statistics.mean(heights.values())} | heights
+                rows.append({"method": method} | {name: f"{height:.4f}" for name, height in means.items()})
+        text = "Mean height above the lower envelope of all methods, in nats, over the peak rates tried."
+        found.append(Section("Flatness", [text], tables=[_marked(sorted(rows, key=lambda row: float(row["mean"])))]))
     return found
 
 
 def _marked(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """Rows with the method's label, and a class for adaptive ones."""
-    from warmgap.lab.results import is_clock
-
     return [
         {**row, "method": label_of(row["method"]), "_class": "" if is_clock(row["method"]) else "adaptive"}
         for row in rows
@@ -224,7 +172,7 @@ def _typical(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if trial.lr == rate and trial.seed == seed] or list(trials[:1])
 
 
-def _rows(cell: Cell, trials: Sequence[Trial], *, several: bool) -> list[dict[str, str]]:
+def _rows(cell: Cell, trials: Sequence[Trial], *, several: bool) -> list[Mapping[str, str]]:
     """The table of one workload at one rate, the lowest loss first."""
     means = cell.losses.mean(axis=1)
     best = min(cell.clocks, key=lambda row: means[row], default=None)
@@ -236,23 +184,20 @@ def _rows(cell: Cell, trials: Sequence[Trial], *, several: bool) -> list[dict[st
         spread = f" ± {cell.losses[at].std(ddof=1):.4f}" if len(cell.seeds) > 1 else ""
         row = {"peak rate": f"{cell.lr:.3g}"} if several else {}
         row |= {"method": method, "final loss": f"{means[at]:.4f}{spread}"}
-        difference = interval = verdict = ""
+        difference = interval = ""
+        verdict = "" if best is None else "best clock schedule"
         if best is not None and at != best:
             deviation = cell.deviation if len(cell.seeds) > 1 else 0.0
-            found = scores.compare(cell.losses[at], cell.losses[best], deviation)
-            difference, verdict = f"{found.difference:+.4f}", found.verdict
-            interval = "" if len(cell.seeds) < 2 else f"{found.low:+.4f} to {found.high:+.4f}"
-        elif best is not None:
-            verdict = "best clock schedule"
+            mean, (low, high), verdict = scores.compare(cell.losses[at], cell.losses[best], deviation)
+            difference, interval = f"{mean:+.4f}", "" if len(cell.seeds) < 2 else f"{low:+.4f} to {high:+.4f}"
         row |= {"difference": difference, "95% interval": interval, "verdict": verdict}
         row["warm-up, steps"] = f"{statistics.mean(warmups):.0f}" if warmups else "-"
         if any(trial.printed is not None for trial in trials):
-            printed = [trial.printed for trial in own if trial.printed is not None]
-            row["printed in the paper"] = f"{printed[0]:.3f}" if printed else ""
+            row["printed in the paper"] = next((f"{trial.printed:.3f}" for trial in own if trial.printed), "")
         failures = int(cell.failures[at].sum())
         row["seeds"] = str(len(cell.seeds)) + (f", {failures} failures" if failures else "")
         rows.append(row)
-    return [dict(row) for row in _marked(rows)]
+    return _marked(rows)
 
 
 def _run(trial: Trial) -> dict[str, Any]:
@@ -263,50 +208,41 @@ def _run(trial: Trial) -> dict[str, Any]:
     if trial.folder is not None:
         with Store(trial.folder, create=False) as store:
             text += [event["text"] for event in store.events(run.id)]
-    about = {
-        "data": run.corpus_fingerprint, "parameters": run.parameters, "seconds": run.seconds, "device": run.device,
-        "processes": run.processes, "code": run.code, "versions": run.versions,
-    }  # fmt: skip
+    names = ("verdict", "corpus_fingerprint", "parameters", "seconds", "device", "processes", "code", "versions")
+    about = {name.replace("_", " "): value for name in names if (value := getattr(run, name)) is not None}
     return {
         "id": run.id,
         "line": f"{label_of(trial.method)}, peak rate {trial.lr:.3g}, seed {trial.seed}: {run.status}{loss}",
         "text": [line for line in text if line],
         "command": run.command,
-        "settings": [*run.config.items(), *((name, value) for name, value in about.items() if value is not None)],
+        "settings": [*run.config.items(), *about.items()],
     }
 
 
 def _commands(folder: Path) -> str:
-    if not (folder / "runs.db").exists():
+    if not (folder / FILE).exists():
         return ""
     with Store(folder, create=False) as store:
-        commands = [sweep["command"] for sweep in store.sweeps()]
-    return f"Made by: {'; '.join(commands)}." if commands else ""
+        commands = "; ".join(sweep["command"] for sweep in store.sweeps())
+    return f"Made by: {commands}." if commands else ""
 
 
 def write_replay(losses: Any, shown: Mapping[str, Any], path: Path) -> Path:
-    """Write the page of a replay: the recorded losses, the factors of each rule, and what it did.
-
-    Raises:
-        UserError: A place that cannot be written to.
-    """
+    """Write the page of a replay: the recorded losses, the factors of each rule, and what it did."""
     from warmgap.lab import pictures
 
     section = Section("Replay")
-    section.draw(
-        pictures.replay_picture(losses, shown), "Recorded loss, and rate / peak of the weights each rule governs."
+    caption = "Recorded loss, and rate / peak of the weights each rule governs."
+    section.draw(pictures.replay_picture(losses, shown), caption)
+    section.tables.append(
+        [
+            {"rule": name, "step": event.step, "what happened": event}
+            for name, found in shown.items()
+            for event in found.events
+        ]
     )
-    rows = [
-        {"rule": name, "step": str(event.step), "what happened": str(event), "_class": ""}
-        for name, found in shown.items()
-        for event in found.events
-    ]
-    section.tables.append(rows)
     lead = "The losses of a run depend on its rates: this shows what a rule reads in them, not how a run under it goes."
     return write_page(path, "What the rules would have done", [lead], [section])
-
-
-# -------------------------------------------------------------------------------------------------------- in a terminal
 
 
 _WIDE = ("95% interval", "warm-up, steps", "_class")
@@ -327,19 +263,24 @@ def print_scores(trials: Sequence[Trial]) -> None:
             print_table(section.title, rows)
 
 
-def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows as a table, those of adaptive methods bold."""
+def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = False) -> None:
+    """Print rows as a table, those of adaptive methods bold; only the widest column wraps, with `whole` none."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     names = [name for name in (rows[0] if rows else ()) if name not in _WIDE]
+    widest = max(names, key=lambda name: max(len(str(row[name])) for row in rows), default=None)
     for name in names:
-        table.add_column(name, no_wrap=name != names[0], overflow="fold")
+        table.add_column(name, no_wrap=whole or name != widest, overflow="fold")
     for row in rows:
         table.add_row(*(str(row[name]) for name in names), style="bold" if row.get("_class") == "adaptive" else None)
-    Console().print(table)
+    if whole:
+        wide = console.measure(table, options=console.options.update(max_width=300)).maximum
+        console.width = max(console.width, wide)
+    console.print(table)
 
 
 __all__ = ["Section", "print_scores", "print_table", "print_tables", "write_page", "write_report"]

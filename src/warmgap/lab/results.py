@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -23,41 +25,24 @@ _OF_METHODS = ("method", "seed", "lr", "target_loss")
 
 @dataclass(frozen=True)
 class Trial:
-    """One run, as scores and reports see it.
-
-    Attributes:
-        workload: Its workload's name.
-        method: Its method's name.
-        seed: Its seed.
-        lr: Its peak rate.
-        rate: The peak rate as a factor of the workload's own; in a plain sweep, of the middle one.
-        status: How it ended.
-        loss: Final validation loss in nats, None unless it is done.
-        first_loss: The loss of its first step; what a run that diverged counts with.
-        split: `development`, `test` or empty.
-        warmup_iters: Steps of warm-up, None where it never ended.
-        seconds: Wall time.
-        steps: Length of the run in steps.
-        printed: What a paper prints for this method on this workload, None where it prints nothing.
-        run: The run in its database, with `folder` where that is; None from a file.
-        folder: The folder of the database.
-    """
+    """One run, as scores and reports see it."""
 
     workload: str
     method: str
     seed: int
     lr: float
-    rate: float
+    rate: float  # the peak rate as a factor of the workload's own; in a plain sweep, of the middle one
     status: str
-    loss: float | None
-    first_loss: float | None
-    split: str = ""
-    warmup_iters: int | None = None
+    loss: float | None  # final validation loss in nats, None unless it is done
+    first_loss: float | None  # what a run that diverged counts with
+    split: str = ""  # `development`, `test` or empty
+    warmup_iters: int | None = None  # None where the warm-up never ended
     seconds: float | None = None
     steps: int = 0
-    printed: float | None = None
-    run: Run | None = field(default=None, compare=False)
-    folder: Path | None = field(default=None, compare=False)
+    printed: float | None = None  # what a paper prints for this method on this workload
+    verdict: str | None = None  # what the schedule says of the peak rate, see `AdaptiveWarmup.verdict`
+    run: Run | None = field(default=None, compare=False)  # None from a file
+    folder: Path | None = field(default=None, compare=False)  # of the database
 
     @property
     def counted(self) -> float | None:
@@ -70,50 +55,49 @@ class Trial:
         return is_clock(self.method)
 
 
+@functools.cache
+def _method(name: str) -> Method | None:
+    with contextlib.suppress(UserError):
+        return Method.parse(name)
+    return None
+
+
 def is_clock(method: str) -> bool:
     """Whether a method of this name is a schedule by step count; False for a name that no method has."""
-    try:
-        return not Method.parse(method).adaptive
-    except UserError:
-        return False
+    found = _method(method)
+    return found is not None and not found.adaptive
 
 
 def label_of(method: str) -> str:
     """A method's name for readers."""
-    try:
-        return Method.parse(method).label
-    except UserError:
-        return method
+    found = _method(method)
+    return method if found is None else found.label
 
 
 def trial(run: Run, folder: Path, label: Mapping[str, Any]) -> Trial:
-    """A run of a database as a trial; `label` says its workload."""
-    config = run.config
+    """A run of a database as a trial; `label` says its workload, and what else is known of it."""
+    config, label = run.config, dict(label)
     return Trial(
-        workload=label["name"],
+        workload=label.pop("name"),
         method=config["method"],
         seed=config["seed"],
         lr=config["lr"],
-        rate=label.get("rate", 1.0),
+        rate=label.pop("rate", 1.0),
         status=run.status,
         loss=run.final_val_loss if run.status == "done" else None,
         first_loss=run.first_loss,
-        split=label.get("split", ""),
         warmup_iters=run.warmup_iters,
         seconds=run.seconds,
         steps=config["steps"],
-        printed=label.get("printed"),
+        verdict=run.verdict,
         run=run,
         folder=folder,
+        **label,
     )
 
 
 def read_runs(folder: Path) -> list[Trial]:
-    """Every run in the databases in or below a folder.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Every run in the databases in or below a folder."""
     found: list[Trial] = []
     for place in find_stores(folder):
         with Store(place, create=False) as store:
@@ -123,13 +107,14 @@ def read_runs(folder: Path) -> list[Trial]:
                 labelled |= {(workload, run): runs[run] for run, workload in sweep["runs"] if workload}
             found += [trial(run, place, json.loads(workload)) for (workload, _), run in labelled.items()]
             others = [run for run in runs.values() if run not in labelled.values()]
-            names = workload_names([run.config for run in others])
-            rates: dict[str, list[float]] = {}
-            for name, run in zip(names, others, strict=True):
-                rates.setdefault(name, []).append(run.config["lr"])
-            for name, run in zip(names, others, strict=True):
-                middle = statistics.median_low(sorted(set(rates[name])))
-                found.append(trial(run, place, {"name": name, "rate": float(f"{run.config['lr'] / middle:.6g}")}))
+            by_name: dict[str, list[Run]] = {}
+            for name, run in zip(workload_names([run.config for run in others]), others, strict=True):
+                by_name.setdefault(name, []).append(run)
+            for name, members in by_name.items():
+                middle = statistics.median_low({run.config["lr"] for run in members})
+                for run in members:
+                    rate = float(f"{run.config['lr'] / middle:.6g}")
+                    found.append(trial(run, place, {"name": name, "rate": rate}))
     return found
 
 
@@ -138,33 +123,25 @@ def workload_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     usual = ("optimizer", "model", "corpus", "steps")
     others = sorted({name for config in configs for name in config} - {*_OF_METHODS, *usual})
     telling = [name for name in others if len({json.dumps(config.get(name)) for config in configs}) > 1]
-    return [
-        ", ".join(
-            [
-                f"{str(config['optimizer']).capitalize()}, {config['model']} on {Path(str(config['corpus'])).name}",
-                f"{config['steps']} steps",
-                *(f"{name.replace('_', ' ')} {config.get(name)}" for name in telling),
-            ]
-        )
-        for config in configs
-    ]
+    names = []
+    for config in configs:
+        head = f"{str(config['optimizer']).capitalize()}, {config['model']} on {Path(str(config['corpus'])).name}"
+        more = (f"{name.replace('_', ' ')} {config.get(name)}" for name in telling)
+        names.append(", ".join([head, f"{config['steps']} steps", *more]))
+    return names
 
 
 def write_results(trials: Sequence[Trial], path: Path, *, command: str) -> None:
     """Write the trials to a JSON file, a line a trial."""
     names = [field.name for field in dataclasses.fields(Trial) if field.name not in ("run", "folder")]
     lines = ",\n".join(json.dumps({name: getattr(trial, name) for name in names}) for trial in trials)
-    codes = sorted({trial.run.code or "" for trial in trials if trial.run})
+    codes = sorted({trial.run.code for trial in trials if trial.run and trial.run.code})
     head = json.dumps({"version": RESULTS_VERSION, "command": command, "code": codes})[1:-1]
     path.write_text(f'{{{head}, "runs": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def read_results(path: Path) -> list[Trial]:
-    """Read what `write_results` wrote.
-
-    Raises:
-        UserError: It is not there, or no such file.
-    """
+    """Read what `write_results` wrote."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["version"] != RESULTS_VERSION:
@@ -177,11 +154,7 @@ def read_results(path: Path) -> list[Trial]:
 
 
 def recorded_losses(place: Path, run: str | None = None) -> Any:
-    """The losses of a run in the database of a folder; None where that is no such folder.
-
-    Raises:
-        UserError: Several runs, and none is chosen.
-    """
+    """The losses of a run in the database of a folder; None where that is no such folder."""
     from warmgap.replay import Losses
 
     if not (place / FILE).exists():

@@ -26,17 +26,13 @@ def is_hidden(group: dict[str, Any]) -> bool:
 
 
 class ClockSchedule:
-    """A schedule by step count alone.
-
-    Attributes:
-        factor: Rate / peak rate of what is warmed up.
-        phase: `warmup`, `stable` or `decay`.
-        warmup_iters: Steps of warm-up.
-    """
+    """A schedule by step count alone; what it lacks of an `AdaptiveWarmup` is None."""
 
     gap: float | None = None
     target_loss: float | None = None
+    verdict: str | None = None
     events: tuple[Any, ...] = ()
+    kept: tuple[str, ...] = ("steps",)
 
     def __init__(self, optimizer: Optimizer, total: int, method: Method, decay: str) -> None:
         self.optimizer, self.total, self.method, self.decay = optimizer, total, method, decay
@@ -63,10 +59,6 @@ class ClockSchedule:
             return "warmup"
         return "stable" if self.steps < begins else "decay"
 
-    def get_last_lr(self) -> list[float]:
-        """The rate of each group."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
     def factors(self) -> tuple[float, float]:
         """Factors of the next step: of what is warmed up, and of the rest."""
         return self.method.clock(self.steps, self.total, self.decay)
@@ -77,7 +69,7 @@ class ClockSchedule:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"steps": self.steps}
+        return {name: getattr(self, name) for name in self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
@@ -85,9 +77,9 @@ class ClockSchedule:
         self._set()
 
     def _set(self) -> None:
-        self.factor, base = self.factors()
+        factor, base = self.factors()
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * (self.factor if is_hidden(group) else base)
+            group["lr"] = group["initial_lr"] * (factor if is_hidden(group) else base)
 
 
 class PublishedSchedule(ClockSchedule):
@@ -100,23 +92,14 @@ class PublishedSchedule(ClockSchedule):
     Source: arXiv 2602.05813, section 5 and appendix D.2, as its research code runs it.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        total: int,
-        method: Method,
-        decay: str,
-        *,
-        kappa: float,
-        target_loss: float,
-        peak_lr: float,
-        floor: float,
-    ) -> None:
-        self.kappa, self.peak_lr, self.floor, self.target_loss = kappa, peak_lr, floor, target_loss
+    kept = ("steps", "warmup_iters", "initial_gap", "peak_gap", "gap")
+
+    def __init__(self, *schedule: Any, kappa: float, target_loss: float, peak_lr: float, floor: float) -> None:
+        self.kappa, self.peak_lr, self.floor, self.target = kappa, peak_lr, floor, target_loss
+        self.target_loss = target_loss
         self.initial_gap: float | None = None
         self.peak_gap: float | None = None
-        self.gap = None
-        super().__init__(optimizer, total, method, decay)
+        super().__init__(*schedule)
 
     def observe(self, loss: Any, weight: float = 1.0) -> None:
         """Take in the raw loss of the step at hand, on one number for all ranks.
@@ -128,13 +111,12 @@ class PublishedSchedule(ClockSchedule):
         value = float(loss)
         if not math.isfinite(value):
             return
-        assert self.target_loss is not None  # noqa: S101 - narrows for the type checker
-        self.gap = value - self.target_loss
+        self.gap = value - self.target
         if self.initial_gap is None:
             if self.gap <= 2.0 * _EDGE:
                 raise RuleError(
                     f"The published rule needs a target loss well below the first loss, {value:.4g}, got "
-                    f"{self.target_loss:.4g}: give a lower --target-loss."
+                    f"{self.target:.4g}: give a lower --target-loss."
                 )
             sigma = dict(self.method.options).get("sigma", 1e-3)
             self.initial_gap = self.gap
@@ -158,11 +140,6 @@ class PublishedSchedule(ClockSchedule):
         if self.warmup_iters is None:
             return "The published rule never ended its warm-up."
         return f"The published rule ended its warm-up at step {self.warmup_iters}, at a gap of {self.peak_gap:.4g}."
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        names = ("steps", "warmup_iters", "initial_gap", "peak_gap", "gap")
-        return {name: getattr(self, name) for name in names}
 
 
 def published_peak_gap(initial_gap: float, floor: float, kappa: float, peak_lr: float, sigma: float = 1e-3) -> float:

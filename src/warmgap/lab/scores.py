@@ -26,27 +26,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Cell:
-    """The losses on one workload at one peak rate.
-
-    Attributes:
-        workload: The workload.
-        rate: The peak rate as a factor of the workload's own.
-        lr: The peak rate.
-        split: `development`, `test` or empty.
-        methods: The methods that have every seed.
-        seeds: The seeds.
-        losses: Shape `(methods, seeds)`, a run that diverged with its first loss.
-        failures: Which runs diverged or could not go on; same shape.
-    """
+    """The losses on one workload at one peak rate, of the methods that have every seed."""
 
     workload: str
-    rate: float
+    rate: float  # the peak rate as a factor of the workload's own
     lr: float
-    split: str
+    split: str  # `development`, `test` or empty
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
-    losses: Floats
-    failures: NDArray[np.bool_]
+    losses: Floats  # shape (methods, seeds), a run that diverged with its first loss
+    failures: NDArray[np.bool_]  # which runs diverged or could not go on; same shape
 
     @property
     def name(self) -> str:
@@ -64,12 +53,26 @@ class Cell:
         rows = [row for row in self.clocks if not self.failures[row].any()] or self.clocks
         return max(float(np.sqrt(np.mean(self.losses[rows].var(axis=1, ddof=1)))), 1e-9)
 
+    def of(self, method: str) -> Floats:
+        """The losses of a method, one a seed."""
+        found: Floats = self.losses[self.methods.index(method)]
+        return found
+
     def regrets(self) -> Floats:
         """Mean regret of each method against the oracle, in nats; the oracle is chosen on the other seeds."""
         grid, others = self.losses[self.clocks], ~np.eye(len(self.seeds), dtype=bool)
         best = [grid[grid[:, keep].mean(axis=1).argmin(), seed] for seed, keep in enumerate(others)]
         found: Floats = (self.losses - np.array(best)).mean(axis=1)
         return found
+
+    def regret(self, method: str) -> float:
+        """Mean regret of a method in seed deviations."""
+        return float(self.regrets()[self.methods.index(method)]) / self.deviation
+
+
+def shared(found: Sequence[Cell]) -> list[str]:
+    """The methods that every one of these cells has."""
+    return [method for method in found[0].methods if all(method in cell.methods for cell in found)]
 
 
 def cells(trials: Sequence[Trial]) -> list[Cell]:
@@ -83,11 +86,9 @@ def cells(trials: Sequence[Trial]) -> list[Cell]:
         by_method: dict[str, dict[int, Trial]] = {}
         for trial in members:
             by_method.setdefault(trial.method, {})[trial.seed] = trial
-        most = max(len(seeds) for seeds in by_method.values())
+        most = max(map(len, by_method.values()))
         seeds = sorted(set.intersection(*(set(runs) for runs in by_method.values() if len(runs) == most)))
-        rows = {
-            method: [runs[seed] for seed in seeds] for method, runs in by_method.items() if runs.keys() >= set(seeds)
-        }
+        rows = {name: [runs[seed] for seed in seeds] for name, runs in by_method.items() if {*seeds} <= runs.keys()}
         losses = np.array([[trial.counted for trial in runs] for runs in rows.values()], dtype=float)
         failures = np.array([[trial.loss is None for trial in runs] for runs in rows.values()])
         first = members[0]
@@ -102,35 +103,19 @@ def judged(found: Sequence[Cell]) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Score:
-    """One method over cells.
-
-    Attributes:
-        method: The method.
-        cells: How many cells it has.
-        nats: Mean regret against the oracle, in nats.
-        mean: The same in seed deviations.
-        low: Lower end of Student's interval of `mean`, over cells.
-        high: Upper end.
-        within: Share of cells with a regret of one deviation at most.
-        worst: The cell with the largest regret in deviations, and that regret.
-        failures: Runs that diverged or could not go on.
-        against: Mean difference to the best clock schedule in deviations; None for that one itself.
-        p: p-value of that difference: the larger one of the paired t test's and Wilcoxon's.
-        profile: Share of cells with a regret of at most each of `TAUS`, in deviations.
-    """
+    """One method over cells; deviations are seed deviations."""
 
     method: str
-    cells: int
-    nats: float
-    mean: float
-    low: float
-    high: float
-    within: float
-    worst: tuple[str, float]
-    failures: int
-    against: float | None
-    p: float | None
-    profile: tuple[float, ...]
+    cells: int  # how many cells it has
+    nats: float  # mean regret against the oracle, in nats
+    mean: float  # the same in deviations
+    interval: tuple[float, float]  # Student's, of the mean over cells
+    within: float  # share of cells with a regret of one deviation at most
+    worst: tuple[str, float]  # the cell with the largest regret in deviations, and that regret
+    failures: int  # runs that diverged or could not go on
+    against: float | None  # mean difference to the best clock schedule in deviations; None for that one itself
+    p: float | None  # of that difference: the larger one of the paired t test's and Wilcoxon's
+    profile: tuple[float, ...]  # share of cells with a regret of at most each of `TAUS`, in deviations
 
     @property
     def verdict(self) -> str:
@@ -149,29 +134,25 @@ def best_clock(found: Sequence[Cell]) -> str:
         ValueError: There is none.
     """
     chosen = [cell for cell in found if cell.split == "development"] or list(found)
-    names = [method for method in chosen[0].methods if is_clock(method) and all(method in c.methods for c in chosen)]
+    names = [method for method in shared(chosen) if is_clock(method)]
     if not names:
         raise ValueError("no clock schedule was tried on every workload")
-    return min(names, key=lambda name: float(np.mean([_regret(cell, name) for cell in chosen])))
+    return min(names, key=lambda name: float(np.mean([cell.regret(name) for cell in chosen])))
 
 
 def score(found: Sequence[Cell], *, reference: str) -> list[Score]:
-    """The score of every method that all these cells have, the lowest mean regret first.
+    """The score of every method that all these cells (of one split) have, the lowest mean regret first.
 
-    Args:
-        found: The cells, of one split.
-        reference: The best clock schedule.
+    `reference` is the best clock schedule.
     """
     from scipy import stats
 
-    result = []
-    for method in (name for name in found[0].methods if all(name in cell.methods for cell in found)):
-        regrets = np.array([_regret(cell, method) for cell in found])
-        nats = float(np.mean([cell.regrets()[cell.methods.index(method)] for cell in found]))
-        low, high = interval(regrets)
+    result, methods = [], shared(found)
+    for method in methods:
+        regrets = np.array([cell.regret(method) for cell in found])
         against = p = None
-        if method != reference and all(reference in cell.methods for cell in found):
-            differences = regrets - np.array([_regret(cell, reference) for cell in found])
+        if method != reference and reference in methods:
+            differences = regrets - np.array([cell.regret(reference) for cell in found])
             against, p = float(differences.mean()), 1.0
             if len(found) > 1 and np.ptp(differences) > 1e-12:
                 p = max(float(stats.ttest_1samp(differences, 0.0).pvalue), float(stats.wilcoxon(differences).pvalue))
@@ -180,10 +161,9 @@ def score(found: Sequence[Cell], *, reference: str) -> list[Score]:
             Score(
                 method=method,
                 cells=len(found),
-                nats=nats,
+                nats=float(np.mean([cell.regret(method) * cell.deviation for cell in found])),
                 mean=float(regrets.mean()),
-                low=low,
-                high=high,
+                interval=interval(regrets),
                 within=float((regrets <= 1.0).mean()),
                 worst=(found[at].name, float(regrets[at])),
                 failures=int(sum(cell.failures[cell.methods.index(method)].sum() for cell in found)),
@@ -193,10 +173,6 @@ def score(found: Sequence[Cell], *, reference: str) -> list[Score]:
             )
         )
     return sorted(result, key=lambda each: each.mean)
-
-
-def _regret(cell: Cell, method: str) -> float:
-    return float(cell.regrets()[cell.methods.index(method)]) / cell.deviation
 
 
 def flatness(found: Sequence[Cell]) -> dict[str, dict[str, float]]:
@@ -212,10 +188,9 @@ def flatness(found: Sequence[Cell]) -> dict[str, dict[str, float]]:
         if len(own) < 3:
             continue
         lowest = np.array([cell.losses.mean(axis=1).min() for cell in own])
-        for method in (name for name in own[0].methods if all(name in cell.methods for cell in own)):
-            means = np.array([cell.losses[cell.methods.index(method)].mean() for cell in own])
-            height = float(np.trapezoid(means - lowest, rates) / np.ptp(rates))
-            result.setdefault(workload, {})[method] = height
+        for method in shared(own):
+            means = np.array([cell.of(method).mean() for cell in own])
+            result.setdefault(workload, {})[method] = float(np.trapezoid(means - lowest, rates) / np.ptp(rates))
     return result
 
 
@@ -230,31 +205,12 @@ def interval(values: Any) -> tuple[float, float]:
     return float(data.mean()) - half, float(data.mean()) + half
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One method against another on one cell, paired by seed.
+def compare(first: Any, second: Any, deviation: float) -> tuple[float, tuple[float, float], str]:
+    """Compare the losses of two methods on one cell, seed by seed; `deviation` is the seed deviation.
 
-    Attributes:
-        difference: Mean loss of the first minus that of the second, in nats.
-        low: Lower end of its interval.
-        high: Upper end.
-        verdict: `better` or `worse` (the interval is on one side of zero), `tie` (it holds zero, and the difference is
-            below a seed deviation), `cannot tell` (too few seeds for either).
-    """
-
-    difference: float
-    low: float
-    high: float
-    verdict: str
-
-
-def compare(first: Any, second: Any, deviation: float) -> Comparison:
-    """Compare losses, seed by seed.
-
-    Args:
-        first: Losses of one method, a seed each.
-        second: Of the other.
-        deviation: The seed deviation.
+    Returns:
+        The mean difference in nats, its interval, and the verdict: `better` or `worse` (the interval is on one side of
+        zero), `tie` (it holds zero, and the difference is below a seed deviation), `cannot tell` (too few seeds).
     """
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     mean = float(differences.mean())
@@ -263,7 +219,7 @@ def compare(first: Any, second: Any, deviation: float) -> Comparison:
         verdict = "better" if high < 0.0 else "worse"
     else:
         verdict = "tie" if len(differences) > 1 and abs(mean) <= deviation else "cannot tell"
-    return Comparison(mean, low, high, verdict)
+    return mean, (low, high), verdict
 
 
 def summary_rows(scores: Sequence[Score]) -> list[Mapping[str, str]]:
@@ -273,7 +229,7 @@ def summary_rows(scores: Sequence[Score]) -> list[Mapping[str, str]]:
             "method": each.method,
             "regret, nats": f"{each.nats:+.4f}",
             "in deviations": f"{each.mean:+.2f}",
-            "95% interval": f"{each.low:+.2f} to {each.high:+.2f}",
+            "95% interval": "{:+.2f} to {:+.2f}".format(*each.interval),
             "within 1": f"{each.within:.0%}",
             "worst": f"{each.worst[1]:+.1f} on {each.worst[0]}",
             "failures": str(each.failures),

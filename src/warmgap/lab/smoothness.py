@@ -17,6 +17,9 @@ import numpy as np
 
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
+from warmgap.lab.pictures import STRONG
+from warmgap.lab.report import Section, print_table
+from warmgap.lab.report import write_page as write_sections
 from warmgap.lab.store import Result, Store
 from warmgap.smoothness import (
     Fit,
@@ -45,7 +48,6 @@ READING = (
     "ratio rises or falls with the gap does not depend on the target loss; the constants do."
 )
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#7A4EAB")
 _DRAWN = {
     ("rho", "nnls"): ("#D55E00", "solid", "least squares, constants at 0 or above"),
     ("rho", "lstsq"): ("#CC79A7", "dash", "plain least squares"),
@@ -68,13 +70,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The records of one run.
-
-    Attributes:
-        name: What the run is called in tables.
-        path: The file.
-        records: Its records.
-    """
+    """The records of one run, with its name in tables and its file."""
 
     name: str
     path: Path
@@ -83,24 +79,17 @@ class Trajectory:
     @property
     def heading(self) -> str:
         """Its name, and how it was measured."""
-        norms, estimators = (
-            "/".join(sorted({getattr(r, what) for r in self.records})) for what in ("norm", "estimator")
-        )
+        norms = "/".join(sorted({record.norm for record in self.records}))
+        estimators = "/".join(sorted({record.estimator for record in self.records}))
         return f"{self.name}: {len(self.records)} records, {estimators}, norm {norms}"
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Every fit of one trajectory.
-
-    Attributes:
-        fits: The fits in the gap.
-        layers: The layer-wise fits; None where the records have no blocks.
-        failed: Why a fit could not be made, a sentence each.
-    """
+    """Every fit of one trajectory; `failed` says in a sentence each why one could not be made."""
 
     fits: Sequence[Fit]
-    layers: LayerFits | None
+    layers: LayerFits | None  # None where the records have no blocks
     failed: Sequence[str]
 
     @property
@@ -129,11 +118,7 @@ class Analysis:
 
 
 def measure(config: TrainConfig, how: Measurement, rates: Sequence[float], folder: Path) -> bool:
-    """Train at each multiple of the peak rate, with a probe; False where a run was interrupted.
-
-    Raises:
-        UserError: Settings that cannot be, or a folder with runs in it.
-    """
+    """Train at each multiple of the peak rate, with a probe; False where a run was interrupted."""
     base = config.resolve()
     if any(rate <= 0.0 for rate in rates) or len(set(rates)) != len(rates):
         raise UserError(f"The rates must be different factors above 0, got {', '.join(f'{rate:g}' for rate in rates)}.")
@@ -154,15 +139,7 @@ def measure(config: TrainConfig, how: Measurement, rates: Sequence[float], folde
             shutil.rmtree(place, ignore_errors=True)  # one that broke off begins again
 
             def make(optimizer: Any, model: Any, path: Path = place / RECORDS_FILE) -> SmoothnessProbe:
-                return SmoothnessProbe(
-                    optimizer,
-                    model=model,
-                    every=how.every,
-                    estimator=how.estimator,  # type: ignore[arg-type]
-                    norm=how.norm,
-                    target_loss=how.target_loss,
-                    path=path,
-                )
+                return SmoothnessProbe(optimizer, model=model, path=path, **vars(how))
 
             try:
                 result = train(full, place, progress=True, probe=make)
@@ -176,11 +153,7 @@ def measure(config: TrainConfig, how: Measurement, rates: Sequence[float], folde
 
 
 def read_trajectories(places: Sequence[Path]) -> list[Trajectory]:
-    """The records in these files, and in files named `smoothness.jsonl` in or below these folders.
-
-    Raises:
-        UserError: Nothing there, or something that is no file of records.
-    """
+    """The records in these files, and in files named `smoothness.jsonl` in or below these folders."""
     found: dict[Path, str] = {}
     for place in places:
         if place.is_dir():
@@ -192,13 +165,10 @@ def read_trajectories(places: Sequence[Path]) -> list[Trajectory]:
             raise UserError(f"There is no {place}.")
     if not found:
         raise UserError(f"No {RECORDS_FILE} in or below {', '.join(map(str, places))}: measure a run first.")
-    trajectories = []
-    for path, name in found.items():
-        try:
-            trajectories.append(Trajectory(_described(path, name), path, read_records(path)))
-        except ValueError as error:
-            raise UserError(f"{str(error)[:1].upper()}{str(error)[1:]}") from error
-    return trajectories
+    try:
+        return [Trajectory(_described(path, name), path, read_records(path)) for path, name in found.items()]
+    except ValueError as error:
+        raise UserError(f"{str(error)[:1].upper()}{str(error)[1:]}") from error
 
 
 def _described(path: Path, name: str) -> str:
@@ -276,11 +246,7 @@ def _rate(path: Path) -> float:
 
 
 def write_layer_constants(trajectories: Sequence[Trajectory], path: Path) -> Trajectory:
-    """Write the layer constants of the run nearest to rate 1 to a file for `warmgap train --radii`; return that run.
-
-    Raises:
-        UserError: Its records have no blocks, or not in Gluon's norms, or the place cannot be written to.
-    """
+    """Write the layer constants of the run nearest to rate 1 to a file for `warmgap train --radii`; return that run."""
     from warmgap.torch.gluon_fits import write_radii
 
     chosen = min(trajectories, key=lambda run: abs(math.log(_rate(run.path))))
@@ -293,17 +259,11 @@ def write_layer_constants(trajectories: Sequence[Trajectory], path: Path) -> Tra
 
 @dataclass(frozen=True)
 class Findings:
-    """What the records of several runs say.
-
-    Attributes:
-        runs: Each run with its fits.
-        rates: Runs at several rates compared, see `compare_rates`.
-        target_loss: The loss that gaps are taken to; None as recorded.
-    """
+    """What the records of several runs say: each with its fits, and those at several rates compared."""
 
     runs: Sequence[tuple[Trajectory, Analysis]]
     rates: Sequence[tuple[str, Sequence[Trajectory], list[str]]]
-    target_loss: float | None = None
+    target_loss: float | None = None  # the loss that gaps are taken to; None as recorded
 
     @classmethod
     def of(cls, trajectories: Sequence[Trajectory], *, target_loss: float | None = None) -> Findings:
@@ -314,34 +274,15 @@ class Findings:
 
 def print_fits(findings: Findings) -> None:
     """Print a table of fits a run, and what to think of them."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
     for trajectory, analysis in findings.runs:
-        console.print(trajectory.heading, style="italic", highlight=False, markup=False)
-        rows = analysis.rows()
-        if rows:
-            table = Table(*rows[0], box=box.SIMPLE_HEAD, pad_edge=False)
-            for row in rows:
-                table.add_row(*row.values())
-            console.print(table)
-        console.print(*analysis.notes, sep="\n", highlight=False, markup=False)
-        console.print()
+        print_table(trajectory.heading, analysis.rows())
+        print(*analysis.notes, "", sep="\n")  # noqa: T201
     for name, members, sentences in findings.rates:
-        console.print(f"{name}, {len(members)} rates.", *sentences, highlight=False, markup=False)
+        print(f"{name}, {len(members)} rates.", *sentences)  # noqa: T201
 
 
 def write_page(findings: Findings, path: Path) -> Path:
-    """Write a page with pictures and fits.
-
-    Raises:
-        UserError: A place that cannot be written to.
-    """
-    from warmgap.lab.report import Section
-    from warmgap.lab.report import write_page as write
-
+    """Write a page with pictures and fits."""
     sections, target_loss = [], findings.target_loss
     for name, members, sentences in findings.rates:
         section = Section(f"{name}: several rates", sentences)
@@ -352,16 +293,15 @@ def write_page(findings: Findings, path: Path) -> Path:
         section.draw(_rates_picture(members, target_loss), caption)
         sections.append(section)
     for trajectory, analysis in findings.runs:
-        section = Section(trajectory.heading, analysis.notes)
+        section = Section(trajectory.heading, analysis.notes, tables=[analysis.rows()])
         if analysis.fits:
             caption = "A dot is a measured step, coloured by when it was made. The run goes from right to left."
             section.draw(_trajectory_picture(trajectory, analysis.fits, target_loss), caption)
-            section.tables.append([{**row, "_class": ""} for row in analysis.rows()])
-        if analysis.layers is not None and analysis.fits:
+        if analysis.fits and analysis.layers is not None:
             caption = "Each block's own ratio, in its own norm; the line is an (H0, H1) envelope over 95 % of the dots."
             section.draw(_blocks_picture(trajectory.records, target_loss), caption)
         sections.append(section)
-    return write(path, "Curvature and the loss gap", [READING], sections)
+    return write_sections(path, "Curvature and the loss gap", [READING], sections)
 
 
 def _columns(records: Sequence[Record], target_loss: float | None) -> Any:
@@ -399,7 +339,7 @@ def _rates_picture(members: Sequence[Trajectory], target_loss: float | None) -> 
     figure = go.Figure()
     columns = [_columns(run.records, target_loss) for run in members]
     for at, (run, (gaps, ratios, _)) in enumerate(zip(members, columns, strict=True)):
-        marker = {"color": _COLOURS[at % len(_COLOURS)], "size": 5, "opacity": 0.6, "symbol": at}
+        marker = {"color": STRONG[at % len(STRONG)], "size": 5, "opacity": 0.6, "symbol": at}
         figure.add_scatter(x=gaps, y=ratios, mode="markers", marker=marker, name=run.name)
     return _scaled(figure, *(np.concatenate([column[at] for column in columns]) for at in (0, 1)))
 
@@ -410,9 +350,9 @@ def _blocks_picture(records: Sequence[Record], target_loss: float | None) -> Fig
     names = list(block_names(records))
     if len(names) > _MOST_BLOCKS:
         names = [names[round(at)] for at in np.linspace(0, len(names) - 1, _MOST_BLOCKS)]
-    wide = min(4, len(names))
+    high, wide = -(-len(names) // 4), min(4, len(names))
     short = [name.removeprefix("model.").removesuffix(".weight").replace("layers.", "") for name in names]
-    figure = make_subplots(rows=-(-len(names) // wide), cols=wide, subplot_titles=short)
+    figure = make_subplots(rows=high, cols=wide, subplot_titles=short)
     for at, name in enumerate(names):
         own = block_records(records, name)
         gaps, ratios, steps = _columns(own, target_loss)
@@ -428,7 +368,7 @@ def _blocks_picture(records: Sequence[Record], target_loss: float | None) -> Fig
         grid = np.geomspace(gaps.min(), gaps.max(), 100)
         figure.add_scatter(x=grid, y=np.asarray(fit(grid)), line={"color": "#7A4EAB"}, showlegend=False, **where)
     figure.update_annotations(font_size=10)
-    return figure.update_layout(height=220 * (-(-len(names) // wide)))
+    return figure.update_layout(height=220 * high)
 
 
 def _scaled(figure: Figure, gaps: Any, ratios: Any) -> Figure:

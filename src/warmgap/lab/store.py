@@ -23,25 +23,24 @@ from typing import Any
 from warmgap.lab.errors import UserError
 
 FILE = "runs.db"
-VERSION = 1
+VERSION = 2
 METRICS = ("step", "loss", "lr", "factor", "phase", "gap", "val_loss")
-"""Step, mean training loss, largest rate of a group, smallest rate / peak rate of a group, phase, gap, validation
-loss."""
+"""Step, mean training loss, a group's largest rate and smallest rate / peak rate, phase, gap, validation loss."""
 
 EVENTS = ("step", "loss", "before", "after", "reason", "role", "text")
 FINISHED = ("done", "diverged", "refused")
 """A run of these is not trained again."""
 
 _STALE = 60.0  # seconds without a sign of life after which a claim is void
-_PLAIN = ("config", "versions", "asked")  # columns that hold JSON
+_TRACKERS = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "mlflow": "MLflowTracker"}
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
   id TEXT PRIMARY KEY, folder TEXT NOT NULL UNIQUE, status TEXT NOT NULL, message TEXT NOT NULL DEFAULT '',
   config TEXT NOT NULL, command TEXT NOT NULL, step INTEGER NOT NULL DEFAULT 0, first_loss REAL, final_val_loss REAL,
   best_val_loss REAL, warmup_iters INTEGER, target_loss REAL, parameters INTEGER, seconds REAL, tokens_per_second REAL,
-  device TEXT, processes INTEGER, corpus_fingerprint TEXT, versions TEXT, code TEXT, summary TEXT, owner TEXT,
-  heartbeat REAL);
+  device TEXT, processes INTEGER, corpus_fingerprint TEXT, versions TEXT, code TEXT, summary TEXT, verdict TEXT,
+  owner TEXT, heartbeat REAL);
 CREATE TABLE IF NOT EXISTS metrics (
   run TEXT NOT NULL REFERENCES runs, step INTEGER NOT NULL, loss REAL, lr REAL, factor REAL, phase TEXT, gap REAL,
   val_loss REAL, PRIMARY KEY (run, step)) WITHOUT ROWID;
@@ -55,25 +54,22 @@ CREATE TABLE IF NOT EXISTS sweep_runs (
   position INTEGER NOT NULL, PRIMARY KEY (sweep, run, workload)) WITHOUT ROWID;
 """
 
+_INSERT_METRICS = "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+
 
 @dataclass(frozen=True)
 class Result:
     """How a run ended, as its worker hands it to the driver.
 
-    Attributes:
-        status: `done`, `diverged` (the loss was no longer finite), `refused` (the rule could not go on), `interrupted`
-            (it can be resumed) or `failed` (an error that has nothing to do with the method).
-        message: One sentence on a failure, else empty.
-        record: The other columns of `runs` by name.
-        metrics: A row a step, in the columns of `METRICS`.
-        events: A row an event of the schedule, in the columns of `EVENTS`.
+    The status is `done`, `diverged` (the loss was no longer finite), `refused` (the rule could not go on),
+    `interrupted` (it can be resumed) or `failed` (an error that has nothing to do with the method).
     """
 
     status: str
-    message: str = ""
-    record: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Sequence[Sequence[Any]] = ()
-    events: Sequence[Sequence[Any]] = ()
+    message: str = ""  # one sentence on a failure
+    record: Mapping[str, Any] = field(default_factory=dict)  # the other columns of `runs` by name
+    metrics: Sequence[Sequence[Any]] = ()  # a row a step, in the columns of `METRICS`
+    events: Sequence[Sequence[Any]] = ()  # a row an event of the schedule, in the columns of `EVENTS`
 
 
 @dataclass(frozen=True)
@@ -101,6 +97,7 @@ class Run:
     versions: dict[str, str] | None
     code: str | None
     summary: str | None
+    verdict: str | None
     owner: str | None
     heartbeat: float | None
 
@@ -132,13 +129,15 @@ class Store:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, VERSION):
+            if version not in (0, 1, VERSION):
                 raise UserError(
                     f"{self.path} was written by another version of warmgap (form {version}, this one reads form "
                     f"{VERSION}): use that version, or another folder."
                 )
             if version == 0:
                 self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
+            elif version == 1:
+                self._db.executescript(f"ALTER TABLE runs ADD COLUMN verdict TEXT; PRAGMA user_version={VERSION};")
         except (sqlite3.Error, OSError) as error:
             raise UserError(f"The database {self.path} cannot be used ({error}): take another folder.") from error
         host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
@@ -156,61 +155,43 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:  # commits, or rolls back
+            self._db.execute("BEGIN IMMEDIATE")
             yield self._db
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-
-    # --------------------------------------------------------------------------------------------------- what is asked
 
     def add(self, runs: Iterable[tuple[str, str, Mapping[str, Any], str]]) -> None:
-        """Write down runs that are wanted: id, folder's name, settings, command. Those that are there stay as they are.
-
-        Raises:
-            UserError: The folder of a run belongs to another one.
-        """
+        """Write down runs that are wanted: id, folder's name, settings, command; those that are there stay."""
         with self._writing() as db:
             for identity, folder, config, command in runs:
+                if db.execute("SELECT 1 FROM runs WHERE folder = ? AND id != ?", (folder, identity)).fetchone():
+                    raise UserError(
+                        f"The folder {folder} belongs to a run with other settings: give the same settings as there, "
+                        "or another --output."
+                    )
                 db.execute(
-                    "INSERT INTO runs (id, folder, status, config, command) VALUES (?, ?, 'waiting', ?, ?) "
-                    "ON CONFLICT (id) DO NOTHING",
-                    (identity, self._free(db, identity, folder), json.dumps(config), command),
+                    "INSERT OR IGNORE INTO runs (id, folder, status, config, command) VALUES (?, ?, 'waiting', ?, ?)",
+                    (identity, folder, json.dumps(config), command),
                 )
-
-    @staticmethod
-    def _free(db: sqlite3.Connection, identity: str, folder: str) -> str:
-        row = db.execute("SELECT id, config FROM runs WHERE folder = ? AND id != ?", (folder, identity)).fetchone()
-        if row is not None:
-            raise UserError(
-                f"The folder {folder} belongs to a run with other settings: give the same settings as there, or "
-                "another --output."
-            )
-        return folder
 
     def add_sweep(self, command: str, asked: Any, runs: Sequence[tuple[str, str]]) -> int:
         """Write down a sweep with its runs, (id, workload) each; return its number."""
         with self._writing() as db:
             db.execute(
-                "INSERT INTO sweeps (command, asked) VALUES (?, ?) ON CONFLICT (command) "
-                "DO UPDATE SET asked = excluded.asked",
+                "INSERT INTO sweeps (command, asked) VALUES (?, ?) "
+                "ON CONFLICT (command) DO UPDATE SET asked = excluded.asked",
                 (command, json.dumps(asked, default=str)),
             )
             number = int(db.execute("SELECT id FROM sweeps WHERE command = ?", (command,)).fetchone()[0])
             db.execute("DELETE FROM sweep_runs WHERE sweep = ?", (number,))
             db.executemany(
                 "INSERT OR IGNORE INTO sweep_runs (sweep, run, workload, position) VALUES (?, ?, ?, ?)",
-                [(number, run, workload, position) for position, (run, workload) in enumerate(runs)],
+                ((number, run, workload, position) for position, (run, workload) in enumerate(runs)),
             )
         return number
 
     def add_seconds(self, sweep: int, seconds: float) -> None:
         """Add wall time to a sweep."""
         self._db.execute("UPDATE sweeps SET seconds = seconds + ? WHERE id = ?", (seconds, sweep))
-
-    # ------------------------------------------------------------------------------------------------------- one run
 
     def claim(self, identity: str) -> bool:
         """Take a run for this process; False where it is finished, or a living process has it."""
@@ -242,51 +223,35 @@ class Store:
         """Say that this process lives, for all runs that it has."""
         self._db.execute("UPDATE runs SET heartbeat = ? WHERE owner = ?", (time.time(), self._owner))
 
-    def write(self, identity: str, rows: Iterable[Sequence[Any]]) -> None:
+    def write(self, identity: str, rows: Sequence[Sequence[Any]]) -> None:
         """Write rows of metrics, in the columns of `METRICS`; a step that is there is replaced."""
-        rows = list(rows)
         if rows:
             with self._writing() as db:
-                self._insert(db, identity, rows)
+                db.executemany(_INSERT_METRICS, ((identity, *row) for row in rows))
                 db.execute("UPDATE runs SET step = ?, heartbeat = ? WHERE id = ?", (rows[-1][0], time.time(), identity))
-
-    @staticmethod
-    def _insert(db: sqlite3.Connection, identity: str, rows: Iterable[Sequence[Any]]) -> None:
-        db.executemany(
-            "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?)", ((identity, *row) for row in rows)
-        )
 
     def finish(self, identity: str, result: Result) -> None:
         """Write down how a run ended, all of it or nothing, and let go of it."""
-        record = {name: json.dumps(value) if name in _PLAIN else value for name, value in result.record.items()}
-        columns = "".join(f", {name} = :{name}" for name in record)
+        ended = {"status": result.status, "message": result.message, "owner": None, "heartbeat": None, **result.record}
+        values = [json.dumps(value) if isinstance(value, Mapping) else value for value in ended.values()]
         with self._writing() as db:
             if result.metrics:
                 db.execute("DELETE FROM metrics WHERE run = ?", (identity,))
-                self._insert(db, identity, result.metrics)
+                db.executemany(_INSERT_METRICS, ((identity, *row) for row in result.metrics))
                 db.execute("DELETE FROM events WHERE run = ?", (identity,))
                 db.executemany(
                     "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     ((identity, number, *event) for number, event in enumerate(result.events)),
                 )
-            db.execute(
-                f"UPDATE runs SET status = :status, message = :message, owner = NULL, heartbeat = NULL{columns} "  # noqa: S608
-                "WHERE id = :id",
-                {**record, "status": result.status, "message": result.message, "id": identity},
-            )
-
-    # ------------------------------------------------------------------------------------------------------- reading
+            columns = ", ".join(f"{name} = ?" for name in ended)
+            db.execute(f"UPDATE runs SET {columns} WHERE id = ?", (*values, identity))  # noqa: S608
 
     def runs(self) -> list[Run]:
         """All runs, in the order in which they were asked for."""
         return [self._run(row) for row in self._db.execute("SELECT * FROM runs ORDER BY rowid")]
 
     def run(self, identity: str) -> Run:
-        """The run of this id.
-
-        Raises:
-            UserError: There is none.
-        """
+        """The run of this id."""
         row = self._db.execute("SELECT * FROM runs WHERE id = ?", (identity,)).fetchone()
         if row is None:
             raise UserError(f"{self.path} holds no run {identity}.")
@@ -294,62 +259,49 @@ class Store:
 
     @staticmethod
     def _run(row: sqlite3.Row) -> Run:
-        values = {name: row[name] for name in row.keys()}  # noqa: SIM118 - a Row iterates over values
+        values = dict(row)
         return Run(**values | {name: json.loads(values[name]) for name in ("config", "versions") if values[name]})
 
     def metrics(self, identity: str) -> dict[str, list[Any]]:
         """The metrics of a run by column, one value a step."""
-        rows = self._db.execute(f"SELECT {', '.join(METRICS)} FROM metrics WHERE run = ? ORDER BY step", (identity,))  # noqa: S608
-        columns = list(zip(*rows, strict=True)) or [()] * len(METRICS)
+        columns = list(zip(*self._rows(identity), strict=True)) or [()] * len(METRICS)
         return {name: list(column) for name, column in zip(METRICS, columns, strict=True)}
+
+    def _rows(self, identity: str) -> list[Any]:
+        query = f"SELECT {', '.join(METRICS)} FROM metrics WHERE run = ? ORDER BY step"  # noqa: S608
+        return self._db.execute(query, (identity,)).fetchall()
 
     def events(self, identity: str) -> list[dict[str, Any]]:
         """The events of a run."""
         rows = self._db.execute(f"SELECT {', '.join(EVENTS)} FROM events WHERE run = ? ORDER BY number", (identity,))  # noqa: S608
-        return [dict(zip(EVENTS, row, strict=True)) for row in rows]
+        return [dict(row) for row in rows]
 
     def sweeps(self) -> list[dict[str, Any]]:
         """The sweeps: command, what was asked, seconds, and the ids and workloads of the runs."""
-        found = []
-        for row in self._db.execute("SELECT * FROM sweeps ORDER BY id"):
-            runs = self._db.execute(
-                "SELECT run, workload FROM sweep_runs WHERE sweep = ? ORDER BY position", (row["id"],)
+        query = "SELECT run, workload FROM sweep_runs WHERE sweep = ? ORDER BY position"
+        return [
+            {"command": command, "asked": json.loads(asked), "seconds": seconds}
+            | {"runs": [tuple(run) for run in self._db.execute(query, (number,))]}
+            for number, command, asked, seconds in self._db.execute(
+                "SELECT id, command, asked, seconds FROM sweeps ORDER BY id"
             )
-            found.append(
-                {
-                    "command": row["command"],
-                    "asked": json.loads(row["asked"]),
-                    "seconds": row["seconds"],
-                    "runs": [tuple(run) for run in runs],
-                }
-            )
-        return found
-
-    # -------------------------------------------------------------------------------------------- to and from elsewhere
+        ]
 
     def export(self, target: str) -> str:
-        """Write runs, metrics and events to a file, or to an experiment tracker.
+        """Write runs, metrics and events to a file, or to an experiment tracker; return where they went.
 
-        Args:
-            target: A file that ends in `.json`, `.csv` (a row a step) or `.parquet` (the same; needs pyarrow); or
-                `tensorboard`, `wandb` or `mlflow` (through accelerate, where installed).
-
-        Returns:
-            Where it went.
-
-        Raises:
-            UserError: Another ending, or a package that is not installed.
+        The file ends in `.json`, `.csv` (a row a step) or `.parquet` (the same; needs pyarrow); a tracker is
+        `tensorboard`, `wandb` or `mlflow` (through accelerate, where installed).
         """
-        runs = self.runs()
-        if target in ("tensorboard", "wandb", "mlflow"):
+        runs, path = self.runs(), Path(target)
+        if target in _TRACKERS:
             return self._track(target, runs)
-        path = Path(target)
         if path.suffix == ".json":
             data = [vars(run) | {"metrics": self.metrics(run.id), "events": self.events(run.id)} for run in runs]
             path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
             return target
         names = ("run", "folder", *METRICS)
-        rows = [(run.id, run.folder, *row) for run in runs for row in zip(*self.metrics(run.id).values(), strict=True)]
+        rows = [(run.id, run.folder, *row) for run in runs for row in self._rows(run.id)]
         if path.suffix == ".csv":
             with path.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([names, *rows])
@@ -357,10 +309,8 @@ class Store:
             import pyarrow
             import pyarrow.parquet
 
-            columns = zip(*rows, strict=True) if rows else [()] * len(names)
-            pyarrow.parquet.write_table(
-                pyarrow.table({name: list(column) for name, column in zip(names, columns, strict=True)}), path
-            )
+            table = pyarrow.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+            pyarrow.parquet.write_table(table, path)
         else:
             raise UserError(f"Export to a .json, .csv or .parquet file, or tensorboard, wandb, mlflow; got {target!r}.")
         return target
@@ -368,67 +318,52 @@ class Store:
     def _track(self, target: str, runs: Sequence[Run]) -> str:
         from accelerate import tracking
 
-        trackers = {
-            "tensorboard": tracking.TensorBoardTracker,
-            "wandb": tracking.WandBTracker,
-            "mlflow": tracking.MLflowTracker,
-        }
         folder = self.folder / target
         for run in runs:
-            place = {
+            places: dict[str, dict[str, Any]] = {
+                "tensorboard": {"run_name": run.folder, "logging_dir": folder},
                 "mlflow": {"experiment_name": self.folder.name, "run_name": run.folder},
                 "wandb": {"run_name": self.folder.name},
             }
             try:
-                tracker = trackers[target](**place.get(target, {"run_name": run.folder, "logging_dir": folder}))
+                tracker = getattr(tracking, _TRACKERS[target])(**places[target])
                 tracker.start()
             except (ImportError, NameError) as error:
                 raise UserError(f"Export to {target} needs that package: pip install {target}.") from error
             tracker.store_init_configuration({k: str(v) if isinstance(v, list) else v for k, v in run.config.items()})
-            for row in zip(*self.metrics(run.id).values(), strict=True):
-                values = {
-                    k: v for k, v in zip(METRICS, row, strict=True) if k not in ("step", "phase") and v is not None
-                }
-                tracker.log(values, step=row[0])
+            for row in self._rows(run.id):
+                values = dict(zip(METRICS, row, strict=True))
+                step, _ = values.pop("step"), values.pop("phase")
+                tracker.log({name: value for name, value in values.items() if value is not None}, step=step)
             tracker.finish()
         return str(folder) if target == "tensorboard" else target
 
     def adopt(self, folder: Path) -> int:
-        """Take over runs of warmgap 0.1 from below a folder (`run.json`, `metrics.jsonl`); return how many.
-
-        Raises:
-            UserError: There is none.
-        """
-        found = 0
-        for path in sorted(folder.rglob("run.json")):
+        """Take over runs of warmgap 0.1 from below a folder (`run.json`, `metrics.jsonl`); return how many."""
+        paths = sorted(folder.rglob("run.json"))
+        if not paths:
+            raise UserError(f"There is no run.json in or below {folder}.")
+        names = (
+            "step", "final_val_loss", "best_val_loss", "warmup_iters", "target_loss", "parameters", "seconds",
+            "tokens_per_second", "device", "processes", "corpus_fingerprint", "versions",
+        )  # fmt: skip
+        for path in paths:
             data = json.loads(path.read_text(encoding="utf-8"))
             config = dict(data["config"])
             config["method"] = config.pop("rule")
-            identity = hashlib.sha256(json.dumps([str(path.parent.name), config], sort_keys=True).encode()).hexdigest()[
-                :16
-            ]
+            key = json.dumps([path.parent.name, config], sort_keys=True)
+            identity = hashlib.sha256(key.encode()).hexdigest()[:16]
             lines = path.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
             metrics = [tuple(json.loads(line).get(name) for name in METRICS) for line in lines]
-            names = (
-                "step", "final_val_loss", "best_val_loss", "warmup_iters", "target_loss", "parameters", "seconds",
-                "tokens_per_second", "device", "processes", "corpus_fingerprint", "versions",
-            )  # fmt: skip
             record = {name: data[name] for name in names} | {"code": data["commit"]}
             record["first_loss"] = metrics[0][1] if metrics else None
             self.add([(identity, str(path.parent.relative_to(folder)), config, data["command"])])
             self.finish(identity, Result(data["status"], "", record, metrics))
-            found += 1
-        if not found:
-            raise UserError(f"There is no run.json in or below {folder}.")
-        return found
+        return len(paths)
 
 
 def find_stores(folder: Path) -> list[Path]:
-    """The folders in or below `folder` that hold a database.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The folders in or below `folder` that hold a database."""
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}: give the folder of a sweep or of a run.")
     found = [path.parent for path in sorted(folder.rglob(FILE))]

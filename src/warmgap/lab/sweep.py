@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,43 +27,22 @@ Plan = Sequence[tuple[str, TrainConfig]]
 
 @dataclass(frozen=True)
 class Grid:
-    """Every optimizer with every peak rate, every method and every seed.
+    """Every optimizer with every peak rate, every method and every seed."""
 
-    Attributes:
-        base: The settings that all runs share.
-        optimizers: Names, or `name:lr` to give each its peak rate.
-        methods: Names of methods.
-        seeds: The seeds.
-        rates: Factors of the peak rate.
-    """
-
-    base: TrainConfig
-    optimizers: Sequence[str]
+    base: TrainConfig  # the settings that all runs share
+    optimizers: Sequence[str]  # names, or `name:lr` to give each its peak rate
     methods: Sequence[str]
     seeds: Sequence[int] = (0,)
-    rates: Sequence[float] = (1.0,)
+    rates: Sequence[float] = (1.0,)  # factors of the peak rate
 
     def plan(self) -> Plan:
-        """The runs; all of one seed before the next seed.
-
-        Raises:
-            UserError: An empty grid, or a setting that is not allowed, before anything runs.
-        """
-        for what, given in (
-            ("optimizer", self.optimizers),
-            ("method", self.methods),
-            ("seed", self.seeds),
-            ("rate", self.rates),
-        ):
-            if not given:
-                raise UserError(f"The sweep has no {what}: give at least one.")
+        """The runs; all of one seed before the next seed."""
+        lists = {"optimizer": self.optimizers, "method": self.methods, "seed": self.seeds, "rate": self.rates}
+        if empty := [what for what, given in lists.items() if not given]:
+            raise UserError(f"The sweep has no {empty[0]}: give at least one.")
         runs = []
-        combinations = itertools.product(
-            dict.fromkeys(self.seeds),
-            dict.fromkeys(self.optimizers),
-            dict.fromkeys(self.rates),
-            dict.fromkeys(self.methods),
-        )
+        seeds, optimizers = dict.fromkeys(self.seeds), dict.fromkeys(self.optimizers)
+        combinations = itertools.product(seeds, optimizers, dict.fromkeys(self.rates), dict.fromkeys(self.methods))
         for seed, optimizer, rate, method in combinations:
             name, _, lr = optimizer.partition(":")
             try:
@@ -75,12 +53,6 @@ class Grid:
             config = replace(config, lr=config.lr * rate, method=method, seed=seed)
             runs.append(("", config.resolve()))
         return runs
-
-    def command(self, folder: Path) -> str:
-        """The command line that makes this sweep."""
-        lists = {"optimizers": self.optimizers, "methods": self.methods, "seeds": self.seeds, "rates": self.rates}
-        words = [word for name, values in lists.items() for word in (f"--{name}", *map(str, values))]
-        return shlex.join(["warmgap", "sweep", *words, *self.base.words(), "--output", str(folder)])
 
 
 def run_folder(config: TrainConfig) -> str:
@@ -97,7 +69,7 @@ def run_plan(
     engine: Engine | None = None,
     console: Console | None = None,
 ) -> list[Run]:
-    """Train every run that is not finished, and write down how it goes.
+    """Train every run that is not finished, and write down how it goes; return all as the database then holds them.
 
     Finished runs are skipped; interrupted ones go on from their last checkpoint. A run that fails is written down and
     the others go on. On ctrl-C or SIGTERM every run under way writes a checkpoint.
@@ -105,18 +77,13 @@ def run_plan(
     Args:
         plan: The runs.
         folder: Where the database and the folders of the runs are.
-        command: The command line that makes this.
-        asked: What was asked, as plain values.
+        command: The command line that makes this; `asked` is what was asked, as plain values.
+        asked: See `command`.
         engine: Where to train; processes of this machine unless given.
         console: Where to show progress; None shows nothing.
-
-    Returns:
-        The runs as the database holds them at the end, in the order of the plan.
-
-    Raises:
-        UserError: A corpus that cannot be read, or a folder that cannot be written to.
     """
     began = time.monotonic()
+    engine = engine or Local()
     jobs: dict[str, Job] = {}
     workloads: list[tuple[str, str]] = []
     for workload, config in plan:
@@ -135,14 +102,16 @@ def run_plan(
             _prepare(waiting)
             with Interruption(twice=True) as stop, _shown(console, len(waiting)) as display:
                 beaten = 0.0
-                for kind, job, content in (engine or Local()).train(waiting, lambda job: store.claim(job.id), stop):
-                    if kind == "rows" and job is not None:
+                for kind, job, content in engine.train(waiting, lambda job: store.claim(job.id), stop):
+                    if job is None:
+                        if time.monotonic() - beaten > 5.0:
+                            store.beat()
+                            beaten = time.monotonic()
+                        continue
+                    if kind == "rows":
                         store.write(job.id, content)
-                    elif kind == "end" and job is not None:
+                    elif kind == "end":
                         store.finish(job.id, content)
-                    if kind == "tick" and time.monotonic() - beaten > 5.0:
-                        store.beat()
-                        beaten = time.monotonic()
                     display(kind, job, content)
         store.add_seconds(sweep, time.monotonic() - began)
         return [store.run(identity) for identity, _ in workloads]
@@ -152,13 +121,10 @@ def _prepare(jobs: Sequence[Job]) -> None:
     """Make the data once, here, so that a mistake in the corpus is reported once and the workers find them ready."""
     from warmgap.lab.tasks import prepare
 
-    seen = set()
-    for job in jobs:
-        config = job.config
-        key = (config.corpus, config.vocab_size, config.tokenizer, config.corpus_megabytes)
-        if key not in seen:
-            seen.add(key)
-            prepare(config)
+    configs = [job.config for job in jobs]
+    data = {(each.corpus, each.vocab_size, each.tokenizer, each.corpus_megabytes): each for each in configs}
+    for config in data.values():
+        prepare(config)
 
 
 def report_outcome(runs: Sequence[Run], folder: Path, console: Console) -> int:
@@ -189,37 +155,26 @@ def _shown(console: Console | None, count: int) -> Iterator[Any]:
     if console is None:
         yield lambda *_: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    ended = 0
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
+    columns = ("{task.description}", BarColumn(bar_width=10), MofNCompleteColumn(), "{task.fields[loss]}")
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
         overall = bars.add_task("all runs", total=count, loss="")
         tasks: dict[str, Any] = {}
+        ended = itertools.count(1)
 
-        def show(kind: str, job: Job | None, content: Any) -> None:
-            nonlocal ended
-            if job is None:
-                return
+        def show(kind: str, job: Job, content: Any) -> None:
             if kind == "begin":
                 tasks[job.id] = bars.add_task(job.config.name, total=job.config.steps, loss="")
-            elif kind == "rows" and content and job.id in tasks:
-                loss = content[-1][1]
-                bars.update(tasks[job.id], completed=content[-1][0], loss="" if loss is None else f"loss {loss:.3f}")
+            elif kind == "rows" and job.id in tasks:
+                step, loss = content[-1][:2]
+                bars.update(tasks[job.id], completed=step, loss="" if loss is None else f"loss {loss:.3f}")
             elif kind == "end":
-                ended += 1
                 if job.id in tasks:
                     bars.remove_task(tasks.pop(job.id))
                 bars.update(overall, advance=1)
                 loss = content.record.get("final_val_loss")
-                words = f"{ended}/{count} {job.folder.name}: {content.status}" + (
-                    "" if loss is None else f", {loss:.4f}"
-                )
-                bars.console.print(words, highlight=False, markup=False, soft_wrap=True)
+                words = f"{next(ended)}/{count} {job.folder.name}: {content.status}"
+                _say(bars.console, words + ("" if loss is None else f", {loss:.4f}"))
 
         yield show

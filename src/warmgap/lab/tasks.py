@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,115 +18,88 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.corpus import TRAINED, Sampler, load_tokens
+from warmgap.lab.corpus import TRAINED, Sampler, Tokens, load_tokens
 from warmgap.lab.errors import UserError
 from warmgap.lab.model import DIGITS, build_image_model, build_model
 
 _BRIGHTEST = 16  # the pixels are whole numbers from 0 to this one
 _HELD_OUT = 360
 
+Examples = NDArray[np.int64]
 
-class Task(Protocol):
+
+@dataclass(frozen=True)
+class Task:
     """What a run learns.
 
     Attributes:
         fingerprint: Hash of the data.
         predictions: What an example asks to predict: the tokens of a sequence, or the digit of an image.
         held_out: Number of validation examples.
+        model: Makes the model to train, a function of the settings alone.
+        batch: The examples of a step 0, 1, ..., by seed and step alone; shape `(batch_size, width)`.
+        validation: The validation examples of numbers below `held_out`; shape `(len(numbers), width)`.
+        predict: Of the model and examples: logits of shape `(predictions, classes)`, and the classes that are right.
     """
 
     fingerprint: str
     predictions: int
     held_out: int
-
-    def model(self) -> nn.Module:
-        """The model to train, a function of the settings alone."""
-
-    def batch(self, step: int) -> NDArray[np.int64]:
-        """The examples of `step` = 0, 1, ..., by the seed and the step alone; shape `(batch_size, width)`."""
-
-    def validation(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The validation examples of these numbers, each below `held_out`; shape `(len(numbers), width)`."""
-
-    def predict(self, model: nn.Module, examples: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of shape `(predictions, classes)`, and the classes that are right, of shape `(predictions,)`."""
+    model: Callable[[], nn.Module]
+    batch: Callable[[int], Examples]
+    validation: Callable[[Examples], Examples]
+    predict: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 
 
 def make_task(config: TrainConfig) -> Task:
-    """What a run with these settings (resolved ones) learns.
-
-    Raises:
-        UserError: Data that are not there, or fewer than a batch.
-    """
-    return Digits(config) if config.corpus == DIGITS else Text(config)
+    """What a run with these settings (resolved ones) learns."""
+    return _digits(config) if config.corpus == DIGITS else _text(config)
 
 
 def prepare(config: TrainConfig) -> None:
-    """Make the data that a run needs, so that the run finds them ready.
-
-    Raises:
-        UserError: As `make_task` does.
-    """
-    full = config.resolve()
-    if full.corpus != DIGITS:
-        _tokens(full)
+    """Make the data that a run needs, so that the run finds them ready."""
+    if config.corpus != DIGITS:
+        _tokens(config.resolve())
 
 
-def _tokens(config: TrainConfig) -> Any:
+def _tokens(config: TrainConfig) -> Tokens:
     size = config.vocab_size or 0
     return load_tokens(config.corpus, size, tokenizer=config.tokenizer, megabytes=config.corpus_megabytes)
 
 
-class Text:
+def _text(config: TrainConfig) -> Task:
     """The next token of a text, predicted at every place of a sequence by a LLaMA."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        assert config.sequence_length is not None  # noqa: S101 - resolved
-        self._config = config
-        self._tokens = _tokens(config)
-        length, count = config.sequence_length, len(self._tokens.train)
-        self._sampler = Sampler(count, length, config.batch_size, config.seed)
-        if self._sampler.count < config.batch_size or len(self._tokens.validation) <= length:
-            raise UserError(
-                f"Corpus {config.corpus!r} is too short: {count} tokens to train on and "
-                f"{len(self._tokens.validation)} held out, for batches of {config.batch_size} sequences of {length}; "
-                "give a longer text, or a smaller --batch-size or --sequence-length."
-            )
-        self.fingerprint = self._tokens.fingerprint
-        self.predictions = length
-        self.held_out = (len(self._tokens.validation) - 1) // length
-
-    def model(self) -> nn.Module:
-        """A LLaMA of the size that is asked for, its vocabulary never smaller than the tokenizer's."""
-        config = self._config
-        size = self._tokens.vocab_size
-        model: nn.Module = build_model(
-            config.model,
-            vocab_size=size if config.tokenizer == TRAINED else max(size, config.vocab_size or 0),
-            sequence_length=self.predictions,
-            tied=bool(config.tied),
-            seed=config.seed,
+    assert config.sequence_length is not None  # noqa: S101 - resolved
+    tokens, length = _tokens(config), config.sequence_length
+    count, held_out = len(tokens.train), len(tokens.validation)
+    sampler = Sampler(count, length, config.batch_size, config.seed)
+    if sampler.count < config.batch_size or held_out <= length:
+        raise UserError(
+            f"Corpus {config.corpus!r} is too short: {count} tokens to train on and {held_out} held out, for batches "
+            f"of {config.batch_size} sequences of {length}; give a longer text, or a smaller --batch-size or "
+            "--sequence-length."
         )
-        return model
+    # Another tokenizer's vocabulary may be rounded up, for speed; never down.
+    vocab_size = tokens.vocab_size if config.tokenizer == TRAINED else max(tokens.vocab_size, config.vocab_size or 0)
+    shape = partial(build_model, config.model, vocab_size=vocab_size, sequence_length=length)
+    return Task(
+        tokens.fingerprint,
+        predictions=length,
+        held_out=(held_out - 1) // length,
+        model=partial(shape, tied=bool(config.tied), seed=config.seed),
+        batch=lambda step: tokens.train.windows(sampler.starts(step), length + 1),
+        validation=lambda numbers: tokens.validation.windows(numbers * length, length + 1),
+        predict=_next_tokens,
+    )
 
-    def batch(self, step: int) -> NDArray[np.int64]:
-        """Sequences of `predictions` + 1 tokens."""
-        found: NDArray[np.int64] = self._tokens.train.windows(self._sampler.starts(step), self.predictions + 1)
-        return found
 
-    def validation(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Sequences of `predictions` + 1 tokens, one after the other in the text."""
-        found: NDArray[np.int64] = self._tokens.validation.windows(numbers * self.predictions, self.predictions + 1)
-        return found
-
-    def predict(self, model: nn.Module, examples: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of every token from those before it, and the tokens."""
-        logits: Tensor = model(input_ids=examples[:, :-1]).logits
-        return logits.flatten(0, 1), examples[:, 1:].flatten()
+def _next_tokens(model: nn.Module, examples: Tensor) -> tuple[Tensor, Tensor]:
+    logits: Tensor = model(input_ids=examples[:, :-1]).logits
+    return logits.flatten(0, 1), examples[:, 1:].flatten()
 
 
 @functools.cache
-def load_digits() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def load_digits() -> tuple[Examples, Examples]:
     """Rows of 64 pixels and the digit, to train on and held out, in one fixed random split."""
     from sklearn import datasets
 
@@ -133,37 +109,27 @@ def load_digits() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return rows[_HELD_OUT:], rows[:_HELD_OUT]
 
 
-class Digits:
+def _digits(config: TrainConfig) -> Task:
     """The digit in an image of 8 x 8 pixels."""
+    rows, held_out = load_digits()
+    if config.batch_size > len(rows):
+        raise UserError(
+            f"There are {len(rows)} images of digits, and a batch takes {config.batch_size}: give a smaller "
+            "--batch-size."
+        )
+    # Sequences of one token, that is one image; the token more that a text's last sequence needs is no image.
+    sampler = Sampler(len(rows) + 1, 1, config.batch_size, config.seed)
+    return Task(
+        hashlib.sha256(held_out.tobytes() + rows.tobytes()).hexdigest()[:32],
+        predictions=1,
+        held_out=len(held_out),
+        model=partial(build_image_model, config.model, seed=config.seed),
+        batch=lambda step: rows[sampler.starts(step)],
+        validation=lambda numbers: held_out[numbers],
+        predict=_digit,
+    )
 
-    predictions = 1
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
-        self._train, self._held_out = load_digits()
-        # Sequences of one token, that is one image; the token more that a text's last sequence needs is no image.
-        self._sampler = Sampler(len(self._train) + 1, 1, config.batch_size, config.seed)
-        if config.batch_size > len(self._train):
-            raise UserError(
-                f"There are {len(self._train)} images of digits, and a batch takes {config.batch_size}: give a smaller "
-                "--batch-size."
-            )
-        self.fingerprint = hashlib.sha256(self._held_out.tobytes() + self._train.tobytes()).hexdigest()[:32]
-        self.held_out = len(self._held_out)
-
-    def model(self) -> nn.Module:
-        """The MLP or the convnet."""
-        return build_image_model(self._config.model, seed=self._config.seed)
-
-    def batch(self, step: int) -> NDArray[np.int64]:
-        """Rows of the pixels and the digit."""
-        return self._train[self._sampler.starts(step)]
-
-    def validation(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of the pixels and the digit."""
-        return self._held_out[numbers]
-
-    def predict(self, model: nn.Module, examples: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the ten digits from the pixels, and the digits."""
-        logits: Any = model(examples[:, :-1].to(torch.float32) / _BRIGHTEST)
-        return logits, examples[:, -1]
+def _digit(model: nn.Module, examples: Tensor) -> tuple[Tensor, Tensor]:
+    logits: Any = model(examples[:, :-1].to(torch.float32) / _BRIGHTEST)
+    return logits, examples[:, -1]

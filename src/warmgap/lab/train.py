@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import io
+import json
 import math
 import pickle
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -21,7 +23,8 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from warmgap import decay as decays
@@ -32,7 +35,7 @@ from warmgap.lab.interruption import Interruption
 from warmgap.lab.methods import Method, decay_by_name
 from warmgap.lab.optimizers import OPTIMIZERS
 from warmgap.lab.schedules import ClockSchedule, PublishedSchedule
-from warmgap.lab.store import METRICS, Result
+from warmgap.lab.store import Result
 from warmgap.lab.tasks import make_task
 from warmgap.torch import AdaptiveWarmup
 from warmgap.torch.recognition import optimizer_kappa
@@ -40,22 +43,17 @@ from warmgap.torch.recognition import optimizer_kappa
 __all__ = ["TrainConfig", "train"]
 
 
-class Probe(Protocol):
-    """Looks at a run's steps while they are made."""
+MakeProbe = Callable[[torch.optim.Optimizer, nn.Module], Any]
+"""Makes what looks at the steps: `measure(closure, step=...)` is a context around each, see `SmoothnessProbe`."""
 
-    def measure(self, closure: Callable[[], Iterable[Tensor]], *, step: int) -> contextlib.AbstractContextManager[Any]:
-        """Look at the step that is made inside; the closure gives the losses of its micro-batches, which sum to it."""
-
-
-MakeProbe = Callable[[torch.optim.Optimizer, nn.Module], Probe]
 Sink = Callable[[Sequence[Sequence[Any]]], None]
 """Takes rows of metrics while the run goes on."""
 
-CHECKPOINT_VERSION = 3
+CHECKPOINT_VERSION = 4
 _EVAL_BATCH = 4096  # predictions evaluated at once
 _READ_EVERY = 10  # steps between two looks of the host at the device's numbers
 _SEND_EVERY = 0.5  # seconds between two calls of the sink
-_PHASES = ("warmup", "stable", "decay")
+_KEPT = ("step", "first_loss", "best_val_loss", "final_val_loss")  # attributes of a run that a checkpoint holds
 _PACKAGES = ("warmgap", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
@@ -80,10 +78,6 @@ def train(
         progress: Whether to show how it goes, on the standard error stream.
         probe: Makes the probe that measures the steps, of the optimizer and the model; it changes no number of the run.
         sink: Takes the rows of metrics as they come, twice a second at most. All of them are in the result, too.
-
-    Returns:
-        How it ended: `done`, `interrupted`, `diverged` or `refused` (the rule cannot go on), with its record, its
-        metrics and its events.
 
     Raises:
         UserError: Settings that cannot be, a corpus that is not there or too short, a checkpoint of another run.
@@ -111,9 +105,17 @@ def _lost(error: BaseException | None) -> bool:
     """Return whether an error comes from talking to another process; gloo's have no class of their own."""
     from torch.distributed import DistError
 
-    return error is not None and (
-        isinstance(error, DistError) or "gloo/transport" in str(error) or _lost(error.__cause__)
-    )
+    if error is None:
+        return False
+    return isinstance(error, DistError) or "gloo/transport" in str(error) or _lost(error.__cause__)
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise RuleError(f"The rule cannot go on: {error}.") from error
 
 
 class _Run:
@@ -126,10 +128,8 @@ class _Run:
         self.device = self.accelerator.device
         micro_batches = config.accumulation * self.accelerator.num_processes
         if config.batch_size % micro_batches:
-            raise UserError(
-                f"The batch size must be a multiple of accumulation x processes = {micro_batches}, got "
-                f"{config.batch_size}."
-            )
+            needed = f"accumulation x processes = {micro_batches}"
+            raise UserError(f"The batch size must be a multiple of {needed}, got {config.batch_size}.")
         self.micro_batch = config.batch_size // micro_batches
         with self.accelerator.main_process_first():
             self.task = make_task(config)
@@ -137,20 +137,13 @@ class _Run:
         if config.start_from is not None:
             self.start_from(config.start_from)
         self.parallel: nn.Module = self.accelerator.prepare_model(self.network)
-        self.method = Method.parse(config.method)
         assert config.lr is not None  # noqa: S101 - resolved
+        settings = {name: getattr(config, name) for name in ("betas", "momentum", "second_lr", "radii")}
         try:
             self.optimizers = OPTIMIZERS[config.optimizer].build(
-                self.network,
-                config.lr,
-                config.weight_decay,
-                **{
-                    name: getattr(config, name)
-                    for name in ("betas", "momentum", "second_lr", "radii")
-                    if getattr(config, name) is not None
-                },
+                self.network, config.lr, config.weight_decay, **settings
             )
-            self.schedulers = _schedulers(config, self.method, self.optimizers)
+            self.schedulers = _schedulers(config, self.optimizers)
         except ValueError as error:
             raise UserError(f"These settings do not go together: {error}.") from error
         if probe is not None and len(self.optimizers) > 1:
@@ -171,8 +164,6 @@ class _Run:
         if folder is not None and resume and (checkpoint := last_checkpoint(folder)):
             self.load(checkpoint)
         self.accelerator.wait_for_everyone()
-
-    # --------------------------------------------------------------------------------------------------------- the loop
 
     def go(self, stop: Interruption, display: _Display, sink: Sink | None) -> Result:
         config, last_sent, message = self.config, 0.0, ""
@@ -203,65 +194,47 @@ class _Run:
     def one_step(self) -> tuple[Tensor, list[Any]]:
         """Make one optimizer step; nothing here waits for the device. Return its loss, and its row of metrics."""
         config, accelerator = self.config, self.accelerator
+        published = [scheduler for scheduler in self.schedulers if isinstance(scheduler, PublishedSchedule)]
         total = torch.zeros((), device=self.device)
-        micro_batches = self.micro_batches()
-        weight = self.micro_batch * self.task.predictions
+        batch = self.task.batch(self.step)
+        shape = (config.accumulation, accelerator.num_processes, self.micro_batch, batch.shape[1])
+        micro_batches = list(batch.reshape(shape)[:, accelerator.process_index])
         for index, examples in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.parallel):
                 loss = self.loss(self.parallel, examples)
                 (loss / config.accumulation).backward()
             total += loss.detach() / config.accumulation
-            for scheduler in self.schedulers:
-                if not isinstance(scheduler, PublishedSchedule):
-                    scheduler.observe(loss.detach(), weight=weight)
-        total = self.mean(total)
+            for scheduler in () if published else self.schedulers:
+                scheduler.observe(loss.detach(), weight=self.micro_batch * self.task.predictions)
+        total = accelerator.reduce(total, reduction="mean")
         if self.step == 0:
             self.first_loss = float(total)
-        for scheduler in self.schedulers:
-            if isinstance(scheduler, PublishedSchedule):
-                scheduler.observe(total)
+        for scheduler in published:
+            scheduler.observe(total)
         if config.clip:
             accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
-        with self.probed(micro_batches), self.refusals():
+        probed: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.probe is not None:
+            probed = self.probe.measure(
+                lambda: (self.loss(self.network, examples) / len(micro_batches) for examples in micro_batches),
+                step=self.step,
+            )
+        with probed, _refusals():
             for optimizer in self.optimizers:
                 optimizer.step()
         # Only now: the first step may have started on its own loss.
-        scheduler = self.schedulers[0]
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        lr, factor = max(group["lr"] for group in groups), min(group["lr"] / group["initial_lr"] for group in groups)
-        row = [self.step + 1, None, float(lr), float(factor), scheduler.phase, None, None]
-        with self.refusals():
+        lr = float(max(group["lr"] for group in groups))
+        factor = float(min(group["lr"] / group["initial_lr"] for group in groups))
+        phase = self.schedulers[0].phase
+        with _refusals():
             for scheduler in self.schedulers:
                 scheduler.step()
-        row[METRICS.index("gap")] = self.schedulers[0].gap
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.step += 1
-        return total, row
-
-    @contextlib.contextmanager
-    def refusals(self) -> Iterator[None]:
-        """Where the rule refuses a loss, end the run with a sentence."""
-        try:
-            yield
-        except ValueError as error:
-            raise RuleError(f"The rule cannot go on: {error}.") from error
-
-    def micro_batches(self) -> list[NDArray[np.int64]]:
-        """This process's micro-batches of the next step, each of shape `(micro_batch, width)`."""
-        batch = self.task.batch(self.step)
-        shape = (self.config.accumulation, self.accelerator.num_processes, self.micro_batch, batch.shape[1])
-        return list(batch.reshape(shape)[:, self.accelerator.process_index])
-
-    def probed(self, micro_batches: list[NDArray[np.int64]]) -> contextlib.AbstractContextManager[None]:
-        """The probe's measurement of a step on these micro-batches, where there is a probe."""
-        if self.probe is None:
-            return contextlib.nullcontext()
-        return self.probe.measure(
-            lambda: (self.loss(self.network, examples) / len(micro_batches) for examples in micro_batches),
-            step=self.step,
-        )
+        return total, [self.step, None, lr, factor, phase, self.schedulers[0].gap, None]
 
     def loss(self, model: nn.Module, examples: NDArray[np.int64]) -> Tensor:
         """Mean cross-entropy of `model` in nats a prediction, on examples of shape `(count, width)`."""
@@ -273,36 +246,27 @@ class _Run:
             logits, classes = self.task.predict(model, rows)
         return nn.functional.cross_entropy(logits.float(), classes)
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean over processes."""
-        if self.accelerator.num_processes == 1:
-            return value
-        reduced: Tensor = self.accelerator.reduce(value, reduction="mean")
-        return reduced
-
     def agreed(self, flag: bool) -> bool:
         """Whether any process has the flag: they must stop at the same step."""
         if self.accelerator.num_processes == 1:
             return flag
-        return bool(self.mean(torch.tensor(float(flag), device=self.device)).item() > 0.0)
+        flags = self.accelerator.reduce(torch.tensor(float(flag), device=self.device), reduction="sum")
+        return bool(flags.item() > 0.0)
 
     def read(self, display: _Display, *, evaluates: bool) -> None:
         """Look at the steps made since the last look, write them down, and stop where a loss is no longer finite."""
-        losses = torch.stack([loss for loss, _ in self.pending]).tolist()
         rows = [row for _, row in self.pending]
-        self.pending = []
-        for row, loss in zip(rows, losses, strict=True):
+        for row, loss in zip(rows, torch.stack([loss for loss, _ in self.pending]).tolist(), strict=True):
             row[1] = loss if math.isfinite(loss) else None
-        if not all(math.isfinite(loss) for loss in losses):
-            self.status = "diverged"
-            evaluates = False
+        self.pending = []
+        if any(row[1] is None for row in rows):
+            self.status, evaluates = "diverged", False
         val_loss = self.evaluate() if evaluates else None
         if val_loss is not None and not math.isfinite(val_loss):
             self.status, val_loss = "diverged", None
         if val_loss is not None:
             self.best_val_loss = val_loss if self.best_val_loss is None else min(val_loss, self.best_val_loss)
-            if self.step == self.config.steps:
-                self.final_val_loss = val_loss
+            self.final_val_loss = val_loss if self.step == self.config.steps else None
         rows[-1][-1] = val_loss
         self.metrics += rows
         display(rows[-1])
@@ -320,11 +284,10 @@ class _Run:
         on_host: list[float] = self.accelerator.reduce(losses, reduction="sum").tolist()
         return sum(loss * len(part) for loss, part in zip(on_host, parts, strict=True)) / count
 
-    # ---------------------------------------------------------------------------------------------- what is left behind
-
     def record(self) -> dict[str, Any]:
-        scheduler = self.schedulers[0]
-        seconds = self.seconds_before + time.monotonic() - self.started
+        """The columns of `runs` on this run."""
+        scheduler, seconds = self.schedulers[0], self.seconds()
+        predictions = self.step * self.config.batch_size * self.task.predictions
         return {
             "step": self.step,
             "first_loss": self.first_loss if math.isfinite(self.first_loss) else None,
@@ -334,16 +297,19 @@ class _Run:
             "target_loss": scheduler.target_loss,
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "seconds": round(seconds, 3),
-            "tokens_per_second": round(
-                self.step * self.config.batch_size * self.task.predictions / max(seconds, 1e-9), 1
-            ),
+            "tokens_per_second": round(predictions / max(seconds, 1e-9), 1),
             "device": self.device.type,
             "processes": self.accelerator.num_processes,
             "corpus_fingerprint": self.task.fingerprint,
             "versions": versions(),
-            "code": commit(),
+            "code": code(),
             "summary": str(scheduler.summary()),
+            "verdict": scheduler.verdict,
         }
+
+    def seconds(self) -> float:
+        """Wall time of the run, with what came before it was resumed."""
+        return self.seconds_before + time.monotonic() - self.started
 
     def save(self) -> None:
         """Write a checkpoint; the one before it stays until the new one is whole."""
@@ -364,45 +330,31 @@ class _Run:
         return {name: parameter.detach().contiguous() for name, parameter in self.network.named_parameters()}
 
     def state(self) -> dict[str, Any]:
-        phase = METRICS.index("phase")
-        numbers = [
-            [
-                math.nan if value is None else _PHASES.index(value) if at == phase else value
-                for at, value in enumerate(row)
-            ]
-            for row in self.metrics
-        ]
+        """All that a checkpoint holds besides the weights, as plain values and tensors."""
         return {
             "version": CHECKPOINT_VERSION,
             "config": self.config.numbers(),
             "corpus_fingerprint": self.task.fingerprint,
-            "step": self.step,
-            "first_loss": self.first_loss,
-            "best_val_loss": self.best_val_loss,
-            "final_val_loss": self.final_val_loss,
-            "seconds": self.seconds_before + time.monotonic() - self.started,
+            **{name: getattr(self, name) for name in _KEPT},
+            "seconds": self.seconds(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "random": torch.get_rng_state(),
-            "metrics": torch.tensor(numbers, dtype=torch.float64),
+            "metrics": json.dumps(self.metrics),
         }
 
     def start_from(self, folder: Path) -> None:
         """Take over the weights that another run ended with."""
         path = final_weights(folder)
         try:
-            saved = safetensors.torch.load_file(path, device=str(self.device))
-        except Exception as error:  # safetensors raises its own kinds
+            safetensors.torch.load_model(self.network, path, device=str(self.device))
+        except (OSError, SafetensorError) as error:
             raise UserError(f"The weights {path} cannot be read ({error}): train that run again.") from error
-        own = dict(self.network.named_parameters())
-        for name in sorted(own.keys() | saved.keys()):
-            if name not in own or name not in saved or own[name].shape != saved[name].shape:
-                raise UserError(
-                    f"The weights of {folder} are of another model than this run's (they differ in {name}): give the "
-                    "same --model, --vocab-size and --tied as there."
-                )
-        for name, parameter in own.items():
-            parameter.data.copy_(saved[name])
+        except RuntimeError as error:
+            raise UserError(
+                f"The weights of {folder} are of another model than this run's: give the same --model, --vocab-size "
+                f"and --tied as there ({str(error).splitlines()[-1].strip()})."
+            ) from error
 
     def load(self, checkpoint: Path) -> None:
         """Go on from a checkpoint."""
@@ -429,9 +381,7 @@ class _Run:
                 "another --output."
             )
         try:
-            weights = safetensors.torch.load_file(checkpoint / WEIGHTS, device=str(self.device))
-            for name, parameter in self.network.named_parameters():
-                parameter.data.copy_(weights[name])
+            safetensors.torch.load_model(self.network, checkpoint / WEIGHTS, device=str(self.device))
             for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved_state)
             for scheduler, saved_state in zip(self.schedulers, state["schedulers"], strict=True):
@@ -441,43 +391,30 @@ class _Run:
                 f"The checkpoint {checkpoint} cannot be read ({error}): delete that folder and resume again."
             ) from error
         torch.set_rng_state(state["random"].cpu())
-        self.step = int(state["step"])
-        self.first_loss = state["first_loss"]
-        self.best_val_loss = state["best_val_loss"]
-        self.final_val_loss = state["final_val_loss"]
-        self.seconds_before = float(state["seconds"])
-        for numbers in state["metrics"].tolist():
-            row: list[Any] = [None if math.isnan(value) else value for value in numbers]
-            row[0], phase = int(row[0]), METRICS.index("phase")
-            row[phase] = _PHASES[int(row[phase])]
-            self.metrics.append(row)
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        self.seconds_before = state["seconds"]
+        self.metrics = json.loads(state["metrics"])
 
 
-def _schedulers(config: TrainConfig, method: Method, optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
+def _schedulers(config: TrainConfig, optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
     """A scheduler for each optimizer; they see the same losses, and so have the same factor."""
+    method = Method.parse(config.method)
     decay = method.decay or config.decay
     target = config.target_loss if method.target is None else method.target
     if not method.adaptive:
         return [ClockSchedule(optimizer, config.steps, method, decay) for optimizer in optimizers]
     if method.rule == "published":
-        assert config.lr is not None  # noqa: S101 - resolved
-        assert target is not None  # noqa: S101 - resolved
         kappa = dict(method.options).get("kappa") or optimizer_kappa(optimizers[0])
-        lr, floor = config.lr, config.floor
-        return [
-            PublishedSchedule(
-                optimizer, config.steps, method, decay, kappa=kappa, target_loss=target, peak_lr=lr, floor=floor
-            )
-            for optimizer in optimizers
-        ]
+        own: dict[str, Any] = {"kappa": kappa, "target_loss": target, "peak_lr": config.lr, "floor": config.floor}
+        return [PublishedSchedule(optimizer, config.steps, method, decay, **own) for optimizer in optimizers]
     found: list[Any] = []
     for optimizer in optimizers:
-        rule = found[0].schedule.rule if found else method.rule_name  # of the optimizer whose norm counts
         found.append(
             AdaptiveWarmup(
                 optimizer,
                 config.steps,
-                rule=rule,
+                rule=found[0].schedule.rule if found else method.rule_name,  # of the optimizer whose norm counts
                 target_loss="auto" if target is None else target,
                 floor=config.floor,
                 decay=decay if decay in decays.NAMES else decay_by_name(decay),
@@ -492,23 +429,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def commit() -> str | None:
-    """The commit of the checkout that warmgap runs from, with `+` where its files differ; None without a checkout."""
+def code() -> str:
+    """Which code ran: the commit of its checkout, with `+` where files differ, else a hash of the package's files."""
     root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
-        return None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        head = _git(root, "rev-parse", "HEAD")
-        return head + ("+" if _git(root, "status", "--porcelain", "src") else "")
-    return None
+    if (root / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return _git(root, "rev-parse", "HEAD") + ("+" if _git(root, "status", "--porcelain", "src") else "")
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _git(root: Path, *words: str) -> str:
     command = ["git", "-C", str(root), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
 
-
-# -------------------------------------------------------------------------------------------------------- what is shown
 
 _Display = Callable[[Sequence[Any]], None]
 """Takes the latest row of metrics."""
@@ -519,15 +455,8 @@ def _display(config: TrainConfig, *, shown: bool) -> Iterator[_Display]:
     if not shown:
         yield lambda _: None
     elif sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description:>6}"),
-            BarColumn(bar_width=8),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        columns = ("{task.description:>6}", BarColumn(bar_width=8), MofNCompleteColumn(), "{task.fields[numbers]}")
+        with Progress(*columns, TimeRemainingColumn(compact=True), "left", console=Console(stderr=True)) as bar:
             task = bar.add_task("", total=config.steps, numbers="")
             yield lambda row: bar.update(task, completed=row[0], description=row[4], numbers=_numbers(row))
     else:

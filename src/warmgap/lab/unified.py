@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ Checks = Mapping[str, Sequence[UnifiedCheck]]
 POINTS_FILE = "unified.json"
 
 
+@dataclass(frozen=True)
 class _Points:
     """Records a point before every N-th step."""
 
-    def __init__(self, model: nn.Module, every: int) -> None:
-        self.checker, self.every = TrajectoryChecker(model), every
+    checker: TrajectoryChecker
+    every: int
 
     @contextlib.contextmanager
     def measure(self, losses: Callable[[], Iterable[Tensor]], *, step: int) -> Iterator[None]:
@@ -41,11 +42,7 @@ class _Points:
 
 
 def check_runs(config: TrainConfig, seeds: Sequence[int], every: int, folder: Path) -> Checks | None:
-    """Train a run of each seed and check it; None where one was interrupted.
-
-    Raises:
-        UserError: Settings that cannot be, fewer than two points, or a run that ended early.
-    """
+    """Train a run of each seed and check it; None where one was interrupted."""
     from warmgap.lab.train import train
 
     steps = config.resolve().steps
@@ -56,7 +53,7 @@ def check_runs(config: TrainConfig, seeds: Sequence[int], every: int, folder: Pa
         points: list[_Points] = []
 
         def make(optimizer: Any, model: nn.Module, kept: list[_Points] = points) -> _Points:  # noqa: ARG001
-            kept.append(_Points(model, every))
+            kept.append(_Points(TrajectoryChecker(model), every))
             return kept[0]
 
         result = train(replace(config, seed=seed, save_every=0), progress=True, probe=make)
