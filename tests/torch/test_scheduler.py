@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,35 @@ def test_the_readmes_loop() -> None:
     assert (scheduler.phase, scheduler.warmup_iters) == ("decay", 0)
     assert rates[80] == 3e-3 > rates[81]
     assert scheduler.get_last_lr() == [optimizer.param_groups[0]["lr"]]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("rule", ["auto", "gap", "linear"])
+def test_a_length_set_before_the_first_step_outlives_the_first_loss(rule: str, saved: bool) -> None:
+    def rates(total: int, change: Callable[[AdaptiveWarmup], None] | None) -> list[float]:
+        optimizer = Lion([nn.Parameter(torch.ones(4))], lr=1.0)
+        scheduler = AdaptiveWarmup(optimizer, total, rule=LinearRule(6) if rule == "linear" else rule)
+        if change is not None:
+            change(scheduler)
+        if saved:
+            state, steps = scheduler.state_dict(), scheduler.total_iters
+            scheduler = AdaptiveWarmup(optimizer, steps, rule=scheduler.schedule.rule)
+            scheduler.load_state_dict(state)
+        out = []
+        for t in range(40):
+            scheduler.observe(3.0 * 0.97**t)
+            optimizer.step()
+            out.append(optimizer.param_groups[0]["lr"])
+            scheduler.step()
+        assert scheduler.total_iters == 40
+        return out
+
+    assert rates(80, lambda scheduler: scheduler.extend(40)) == rates(40, None)
+    decays = rates(80, lambda scheduler: scheduler.decay_now(40))
+    if rule == "auto":
+        assert decays[::10] == pytest.approx([0.5 * (1.0 + math.cos(math.pi * t / 40)) for t in range(0, 40, 10)])
+    else:  # the warm-up first: a decay from the floor would be no run at all
+        assert decays == rates(40, None)
 
 
 @pytest.mark.parametrize("rule", ["auto", "gap", "loss-ratio", "power", "linear"])

@@ -568,8 +568,8 @@ class AdaptiveWarmup(LRScheduler):
     def _start(self, loss: float | None, shown: bool = False) -> None:
         """Make the state before the first step from what is known then: the loss, or the size of the step."""
         known = loss is not None or shown or (self.cap is not None and self.cap.ratio is not None)
-        self._state = _first(self.schedule, loss, known)
-        self._own = {i: _first(self._own_schedule(i), loss, known) for i in self._own}
+        self._state = _first(self.schedule, self._state, loss, known)
+        self._own = {i: _first(self._own_schedule(i), state, loss, known) for i, state in self._own.items()}
 
     def _plain_lr(self, index: int) -> float:
         """Return the rate of a group before what others multiply it by."""
@@ -852,8 +852,13 @@ def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
     optimizer.register_load_state_dict_post_hook(loaded)
 
 
-def _first(schedule: Schedule, loss: float | None, known: bool) -> ScheduleState:
+def _first(schedule: Schedule, before: ScheduleState, loss: float | None, known: bool) -> ScheduleState:
+    """Return the state before the first step from what is known then, with the length and decay that were asked for."""
     state = schedule.init()
+    if before.phase == "decay" and schedule.rule.hold > 0.0:
+        state = schedule.decay_now(state, before.total_iters)
+    elif before.total_iters != state.total_iters:
+        state = schedule.extend(state, before.total_iters)
     if loss is not None:
         return schedule.first(state, loss)
     return schedule.first(state) if known and isinstance(schedule.rule, SpectralRule) else state
@@ -861,7 +866,7 @@ def _first(schedule: Schedule, loss: float | None, known: bool) -> ScheduleState
 
 def _caught_up(schedule: Schedule, steps: int) -> ScheduleState:
     """Return the state of a schedule that has made so many steps without a loss."""
-    state = _first(schedule, None, known=True)
+    state = _first(schedule, schedule.init(), None, known=True)
     for _ in range(steps):
         state = schedule.step(state, None)
     return state
