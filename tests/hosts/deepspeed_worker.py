@@ -1,6 +1,6 @@
 """Trains a small model in a real DeepSpeed engine, by hand: it builds a kernel at its first start.
 
-    DS_ACCELERATOR=cpu torchrun --nproc-per-node 2 tests/hosts/deepspeed_worker.py STAGE OPTIMIZER
+    torchrun --nproc-per-node 2 tests/hosts/deepspeed_worker.py STAGE OPTIMIZER
 
 Writes the rates of each group at every optimizer step as JSON, of rank 0. STAGE is ZeRO's, 0 to 3, OPTIMIZER one of
 lion, muon and adamw.
@@ -9,7 +9,10 @@ lion, muon and adamw.
 from __future__ import annotations
 
 import json
+import os
 import sys
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed  # type: ignore[import-not-found]
 import torch

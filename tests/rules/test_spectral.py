@@ -12,7 +12,7 @@ from tests.golden.courses import COURSES, noisy
 from tests.rules.reference import Reference
 
 from warmgap import Schedule
-from warmgap.rules import SpectralRule, by_name
+from warmgap.rules import SpectralRule, by_name, default_rho
 
 TOTAL = 200
 
@@ -21,6 +21,16 @@ def test_with_evidence_it_runs_at_the_peak_from_the_first_step() -> None:
     schedule = Schedule(TOTAL)
     for state in (schedule.first(schedule.init(), 5.5), schedule.first(schedule.init())):
         assert (state.factor, state.base, state.phase, state.handover, state.decay_start) == (1.0, 1.0, "stable", 0, 80)
+
+
+def test_a_run_without_a_hold_decays_from_the_first_step() -> None:
+    schedule = Schedule(TOTAL, SpectralRule(hold=0.0))
+    assert schedule.first(schedule.init(), 5.5).decay_start == 0
+
+
+@pytest.mark.parametrize(("total", "rho"), [(None, 0.04), (10, 0.04), (1000, 0.04), (4000, 0.02), (10**6, 0.01)])
+def test_the_cap_falls_with_the_root_of_a_long_run(total: int | None, rho: float) -> None:
+    assert default_rho(total) == pytest.approx(rho)
 
 
 def test_without_it_doubles_from_the_floor_whatever_the_losses() -> None:

@@ -319,3 +319,20 @@ def test_without_roles_it_says_what_to_do() -> None:
 def test_promise_8_bad_arguments_are_refused(given: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         SpectralCap(torch.optim.AdamW(split_parameters(network()), lr=0.1), **given)
+
+
+@pytest.mark.parametrize("name", ["muon", "lion", "adamw"])
+def test_groups_that_an_optimizer_has_loaded_are_the_ones_whose_rates_count(name: str) -> None:
+    model = network()
+    optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=0.3, weight_decay=0.0)
+    cap = SpectralCap(optimizer, rho=0.02)
+    backward(model, 0)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    for group in optimizer.param_groups:
+        group["lr"] = 3e-4
+    for index in range(1, 3):
+        backward(model, index)
+        steps = moved(model, optimizer.step)
+        assert cap.factor == 1.0
+        assert 0.0 < sum(size(d) for d in steps) / 2 < 0.02

@@ -427,9 +427,9 @@ class Replay:
     """
 
     losses: Positional[Path]  # A folder with runs.db, trainer_state.json, a .csv or .jsonl, or an event file.
-    rules: tuple[str, ...] = ()  # Rules by name, with settings: loss-ratio,level=4 (none: some).
+    rules: tuple[str, ...] = ()  # Rules by name, with settings: loss-ratio,level=4 (none: all but linear).
     run_: Annotated[str | None, arg(name="run")] = None  # Id or folder of the run, where there are several.
-    column: str | None = None  # Name of the losses in the file (None: found).
+    column: str | None = None  # Name of the losses in the file (None: the one that looks like a training loss).
     total_iters: int | None = None  # Optimizer steps in the whole run (None: as recorded).
     decay: str = "cosine"  # Decay of all of them.
     output: Path = Path("replay.html")  # The page.
@@ -500,7 +500,7 @@ def parse(arguments: Sequence[str]) -> Any:
                 union,
                 args=list(arguments),
                 prog="warmgap",
-                description="The learning-rate schedule that needs no tuning: train, compare, and see.",
+                description="The learning-rate schedule without a warm-up to tune: train, compare, and see.",
                 config=(OmitArgPrefixes, OmitSubcommandPrefixes),
             )
     except SystemExit as end:

@@ -181,6 +181,8 @@ def flatness(found: Sequence[Cell]) -> dict[str, dict[str, float]]:
     The envelope is the lowest mean loss of any method at each rate; heights are averaged over the logarithm of the
     rate. Only workloads with three rates or more, and methods that have all of them.
     """
+    from scipy.integrate import trapezoid
+
     result: dict[str, dict[str, float]] = {}
     for workload in dict.fromkeys(cell.workload for cell in found):
         own = sorted((cell for cell in found if cell.workload == workload), key=lambda cell: cell.lr)
@@ -190,7 +192,7 @@ def flatness(found: Sequence[Cell]) -> dict[str, dict[str, float]]:
         lowest = np.array([cell.losses.mean(axis=1).min() for cell in own])
         for method in shared(own):
             means = np.array([cell.of(method).mean() for cell in own])
-            result.setdefault(workload, {})[method] = float(np.trapezoid(means - lowest, rates) / np.ptp(rates))
+            result.setdefault(workload, {})[method] = float(trapezoid(means - lowest, rates) / np.ptp(rates))
     return result
 
 

@@ -312,11 +312,14 @@ class SpectralCap:
         return [(p, group) for group in self._measured for p in group["params"] if p.ndim >= 2 and p.numel()]
 
     def _take_in(self) -> None:
-        """Take in what is new among the parameters."""
+        """Take in what is new among the parameters and groups: loading an optimizer's state makes new groups."""
         matrices = self._matrices()
-        if len(self._members) != len(matrices):
+        pairs = zip(self._members, matrices, strict=False)
+        if len(self._members) != len(matrices) or any(m.param is not p or m.group is not g for m, (p, g) in pairs):
             known = {id(member.param): member for member in self._members}
             self._members = [known.get(id(p)) or self._member(p, group) for p, group in matrices]
+            for member, (_, group) in zip(self._members, matrices, strict=True):
+                member.group = group
 
     def _member(self, p: Tensor, group: dict[str, Any]) -> _Member:
         """A parameter, and the norm of its steps where the optimizer knows it."""
