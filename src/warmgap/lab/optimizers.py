@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pydoc
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -42,8 +42,7 @@ class Choice:
         given = {"lr": lr, "weight_decay": weight_decay, **self.usual, **given}
         if not isinstance(self.kind, str):
             return self.kind(groups, **given)
-        made: Any = pydoc.locate(self.kind)
-        return [made(groups, **given)]
+        return [pkgutil.resolve_name(self.kind)(groups, **given)]
 
 
 def _torch_muon(

@@ -225,7 +225,7 @@ def largest_singular_value(polynomial: Polynomial = "jordan", steps: int = 5) ->
         >>> print(f"{largest_singular_value('jordan'):.2f} {largest_singular_value('polar-express'):.2f}")
         1.20 1.14
     """
-    return _steps(polynomial if isinstance(polynomial, str) else check_polynomial(polynomial, steps), steps).largest
+    return _steps(check_polynomial(polynomial, steps), steps).largest
 
 
 def _steps(polynomial: str | tuple[Coefficients, ...], steps: int) -> _Steps:

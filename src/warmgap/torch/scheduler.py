@@ -380,7 +380,7 @@ class AdaptiveWarmup(LRScheduler):
             else:
                 self._warn_once("epoch", said)
         made = self._steps.made
-        waits = self._steps.made == 0 and self._should_have_stepped()
+        waits = made == 0 and self._should_have_stepped()
         skipped = self._steps.called(self.optimizer, waits)
         if waits:
             self._forget_step()

@@ -231,10 +231,10 @@ class SpectralCap:
             self._warn_of_vectors()
             return
         due = self._due(all_of_them=first)
-        directions = None if closure else self._directions(due, first=first)
+        directions = None if closure and due else self._directions(due, first=first)
         self._copies = []  # of an earlier call in the same step
-        if directions is not None or not due:
-            self._measure(due, directions or ())
+        if directions is not None:
+            self._measure(due, directions)
             self._publish(wait=first)
         else:
             self._copies = [(member, local(member.param).clone()) for member in due]
