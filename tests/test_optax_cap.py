@@ -29,7 +29,7 @@ def norm(x: jax.Array) -> float:
 def test_only_hidden_matrices_are_held_and_by_one_factor() -> None:
     start = params()
     grads = jax.tree.map(jnp.ones_like, start)
-    optimizer = optax.chain(optax.lion(0.1), spectral_cap(0.05))
+    optimizer = optax.chain(optax.lion(0.1), spectral_cap(0.05, rank=1))
     plain = optax.lion(0.1)
     held, state = jax.jit(optimizer.update)(grads, optimizer.init(start), start)
     free, _ = plain.update(grads, plain.init(start), start)
@@ -49,7 +49,7 @@ def test_only_hidden_matrices_are_held_and_by_one_factor() -> None:
 def test_without_an_embedding_everything_shares_the_factor() -> None:
     start = {"Dense_0": {"kernel": jnp.ones((8, 16)), "bias": jnp.zeros(16)}, "head": {"kernel": jnp.ones((16, 4))}}
     updates = jax.tree.map(jnp.ones_like, start)
-    cap = spectral_cap(0.05)
+    cap = spectral_cap(0.05, rank=1)
     held, state = cap.update(updates, cap.init(start))
     assert float(state.factor) < 0.01
     assert all(jnp.allclose(x, state.factor) for x in jax.tree.leaves(held))
@@ -57,7 +57,7 @@ def test_without_an_embedding_everything_shares_the_factor() -> None:
 
 def test_a_convolution_is_measured_by_its_channels() -> None:
     updates = {"Conv_0": {"kernel": jnp.ones((3, 3, 4, 16))}}  # of rank one, norm 24
-    cap = spectral_cap(0.05)
+    cap = spectral_cap(0.05, rank=1)
     _, state = cap.update(updates, cap.init(updates))
     assert float(state.ratio) == pytest.approx(24 / (16 / 4) ** 0.5)
 
@@ -93,7 +93,43 @@ def test_roles_come_from_paths_labels_or_a_function() -> None:
         assert spectral_cap(0.1, roles=given).init(start).factor == 1.0
 
 
+def test_the_largest_singular_values_are_cut_and_the_rest_passes() -> None:
+    key = jax.random.split(jax.random.key(1), 3)
+    sides = jnp.linalg.qr(jax.random.normal(key[0], (48, 48)))[0], jnp.linalg.qr(jax.random.normal(key[1], (64, 64)))[0]
+    values = jnp.concatenate([jnp.array([4.0, 2.0, 1.5]), jnp.full(45, 0.1)])
+    kernel = (sides[0] * values) @ sides[1][:48]  # 48 inputs, 64 outputs
+    updates = {"embed": jnp.ones((4, 4)), "dense": {"kernel": kernel}}
+    rho = 0.5
+    cap = spectral_cap(rho)
+    state, step = cap.init(updates), jax.jit(cap.update)
+    for _ in range(8):
+        held, state = step(updates, state)
+    limit = rho * (64 / 48) ** 0.5
+    expected = (sides[0] * jnp.minimum(values, limit)) @ sides[1][:48]
+    assert float(state.factor) == 1.0
+    np.testing.assert_allclose(held["dense"]["kernel"], expected, atol=2e-3)
+    assert jnp.array_equal(held["embed"], updates["embed"])
+
+
+def test_it_cuts_as_the_cap_of_torch_does() -> None:
+    import torch
+
+    from warmgap.torch.spectral_cap import leading
+
+    kernel = jax.random.normal(jax.random.key(2), (40, 30)) @ jnp.diag(jnp.arange(1, 31) ** -1.0)
+    cap = spectral_cap(1e-3)
+    updates = {"embed": jnp.ones((4, 4)), "dense": {"kernel": kernel}}
+    state, starts = cap.init(updates), None
+    for _ in range(20):
+        _, state = cap.update(updates, state)
+        (found,) = leading([torch.from_numpy(np.array(kernel.T))], 8, starts)
+        starts = [found.start]
+    assert float(state.ratio) == pytest.approx(float(found.values.min()) / (30 / 40) ** 0.5, rel=1e-2)
+
+
 def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="rank"):
+        spectral_cap(0.1, rank=0)
     with pytest.raises(ValueError, match="rho"):
         spectral_cap(-1.0)
     with pytest.raises(ValueError, match="no hidden matrix"):
@@ -101,6 +137,6 @@ def test_bad_arguments_are_refused() -> None:
 
 
 def test_rho_follows_the_length_of_the_run() -> None:
-    assert default_rho(None) == default_rho(100) == default_rho(1000) == 0.04
-    assert default_rho(4000) == pytest.approx(0.02)
+    assert default_rho(None) == default_rho(100) == default_rho(1000) == 0.03
+    assert default_rho(4000) == pytest.approx(0.015)
     assert default_rho(10**6) == 0.01

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from warmgap._checks import check_positive, warn
+from warmgap._checks import check_count, check_positive, warn
 from warmgap._checks import not_installed as _not_installed
 
 try:
@@ -318,8 +318,10 @@ class SpectralCapState(NamedTuple):
     """State of `spectral_cap`.
 
     Attributes:
-        ratio: Median of ||update_i||_2 / sqrt(outputs_i / inputs_i) of the last updates, before they were held back.
-        factor: What the last updates were multiplied by, in (0, 1].
+        ratio: Median of what the factor holds of the last updates, over sqrt(outputs_i / inputs_i), before it was held:
+            of each update's smallest singular value followed.
+        factor: What the last updates were multiplied by, in (0, 1], besides what was cut.
+        starts: The directions followed in each hidden matrix, shape (outputs, k).
 
     Example:
         >>> import jax.numpy as jnp
@@ -332,6 +334,7 @@ class SpectralCapState(NamedTuple):
 
     ratio: Array
     factor: Array
+    starts: list[Array]
 
 
 def spectral_cap(
@@ -339,25 +342,29 @@ def spectral_cap(
     *,
     total_iters: int | None = None,
     roles: Callable[[optax.Params], Any] | Any = None,
+    rank: int = 8,
 ) -> optax.GradientTransformation:
-    """Hold the updates of hidden matrices under a spectral norm, one factor for all: the last link of a chain.
+    """Hold the updates of hidden matrices under a cap on their singular values: the last link of a chain.
 
-    The updates D_i of the hidden matrices are multiplied by min(1, rho / r), r the median over i of
-    ||D_i||_2 / sqrt(outputs_i / inputs_i). Other updates are left alone where there is an embedding, and share the
-    factor where there is none. See `warmgap.torch.SpectralCap`. A kernel has shape (..., inputs, outputs); one of more
-    than two dimensions counts as a matrix of shape (product of the others, outputs), one of four as a convolution.
+    The leading `rank` singular values of each update D_i are cut down to rho * sqrt(outputs_i / inputs_i), and the rest
+    is multiplied by min(1, rho / r), one factor for all: r is the median over i of the smallest singular value followed,
+    over sqrt(outputs_i / inputs_i). Other updates are left alone where there is an embedding, and share the factor where
+    there is none. See `warmgap.torch.SpectralCap`. A kernel has shape (..., inputs, outputs); one of more than two
+    dimensions counts as a matrix of shape (product of the others, outputs), one of four as a convolution.
 
     Args:
         rho: The cap, above 0; `"auto"` takes `warmgap.rules.default_rho(total_iters)`.
         total_iters: Optimizer steps in the whole run, for the default.
         roles: A pytree of role names (`"hidden"`, `"embedding"`, `"head"`, `"other"`) with the parameters' structure,
             or a function from the parameters to it; by default `roles_of`, which goes by the paths' names.
+        rank: Singular directions of an update that are cut one by one; of a small matrix at most half of its smaller
+            side. With 1 updates are only scaled, as is right after SGD and other updates in proportion to gradients.
 
     Returns:
         A transformation; put it after the learning rate.
 
     Raises:
-        ValueError: If rho is not above 0, or, from `init`, if no parameter is a hidden matrix.
+        ValueError: If rho or rank is not above 0, or, from `init`, if no parameter is a hidden matrix.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -369,6 +376,7 @@ def spectral_cap(
         True
     """
     bound = default_rho(total_iters) if rho == "auto" else check_positive("rho", rho)
+    check_count("rank", rank, minimum=1)
 
     def labels(tree: Any) -> Any:
         return roles_of(tree) if roles is None else roles(tree) if callable(roles) else roles
@@ -377,28 +385,51 @@ def spectral_cap(
         named = zip(jax.tree.leaves(tree), jax.tree.leaves(names), strict=True)
         return [x for x, role in named if role == "hidden"]
 
-    def size(x: Array) -> Array:
+    def scale(x: Array) -> float:
         inputs = x.shape[2] if x.ndim == 4 else x.size // x.shape[-1]
-        return _spectral_norm(x.reshape(-1, x.shape[-1]), 4) * math.sqrt(inputs / x.shape[-1])
+        return math.sqrt(x.shape[-1] / inputs)
 
     def init(params: optax.Params) -> SpectralCapState:
-        if not hidden(params, labels(params)):
+        found = hidden(params, labels(params))
+        if not found:
             raise ValueError(
                 "spectral_cap found no hidden matrix: give roles=, a pytree of 'hidden', 'embedding', 'head' and "
                 "'other' with the structure of the parameters"
             )
-        return SpectralCapState(jnp.zeros(()), jnp.ones(()))
+        starts = []
+        for x in found:
+            sides = x.size // x.shape[-1], x.shape[-1]
+            dtype = jnp.promote_types(x.dtype, jnp.float32)
+            starts.append(jax.random.normal(jax.random.key(0), (sides[1], min(rank, -(-min(sides) // 2))), dtype))
+        return SpectralCapState(jnp.zeros(()), jnp.ones(()), starts)
 
     def update(
         updates: optax.Updates, state: SpectralCapState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, SpectralCapState]:
-        del state, params
+        del params
         names = labels(updates)
         held = {"hidden"} if "embedding" in jax.tree.leaves(names) else {"hidden", "head", "other"}
-        ratio = jax.lax.stop_gradient(jnp.median(jnp.stack([size(x) for x in hidden(updates, names)])))
+        measured = [
+            (scale(x), _leading(jax.lax.stop_gradient(x), start, state.ratio))
+            for x, start in zip(hidden(updates, names), state.starts, strict=True)
+        ]
+        ratio = jnp.median(jnp.stack([jnp.min(values) / size for size, (_, _, values, _) in measured]))
         factor = jnp.where(ratio > bound, bound / jnp.where(ratio > bound, ratio, 1.0), 1.0)
-        updates = jax.tree.map(lambda x, role: x * factor.astype(x.dtype) if role in held else x, updates, names)
-        return updates, SpectralCapState(ratio, factor)
+        parts = iter(measured)
+
+        def cut(x: Array, role: str) -> Array:
+            if role not in held:
+                return x
+            changed = x * factor.astype(x.dtype)
+            if role == "hidden":
+                size, (left, right, values, _) = next(parts)
+                if rank > 1:
+                    excess = jnp.maximum(factor - bound * size / jnp.maximum(values, 1e-30), 0.0)
+                    changed = changed - (right @ (left * excess).T).reshape(x.shape).astype(x.dtype)
+            return changed
+
+        updates = jax.tree.map(cut, updates, names)
+        return updates, SpectralCapState(ratio, factor, [start for _, (*_, start) in measured])
 
     return optax.GradientTransformation(init, update)
 
@@ -427,14 +458,21 @@ def roles_of(params: optax.Params) -> Any:
     return jax.tree_util.tree_map_with_path(role, params)
 
 
-def _spectral_norm(matrix: Array, iterations: int) -> Array:
-    """The power method of `warmgap.torch.spectral_cap.spectral_norms`."""
-    x = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
-    v = x[jnp.argmax(jnp.sum(x * x, axis=1))]
-    for _ in range(iterations):
-        u = x @ (v / jnp.maximum(jnp.sqrt(jnp.sum(v * v)), 1e-30))
-        v = (u / jnp.maximum(jnp.sqrt(jnp.sum(u * u)), 1e-30)) @ x
-    return jnp.sqrt(jnp.sum(v * v))
+def _leading(x: Array, start: Array, ratio: Array) -> tuple[Array, Array, Array, Array]:
+    """The subspace method of `warmgap.torch.spectral_cap.leading`, of a kernel's transpose."""
+    matrix = x.reshape(-1, x.shape[-1]).astype(start.dtype)  # inputs are its rows
+
+    def iterate(start: Array) -> tuple[Array, Array, Array, Array]:
+        right = jnp.linalg.qr(matrix @ start)[0]
+        left = matrix.T @ right
+        values = jnp.linalg.norm(left, axis=0)
+        found = (values > 1e-30) & (values < jnp.inf)
+        return left, right, values, jnp.where(found, left / jnp.where(found, values, 1.0), start)
+
+    # Three more before the first step, when nothing was measured, and always where one direction is followed.
+    cold = (ratio == 0.0) | (start.shape[1] == 1)
+    start = jax.lax.cond(cold, lambda s: iterate(iterate(iterate(s)[3])[3])[3], lambda s: s, start)
+    return iterate(start)
 
 
 def check_restored(restored: Any, fresh: Any) -> None:

@@ -1,3 +1,4 @@
+import copy
 import io
 import itertools
 import math
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from warmgap.torch import Lion, Muon, NormalizedSGD, Signum, SpectralCap, spectral_cap, split_parameters
-from warmgap.torch.spectral_cap import spectral_norms
+from warmgap.torch.spectral_cap import leading
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -46,10 +47,11 @@ def backward(model: nn.Sequential, seed: int) -> None:
     nn.functional.cross_entropy(model(x), 7 * x % 32).backward()
 
 
-def moved(model: nn.Sequential, step: Callable[[], Any]) -> list[Tensor]:
-    before = [w.detach().clone() for w in hidden(model)]
+def moved(model: nn.Sequential, step: Callable[[], Any], weights: list[Tensor] | None = None) -> list[Tensor]:
+    weights = hidden(model) if weights is None else weights
+    before = [w.detach().clone() for w in weights]
     step()
-    return [w.detach() - b for w, b in zip(hidden(model), before, strict=True)]
+    return [w.detach() - b for w, b in zip(weights, before, strict=True)]
 
 
 def norm(matrix: Tensor) -> float:
@@ -63,7 +65,10 @@ def size(step: Tensor) -> float:
 @pytest.mark.parametrize("shape", [(64, 64), (48, 200), (200, 48), (1, 30), (30, 1)])
 @pytest.mark.parametrize("kind", ["gauss", "sign", "rank one", "low rank sign", "steep"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_estimate_is_at_most_a_fifth_below_the_norm(shape: tuple[int, int], kind: str, seed: int) -> None:
+@pytest.mark.parametrize("rank", [1, 8])
+def test_the_estimate_is_at_most_a_fifth_below_the_norm(
+    shape: tuple[int, int], kind: str, seed: int, rank: int
+) -> None:
     random = torch.Generator().manual_seed(seed)
     gauss = torch.randn(shape, generator=random)
     left, right = torch.randn(shape[0], 3, generator=random), torch.randn(3, shape[1], generator=random)
@@ -74,14 +79,34 @@ def test_the_estimate_is_at_most_a_fifth_below_the_norm(shape: tuple[int, int], 
         "low rank sign": (left @ right).sign(),
         "steep": gauss * torch.arange(1, shape[1] + 1) ** -1.0,
     }[kind]
-    found = float(spectral_norms([matrix])[0])
-    assert 0.8 * norm(matrix) <= found <= norm(matrix) * (1 + 1e-5)
-    assert found == pytest.approx(float(spectral_norms([1e-8 * matrix])[0]) * 1e8, rel=1e-4)
+    (found,) = leading([matrix], rank)
+    largest = float(found.values.max())
+    assert (0.8 if rank == 1 else 0.85) * norm(matrix) <= largest <= norm(matrix) * (1 + 1e-5)
+    (small,) = leading([1e-8 * matrix], rank)
+    assert largest == pytest.approx(float(small.values.max()) * 1e8, rel=1e-3)
+    # What is cut never makes a singular value larger.
+    rest = matrix - (found.left * torch.rand(found.values.shape, generator=random)) @ found.right.mT
+    assert bool((torch.linalg.svdvals(rest) <= torch.linalg.svdvals(matrix) * (1 + 1e-4) + 1e-5 * norm(matrix)).all())
 
 
-def test_the_estimate_of_a_zero_matrix_is_zero_and_half_precision_is_computed_in_float32() -> None:
-    assert spectral_norms([torch.zeros(3, 4)]).tolist() == [0.0]
-    assert spectral_norms([torch.eye(4, dtype=torch.bfloat16)]).dtype == torch.float32
+def test_going_on_from_the_last_directions_finds_the_largest_singular_values() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(48, 96) @ torch.diag(torch.arange(1, 97) ** -0.5)
+    starts = None
+    for _ in range(30):
+        (found,) = leading([matrix], 8, starts)
+        starts = [found.start]
+    torch.testing.assert_close(found.values, torch.linalg.svdvals(matrix)[:8], rtol=0.05, atol=0.0)
+
+
+def test_directions_of_a_zero_matrix_and_of_one_that_is_not_finite_keep_their_starts() -> None:
+    (found,) = leading([torch.zeros(6, 6)], 2)
+    assert found.values.tolist() == [0.0, 0.0]
+    (poisoned,) = leading([torch.full((6, 6), math.nan)], 2, [found.start])
+    assert torch.equal(poisoned.start, found.start)
+    (again,) = leading([torch.eye(6, dtype=torch.bfloat16)], 2, [poisoned.start])
+    assert again.values.dtype == torch.float32
+    assert again.values.tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", [*OURS, *THEIRS])
@@ -89,14 +114,38 @@ def test_promise_1_no_step_of_hidden_matrices_is_above_the_cap(name: str) -> Non
     model = network()
     optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=0.3, weight_decay=0.0)
     cap = SpectralCap(optimizer, rho=0.02)
-    late = 0.0 if name in OURS else 1.2 if name == "sgd" else 0.6  # measured on the step before
+    late = 0.5 if name in ("lion", "signum") else 0.0 if name in OURS else 1.2 if name == "sgd" else 0.6  # measured on the step before
     for index in range(6):
         backward(model, index)
         steps = moved(model, optimizer.step)
         ratio = sum(size(d) for d in steps) / 2  # of two, the median is the mean
-        assert ratio <= 0.02 * (1.15 + (late if index else 0.0))
+        assert ratio <= 0.02 * (1.25 + (late if index else 0.0))  # the followed directions miss some
         assert cap.factor < 1.0 or index == 0
         assert all(group["lr"] == 0.3 for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("lion", 6e-3), ("signum", 6e-3), ("adamw", 6e-3)])
+def test_the_step_is_the_plain_one_with_its_largest_singular_values_cut(name: str, rate: float) -> None:
+    model = nn.Sequential(nn.Embedding(32, 64), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 64), nn.Linear(64, 32))
+    optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=rate, weight_decay=0.0)
+    plain = copy.deepcopy(model)
+    rival = (OURS | THEIRS)[name](list(split_parameters(plain)), lr=rate, weight_decay=0.0)
+    cap = SpectralCap(optimizer, rho=0.1)
+    for index in range(30):
+        plain.load_state_dict(model.state_dict())
+        if index == 0:
+            backward(model, index)  # and the same gradients again: the directions settle
+        for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+            q.grad = p.grad.clone() if p.grad is not None else None
+        (whole,) = moved(plain, rival.step, weights=[weight(plain, 1)])
+        (cut,) = moved(model, optimizer.step, weights=[weight(model, 1)])
+    assert cap.factor == 1.0
+    u, s, v = torch.linalg.svd(whole, full_matrices=False)
+    limit = 0.1 * math.sqrt(48 / 64)
+    assert 1 <= int((s > limit).sum()) < 8
+    torch.testing.assert_close(cut, (u * s.clamp(max=limit)) @ v, rtol=0.0, atol=0.03 * limit)
+    assert norm(whole) > 1.2 * limit
+    assert norm(cut) < 1.1 * limit
 
 
 def test_other_roles_are_left_alone() -> None:
@@ -120,8 +169,13 @@ def test_in_a_model_without_an_embedding_everything_shares_the_factor() -> None:
     before = [p.detach().clone() for p in model.parameters()]
     optimizer.step()
     assert cap.factor < 0.5
+    (group,) = [g for g in optimizer.param_groups if g["role"] == "hidden"]
     for p, old in zip(model.parameters(), before, strict=True):
-        assert float((p.detach() - old).abs().max()) == pytest.approx(0.3 * cap.factor, rel=1e-4)
+        largest = float((p.detach() - old).norm()) / math.sqrt(p.numel())
+        if any(p is q for q in group["params"]):
+            assert largest < 0.9 * 0.3 * cap.factor  # cut besides
+        else:
+            assert largest == pytest.approx(0.3 * cap.factor, rel=1e-4)
 
 
 def test_a_convolution_is_measured_by_its_channels() -> None:
@@ -134,7 +188,7 @@ def test_a_convolution_is_measured_by_its_channels() -> None:
     optimizer.step()
     steps = [p.detach() - old for p, old in zip((p for p in model.parameters() if p.ndim == 4), before, strict=True)]
     sizes = [norm(d.flatten(1)) / math.sqrt(d.shape[0] / d.shape[1]) for d in steps]
-    assert sum(sizes) / 2 == pytest.approx(0.02, rel=0.15)
+    assert sum(sizes) / 2 == pytest.approx(0.02, rel=0.25)
 
 
 @pytest.mark.parametrize(("name", "shared"), [("normalized-sgd", True), ("sgd", True), ("lion", False)])
@@ -217,7 +271,7 @@ def test_groups_keep_the_ratio_of_their_rates() -> None:
     (group,) = [g for g in optimizer.param_groups if g["role"] == "hidden"]
     second = {**group, "params": [group["params"].pop()], "param_names": [group["param_names"].pop()], "lr": 0.03}
     optimizer.add_param_group(second)
-    SpectralCap(optimizer, rho=0.02)
+    SpectralCap(optimizer, rho=0.02, rank=1)
     backward(model, 0)
     steps = moved(model, optimizer.step)
     largest = [float(d.abs().max()) for d in steps]
@@ -253,14 +307,14 @@ def test_gradients_that_come_within_the_step_are_measured_after_it() -> None:
         return 0.0
 
     steps = moved(model, lambda: optimizer.step(closure))
-    assert sum(size(d) for d in steps) / 2 == pytest.approx(0.02, rel=0.15)
+    assert sum(size(d) for d in steps) / 2 == pytest.approx(0.02, rel=0.25)
     optimizer.step(closure)
     assert cap.factor < 0.5
 
 
 def test_a_step_that_was_skipped_measures_nothing() -> None:
     model = network()
-    optimizer = torch.optim.AdamW(list(split_parameters(model)), lr=0.3)
+    optimizer = torch.optim.Adagrad(list(split_parameters(model)), lr=0.3)
     cap = SpectralCap(optimizer, rho=0.02)
     backward(model, 0)
     optimizer.step()
@@ -276,10 +330,28 @@ def test_a_step_that_was_skipped_measures_nothing() -> None:
     assert poisoned.ratio is None
 
 
-def test_large_models_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_a_fused_kernel_skipped_is_not_cut() -> None:
+    model = network()
+    optimizer: Any = torch.optim.AdamW(list(split_parameters(model)), lr=0.3, weight_decay=0.0)
+    cap = SpectralCap(optimizer, rho=0.02, apply=False)
+    backward(model, 0)
+    cap.before()
+    optimizer.step()
+    cap.after()
+    cap.before()
+    optimizer.found_inf = torch.tensor(1.0)  # as torch.amp.GradScaler sets it around a fused step
+    assert all(not bool(d.any()) for d in moved(model, cap.after))
+    optimizer.found_inf = torch.tensor(0.0)
+    assert all(bool(d.any()) for d in moved(model, cap.after))
+
+
+@pytest.mark.parametrize(("rate", "turns"), [(1e-5, True), (0.01, False)])
+def test_large_models_are_measured_in_turn_far_from_the_cap(
+    rate: float, turns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spectral_cap, "_BUDGET", 1)
     model = network()
-    optimizer = torch.optim.AdamW(list(split_parameters(model)), lr=0.01)
+    optimizer = torch.optim.AdamW(list(split_parameters(model)), lr=rate)
     cap = SpectralCap(optimizer, rho=0.02)
     seen = []
     for index in range(4):
@@ -287,7 +359,8 @@ def test_large_models_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> N
         optimizer.step()
         seen.append([ratios[0] for ratios in cap.state_dict()["ratios"]])
     changed = [[a != b for a, b in zip(old, new, strict=True)] for old, new in itertools.pairwise(seen)]
-    assert changed == [[True, False], [False, True], [True, False]]
+    in_turn, always = [[True, False], [False, True]], [[True, True]] * 3
+    assert changed in ([[*in_turn, in_turn[0]], [*in_turn[::-1], in_turn[1]]] if turns else [always])
 
 
 def test_parameters_that_join_late_are_taken_in() -> None:
@@ -336,3 +409,44 @@ def test_groups_that_an_optimizer_has_loaded_are_the_ones_whose_rates_count(name
         steps = moved(model, optimizer.step)
         assert cap.factor == 1.0
         assert 0.0 < sum(size(d) for d in steps) / 2 < 0.02
+
+
+@pytest.mark.parametrize("name", ["lion", "adamw"])
+def test_a_state_of_version_1_is_measured_anew(name: str) -> None:
+    model = network()
+    optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=0.3)
+    backward(model, 0)
+    optimizer.step()
+    cap = SpectralCap(optimizer, rho=0.02)
+    cap.load_state_dict({"version": 1, "ratios": [[3.0], [4.0]], "turn": 1, "ratio": 3.5})
+    assert cap.ratio is None
+    backward(model, 1)
+    steps = moved(model, optimizer.step)
+    assert cap.factor < 1.0
+    assert sum(size(d) for d in steps) / 2 < 0.05
+
+
+def test_a_rank_of_one_changes_learning_rates_only() -> None:
+    weights = []
+    for capped in (True, False):
+        model = network()
+        optimizer = Lion(list(split_parameters(model)), lr=0.3)
+        cap = SpectralCap(optimizer, rho=0.02, rank=1) if capped else None
+        backward(model, 0)
+        (step, _) = moved(model, optimizer.step)
+        weights.append(step if cap is None else step / cap.factor)
+    torch.testing.assert_close(*weights)
+    assert SpectralCap(NormalizedSGD(list(split_parameters(network())), lr=0.1)).rank == 1
+    assert SpectralCap(torch.optim.Adagrad(list(split_parameters(network())), lr=0.1)).rank == 1
+    assert SpectralCap(torch.optim.AdamW(list(split_parameters(network())), lr=0.1)).rank == 8
+
+
+def test_a_step_known_only_by_copies_is_cut_where_a_rank_is_given() -> None:
+    model = network()
+    optimizer = torch.optim.Adagrad(list(split_parameters(model)), lr=0.3)
+    cap = SpectralCap(optimizer, rho=0.02, rank=8)
+    for index in range(4):
+        backward(model, index)
+        steps = moved(model, optimizer.step)
+        assert sum(size(d) for d in steps) / 2 < 0.02 * (1.25 if index == 0 else 1.85)
+    assert cap.factor < 1.0

@@ -163,7 +163,7 @@ class LossMean:
         return float(self._weighted) / weight if weight > 0.0 else math.nan
 
     def highest(self, value: Tensor) -> Tensor:
-        """Return the highest of the ranks' values, each a tensor with one element; 0 stands for one that is NaN.
+        """Return the highest of the ranks' values, entry by entry; 0 stands for one that is NaN.
 
         Every rank of the group must call it at the same step. The host does not wait for the device.
         """
@@ -171,7 +171,7 @@ class LossMean:
             return value
         if value.device.type == "cpu" and dist.get_backend(self._group) == "nccl":
             value = value.to("cuda")
-        return self._of_every_rank(value.detach().reshape(1)).nan_to_num(0.0).amax()
+        return self._of_every_rank(value.detach()).nan_to_num(0.0).amax(0)
 
     def _of_every_rank(self, mine: Tensor) -> Tensor:
         gathered = [torch.empty_like(mine) for _ in range(self.ranks)]

@@ -614,14 +614,14 @@ class AdaptiveWarmup(LRScheduler):
         self._cap_factor = 1.0
         first = self._capped[0]
         scheduled = self._plain_lr(first) * self._scales[first]
-        factor, room = self._state.factor, self.cap.limit / scheduled if scheduled > 0.0 else math.inf
-        self._room, most = room, min(1.0, room)
+        factor, at = self._state.factor, max(scheduled, 1e-300)
+        self._room, most = self.cap.room / at, min(1.0, self.cap.limit / at)
         if self._made is not None and factor > 0.0:
             most = min(most, 2.0 * self._made / factor)
         self._cap_factor = most
-        if most < _CAPPED and not self._capping:
+        if self._room < _CAPPED and not self._capping:
             reason, after = "step too large: held by the spectral cap", factor * most
-        elif self._capping and most == 1.0 and room > _RELEASED:
+        elif self._capping and most == 1.0 and self._room > _RELEASED:
             reason, after = "released by the spectral cap", factor
         else:
             return
@@ -637,7 +637,7 @@ class AdaptiveWarmup(LRScheduler):
             self._warn_once("sum", said)
         self._history.add(before.step, loss, made, before.base)
         if before.phase != "decay":
-            self._history.at_peak(self._cap_factor, self._room)
+            self._history.at_peak(min(1.0, self._room), self._room)
         self._made = made
         self._state = self.schedule.step(before, loss)
         for index, state in self._own.items():

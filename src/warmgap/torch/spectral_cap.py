@@ -11,10 +11,11 @@ A step's size is its spectral norm over sqrt(outputs / inputs), the size that ch
 
 from __future__ import annotations
 
+import base64
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +25,15 @@ from warmgap._checks import check_count, check_positive, warn
 from warmgap.rules import default_rho
 from warmgap.torch.layout import matrices_of
 from warmgap.torch.orthogonalize import as_matrix
-from warmgap.torch.sharding import is_sharded, local
+from warmgap.torch.sharding import is_sharded, local, sharding_of
 from warmgap.torch.split import role_of
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
-_ITERATIONS = 4  # of the power method
+_ITERATIONS = 4  # of the subspace method without a start
+_RANK = 8  # singular directions that are followed
+_SHIFT = 1e-10  # of the Gram matrix of columns of length one
+_NEAR = 1.5  # a step by so much below the cap is far from it
 _BUDGET = 2**24  # entries measured a step (28 matrices of 768 x 768); larger models are measured in turn
 _EXPERTS = 8  # matrices of a stack that are measured
 _TINY = 1e-30
@@ -60,59 +64,115 @@ WHOLE_STEP = frozenset({"SGD", "NormalizedSGD"})
 """Class names of optimizers whose step is one vector for the whole model: norms and biases take a large share of it."""
 
 
-@torch.no_grad()
-def spectral_norms(matrices: Sequence[Tensor], iterations: int = _ITERATIONS) -> Tensor:
-    """Estimate the spectral norm of matrices of one shape by the power method from each one's longest row.
+class Leading(NamedTuple):
+    """The leading singular directions of a matrix M, or of a batch of them, as far as the subspace method has come.
 
-    Nothing random and no memory of earlier calls: the same matrices give the same numbers on every rank and after a
-    resume. The estimate is never above the norm. With four iterations it is 0.8 to 1 of it on random matrices (median
-    0.94), and exact on matrices of rank one. The host does not wait for the device.
-
-    Args:
-        matrices: At least one, each of shape (rows, columns); half precision is computed in float32.
-        iterations: Products with the matrix and its transpose, at least one.
-
-    Returns:
-        One norm a matrix, shape (n,), float32 or float64, on the matrices' device.
+    Attributes:
+        left: Shape (..., rows, k); its columns have length at most 1 and are orthogonal.
+        right: M^T left, shape (..., columns, k).
+        values: The lengths of its columns, (..., k): estimates of the k largest singular values from below, largest
+            first once they have settled.
+        start: What to go on from with the next matrix, shape (..., columns, k).
 
     Example:
         >>> import torch
-        >>> spectral_norms([torch.diag(torch.tensor([3.0, 1.0])), torch.zeros(2, 2)]).tolist()
-        [3.0, 0.0]
+        >>> leading([torch.diag(torch.tensor([3.0, 1.0, 2.0]))], 2)[0].values
+        tensor([3.0000, 2.0000])
     """
-    dtype = torch.promote_types(matrices[0].dtype, torch.float32)
-    if matrices[0].device.type == "cpu":  # batched products with one column are slow there
-        return torch.cat([_power(matrix.to(dtype).unsqueeze(0), iterations) for matrix in matrices])
-    return _power(torch.stack([matrix.to(dtype) for matrix in matrices]), iterations)
+
+    left: Tensor
+    right: Tensor
+    values: Tensor
+    start: Tensor
 
 
-def _power(batch: Tensor, iterations: int) -> Tensor:
-    """The norm of M^T u of each matrix M of the batch, for u after so many steps from its longest row."""
-    longest = torch.linalg.vector_norm(batch, dim=-1).argmax(-1)[:, None, None].expand(-1, 1, batch.shape[-1])
-    v = batch.gather(1, longest).mT
-    for _ in range(iterations):
-        u = batch @ (v / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min(_TINY))
-        v = batch.mT @ (u / torch.linalg.vector_norm(u, dim=1, keepdim=True).clamp_min(_TINY))
-    norms: Tensor = torch.linalg.vector_norm(v, dim=(1, 2))
-    return norms
+@torch.no_grad()
+def leading(matrices: Sequence[Tensor], rank: int, starts: Sequence[Tensor] | None = None) -> list[Leading]:
+    """Estimate the leading singular values and directions of matrices by the subspace method.
+
+    The same matrices and starts give the same numbers on every rank and after a resume. The host does
+    not wait for the device. From the starts that the last step's matrix left, one product with the matrix and its
+    transpose is enough; without, or for rank 1, there are four.
+
+    Args:
+        matrices: Each of shape (rows, columns); half precision is computed in float32.
+        rank: Directions a matrix; of one with a smaller side of n, at most half of it, rounded up.
+        starts: One a matrix, of shape (columns, k); by default the same random ones each time.
+
+    Returns:
+        One entry a matrix, in float32 or float64.
+
+    Example:
+        >>> import torch
+        >>> (found,) = leading([2.0 * torch.ones(4, 4)], 8)
+        >>> [round(value, 3) for value in found.values.tolist()]
+        [8.0, 0.0]
+    """
+    results: list[Leading | None] = [None] * len(matrices)
+    groups: dict[Any, list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        alone = matrix.device.type == "cpu"  # batched products with few columns are slow there
+        groups.setdefault(index if alone else (matrix.device, matrix.dtype, matrix.shape), []).append(index)
+    for indices in groups.values():
+        some = [matrices[index] for index in indices]
+        batch = some[0].unsqueeze(0) if len(some) == 1 else torch.stack(some)
+        batch = batch.to(torch.promote_types(batch.dtype, torch.float32))
+        count = min(rank, -(-min(batch.shape[1:]) // 2))
+        if starts is None:
+            start = torch.randn(batch.shape[-1], count, generator=torch.Generator().manual_seed(0))
+            start = start.to(batch).expand(len(some), -1, -1)
+        else:
+            start = torch.stack([starts[index] for index in indices])
+        for _ in range(1 if starts is not None and count > 1 else _ITERATIONS):
+            left, right, values, start = _iterate(batch, start)
+        for index, parts in zip(indices, zip(left, right, values, start, strict=True), strict=True):
+            results[index] = Leading(*parts)
+    return [result for result in results if result is not None]
+
+
+def _iterate(batch: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One product with each matrix of the batch and its transpose, orthogonal columns between them."""
+    left = batch @ start
+    left = (left / torch.linalg.vector_norm(left, dim=1, keepdim=True).clamp_min(_TINY)).double()
+    # By Cholesky, which the host need not wait for, and in float64: columns may be parallel but for rounding in float32.
+    # The shift leaves those short.
+    gram = left.mT @ left
+    gram.diagonal(dim1=1, dim2=2).add_(_SHIFT)
+    factor = torch.linalg.cholesky_ex(gram)[0]
+    left = torch.linalg.solve_triangular(factor, left.mT, upper=False).mT.to(batch)
+    right = batch.mT @ left
+    values = torch.linalg.vector_norm(right, dim=1)
+    lengths = values.unsqueeze(1)
+    # A direction without length keeps its start, and finds one when the matrix has it.
+    found = (lengths > _TINY) & (lengths < torch.inf)
+    return left, right, values, torch.where(found, right / lengths.clamp_min(_TINY), start)
 
 
 class SpectralCap:
-    """Hold the steps of the hidden matrices W_i under a cap: one factor `min(1, rho / r)` for all of them.
+    """Hold the steps of the hidden matrices W_i under a cap on their singular values.
 
-    `r` is the median over i of `||D_i||_2 / sqrt(outputs_i / inputs_i)`, where D_i is what the step changes W_i by.
-    Inputs and outputs of a convolution, a matrix of shape (outputs, inputs * taps), are its channels. All hidden
-    matrices share the factor, so their learning rates keep their ratios. Embedding, head, norms and biases are left
-    alone, with two exceptions: in a model without an embedding (MLP, convnet) all of them share the factor, and norms
-    and biases share it with optimizers that make one step of all weights (SGD, NormalizedSGD).
+    What the step changes W_i by may have no singular value above `rho * sqrt(outputs_i / inputs_i)`. Inputs and outputs
+    of a convolution, a matrix of shape (outputs, inputs * taps), are its channels. Of each step the leading `rank`
+    singular directions are followed, and cut down to the cap one by one. The rest is held by one factor,
+    `min(1, rho / r)`, for all hidden matrices, so that their learning rates keep their ratios: `r` is the median over i
+    of the smallest singular value followed, over sqrt(outputs_i / inputs_i). With `rank=1` whole steps are scaled by the
+    factor, r is the median of their spectral norms, and only learning rates change.
 
-    Works around any `torch.optim.Optimizer`. With the optimizers of `warmgap.torch` the directions are measured before
-    each step is made, so that the cap is exact for that step (on CUDA it acts one step late, since the host does not
-    wait for the device); how large an orthogonalized direction, Muon's and Scion's, can be is known, and nothing is
-    measured. With any other optimizer the step just made is measured, by copies of the matrices whose turn
-    it is, and the next one is held back; its first step is measured on the gradients where it is known to be their sign
-    (Adam, Lion, sign methods) or themselves (SGD). Models of more than 2^24 entries in hidden matrices are measured in
-    turn, some matrices a step. No step waits for the device, but the first.
+    Embedding, head, norms and biases are left alone, with two exceptions: in a model without an embedding (MLP,
+    convnet) all of them share the factor, and norms and biases share it with optimizers that make one step of all
+    weights (SGD, NormalizedSGD).
+
+    Works around any `torch.optim.Optimizer`. With the optimizers of `warmgap.torch` and lion_pytorch's Lion the
+    directions are measured before each step is made, so that the cap is exact for that step but for what the followed
+    directions miss (on CUDA the factor acts one step late, since the host does not wait for the device); how large an
+    orthogonalized direction, Muon's and Scion's, can be is known, and nothing is measured. The steps of torch's Adam and
+    AdamW are computed once more from their state, after the step: they are cut in that step, and the factor acts in the
+    next; the first step is measured on the signs of the gradients. None of these takes a copy of the model. With any
+    other optimizer the rank is 1, some matrices a step are copied to measure the step just made, and the next one is held
+    back; with a `rank` above 1 all hidden matrices are copied.
+
+    Far from the cap, models of more than 2^24 entries in hidden matrices are measured in turn, some matrices a step. No
+    step waits for the device, but the first. Sharded matrices (DTensor) are gathered one at a time.
 
     Args:
         optimizer: Any optimizer whose groups have roles, as `split_parameters(model)` gives them.
@@ -120,11 +180,17 @@ class SpectralCap:
         total_iters: Optimizer steps in the whole run; for `"auto"`.
         roles: The roles that are held: `"auto"`, as said above; some names; or None for all groups, whose roles are
             then not asked, and every parameter of two or more dimensions is measured.
-        apply: Whether to change the steps; False only measures, for a scheduler that sets the rates itself.
+        rank: Singular directions of a step that are cut one by one, at least 1; of a small matrix at most half of its
+            smaller side. `"auto"` is 8 where the step is known without copies, and 1 elsewhere and for SGD and
+            NormalizedSGD, whose steps have no large direction that their gradients have not.
+        apply: Whether to set learning rates around each step; False leaves them to a scheduler, which calls `before` and
+            `after`.
 
     Attributes:
         rho: The cap as a number.
-        agree: Makes one number of what each rank measured; called once a step, and must not wait for the device.
+        rank: The rank as a number.
+        agree: Makes one of what each rank of a process group measured, entry by entry; called once a step, and must not
+            wait for the device.
 
     Raises:
         TypeError: If `optimizer` is not an optimizer.
@@ -149,6 +215,7 @@ class SpectralCap:
         *,
         total_iters: int | None = None,
         roles: Iterable[str] | Literal["auto"] | None = "auto",
+        rank: int | Literal["auto"] = "auto",
         apply: bool = True,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -158,13 +225,19 @@ class SpectralCap:
         self.rho = default_rho(total_iters) if rho == "auto" else check_positive("rho", rho)
         self.factor = 1.0
         self._optimizer = optimizer
+        self._source = _source(optimizer)
+        self.rank = self._default_rank() if rank == "auto" else check_count("rank", rank, minimum=1)
         self._roles = roles if roles is None or roles == "auto" else frozenset(roles)
         self._members: list[_Member] = []
         self._copies: list[tuple[_Member, Tensor]] = []
+        self._followed: list[tuple[_Member, list[Leading]]] = []  # in the step being made
+        self._open = False  # whether a step's size is still to be made known: once a step, on every rank
         self._rates: list[tuple[dict[str, Any], float | Tensor]] = []
         self._turn = 0
         self._warned = False
         self._ratio: float | None = None
+        self._largest = 0.0  # median of the spectral norms over the scales, and
+        self._peak = math.inf  # the highest of them
         self._late: tuple[Tensor, Any] | None = None
         self.agree: Callable[[Tensor], Tensor] = _own
         if not self._measured:
@@ -205,7 +278,10 @@ class SpectralCap:
 
     @property
     def ratio(self) -> float | None:
-        """Median of ||D_i||_2 / sqrt(outputs_i / inputs_i) for steps at rate 1; None before the first measurement."""
+        """Median of what is held by the factor, at rate 1, over sqrt(outputs_i / inputs_i); None before it is measured.
+
+        It is the smallest singular value followed of each matrix's step, its spectral norm where `rank` is 1.
+        """
         return self._ratio
 
     @property
@@ -217,6 +293,11 @@ class SpectralCap:
         """Return the factor in (0, 1] that brings steps at this rate of the first held group under the cap."""
         return min(1.0, self.limit / rate) if rate > 0.0 else 1.0
 
+    @property
+    def room(self) -> float:
+        """The rate of the first held group at which the median of the spectral norms is at the cap."""
+        return self.rho / self._largest if self._largest else math.inf
+
     @torch.no_grad()
     def before(self, *, closure: bool = False) -> None:
         """Measure the step that is about to be made, or get ready to measure it afterwards.
@@ -227,66 +308,93 @@ class SpectralCap:
         first = self._ratio is None
         self._arrive()
         self._take_in()
+        self._copies, self._followed, self._open = [], [], bool(self._members)  # and not of an earlier call
         if not self._members:
             self._warn_of_vectors()
             return
-        due = self._due(all_of_them=first)
+        if self._source == "state" and not first:
+            return
+        due = self._due(all_of_them=first or self._is_near())
         directions = None if closure and due else self._directions(due, first=first)
-        self._copies = []  # of an earlier call in the same step
         if directions is not None:
-            self._measure(due, directions)
+            self._followed = self._measure(due, directions)
             self._publish(wait=first)
-        else:
+        elif self._source != "state":
             self._copies = [(member, local(member.param).clone()) for member in due]
 
-    def after(self) -> None:
-        """Measure the step just made, if it could not be measured before it; cut a first one down to the cap."""
-        if self._copies:
-            self._measure_made()
-
     @torch.no_grad()
-    def _measure_made(self) -> None:
+    def after(self) -> None:
+        """Cut what is too large in the step just made, and measure it if it could not be measured before it."""
         first = self._ratio is None
         copies, self._copies = self._copies, []
-        members = [member for member, _ in copies]
-        if not all(_rate(member.group) > 0.0 for member in members):
-            return
-        self._measure(members, ((old - local(m.param)) / _rate(m.group) for m, old in copies))
-        self._publish(wait=first)
-        factor = self.factor_at(_rate(self.groups[0])) if first else 1.0
-        if factor < 1.0:
-            for member, old in copies:
-                local(member.param).lerp_(old, 1.0 - factor)
+        followed, self._followed = self._followed, []
+        if copies and all(_rate(member.group) > 0.0 for member, _ in copies):
+            steps: Iterable[Tensor] = ((old - local(m.param)) / _rate(m.group) for m, old in copies)
+            followed = self._measure([member for member, _ in copies], steps)
+        elif self._source == "state":
+            due = self._due(all_of_them=first or self._is_near())
+            steps, due = self._made(due)
+            followed = self._measure(due, steps)
+        if self._open:
+            self._publish(wait=first)
+        shrunk = self.factor_at(_rate(self.groups[0])) if first else 1.0
+        if shrunk < 1.0:
+            self._shrink(copies, shrunk)
+        for member, parts in followed:
+            member.starts = [part.start for part in parts]
+            if self.rank > 1:
+                self._cut(member, parts, shrunk)
+
+    def _made(self, members: list[_Member]) -> tuple[Iterable[Tensor], list[_Member]]:
+        """The steps that Adam or AdamW just made, and whose they are, at rate 1."""
+        moved = [member for member in members if member.param in self._optimizer.state]
+        return (_adam_direction(self._optimizer, member.param, member.group) for member in moved), moved
+
+    def _shrink(self, copies: list[tuple[_Member, Tensor]], factor: float) -> None:
+        """Take back a share of the first step, where its size is known only after it."""
+        for member, old in copies:
+            local(member.param).lerp_(old, 1.0 - factor)
+        if not copies:
+            steps, moved = self._made(self._due(all_of_them=True))
+            for member, step in zip(moved, steps, strict=True):
+                local(member.param).add_(step * (member.group["lr"] * (1.0 - factor) * _not_skipped(self._optimizer)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain Python values."""
+        """Return the state as plain Python values; the directions followed are float32, base64."""
         self._arrive()
         return {
             "version": STATE_VERSION,
             "ratios": [member.ratios.tolist() for member in self._members],
+            "starts": [_packed(member.starts) for member in self._members],
             "turn": self._turn,
-            "ratio": self._ratio,
+            "published": None if self._ratio is None else [self._ratio, self._largest, self._peak],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state.
+        """Take up a state. One of version 1, which followed no directions, is measured anew at the first step.
 
         Raises:
             ValueError: If it is no such state, of another version, or of a model with other hidden matrices.
         """
-        if not isinstance(state_dict, dict) or state_dict.get("version") != STATE_VERSION:
+        version = state_dict.get("version") if isinstance(state_dict, dict) else None
+        if version not in (1, STATE_VERSION):
             raise ValueError(f"this is not the state of a SpectralCap of version {STATE_VERSION}: {state_dict!r:.80}")
+        self._late, self._turn = None, state_dict["turn"]
+        if version == 1:
+            self._members, self._ratio = [], None
+            return
         members = [self._member(p, group) for p, group in self._matrices()]
         ratios = state_dict["ratios"]
-        if ratios and [len(ratio) for ratio in ratios] != [len(member.scales) for member in members]:
+        if ratios and [[len(row) for row in ratio] for ratio in ratios] != [[len(m.scales)] * 2 for m in members]:
             raise ValueError(
                 f"this state belongs to a model with {len(ratios)} measured parameters, and this one has "
                 f"{len(members)} or others: give the optimizer the groups it had"
             )
-        for member, ratio in zip(members, ratios, strict=False):
+        for member, ratio, starts in zip(members, ratios, state_dict["starts"], strict=False):
             member.ratios = torch.tensor(ratio, device=member.ratios.device)
+            member.starts = member.unpacked(starts, self.rank)
         self._members = members if ratios else []
-        self._turn, self._ratio, self._late = state_dict["turn"], state_dict["ratio"], None
+        self._ratio, self._largest, self._peak = state_dict["published"] or (None, 0.0, math.inf)
 
     # -------------------------------------------------------------------------------------------------------- by itself
 
@@ -325,7 +433,15 @@ class SpectralCap:
         """A parameter, and the norm of its steps where the optimizer knows it."""
         optimizer: Any = self._optimizer
         norm = optimizer.direction_norm(group, p) if hasattr(optimizer, "direction_norm") else None
-        return _Member(p, group, norm)
+        return _Member(p, group, norm, all_of_them=self.rank > 1)
+
+    def _default_rank(self) -> int:
+        whole_step = type(self._optimizer).__name__ in WHOLE_STEP
+        return 1 if self._source is None or whole_step else _RANK
+
+    def _is_near(self) -> bool:
+        """Whether a step may come to the cap, so that every matrix is followed; where one is cut, none waits for it."""
+        return self.rank > 1 and self._peak * _rate(self.groups[0]) * _NEAR > self.rho
 
     def _warn_of_vectors(self) -> None:
         """Say so, once, where what was a group of matrices holds vectors."""
@@ -359,32 +475,64 @@ class SpectralCap:
         if hasattr(optimizer, "directions"):
             runs = _runs(due)
             return (d for some in runs for d in optimizer.directions(some[0].group, [m.param for m in some]))
+        if self._source == "directions":
+            return (_lion_direction(optimizer, member.param, member.group) for member in due)
+        if not first:
+            return None
+        if self._source == "state" and optimizer.state:  # it was loaded: the step before is the best guess
+            steps, moved = self._made(due)
+            return steps if len(moved) == len(due) else None
         name = type(optimizer).__name__
-        if not first or optimizer.state or getattr(optimizer, "grad_scale", None) is not None:
+        if optimizer.state or (name == "SGD" and getattr(optimizer, "grad_scale", None) is not None):
             return None
         gradients = (local(grad) for member in due if (grad := member.param.grad) is not None)
         if name in SIGN_FIRST:
             return (gradient.sign() for gradient in gradients)
         return gradients if name == "SGD" else None
 
-    def _measure(self, members: list[_Member], directions: Iterable[Tensor]) -> None:
+    def _measure(
+        self, members: list[_Member], directions: Iterable[Tensor]
+    ) -> list[tuple[_Member, list[Leading]]]:
+        """Measure directions at rate 1, and return their leading directions."""
+        found: list[tuple[_Member, list[Leading]]] = []
         for member, direction in zip(members, directions, strict=True):
-            ratios = spectral_norms(member.sample(direction)).float() / member.scales
+            parts = leading(member.matrices(direction, all_of_them=self.rank > 1), self.rank, member.starts or None)
+            lowest, largest = ([float_of(part.values) for part in parts] for float_of in (torch.amin, torch.amax))
+            ratios = torch.stack([torch.stack(lowest), torch.stack(largest)]).float() / member.scales
             # A step that did not happen (an overflow skipped inside a fused kernel) measures nothing.
-            member.ratios = torch.where(torch.isfinite(ratios) & (ratios > 0.0), ratios, member.ratios)
+            member.ratios = torch.where(torch.isfinite(ratios) & (ratios[1] > 0.0), ratios, member.ratios)
+            found.append((member, parts))
+        return found
+
+    def _cut(self, member: _Member, parts: list[Leading], shrunk: float) -> None:
+        """Cut the followed singular values of the step just made, whose directions were measured, down to the cap."""
+        rate = member.group["lr"] * shrunk
+        limits = self.rho * member.scales
+        if limits.device.type == "cpu" and not any(
+            bool(rate * part.values.max() > limit) for part, limit in zip(parts, limits, strict=True)
+        ):
+            return
+        made = _not_skipped(self._optimizer)
+        corrections = []
+        for part, limit in zip(parts, limits.unbind(), strict=True):
+            excess = (rate - limit / part.values.clamp_min(_TINY)).clamp_min(0.0) * made
+            corrections.append((part.left * excess) @ part.right.mT)
+        member.add(corrections)
 
     def _publish(self, *, wait: bool) -> None:
-        """Make the median known to the host: at once on a CPU and after the first measurement, else one step late."""
+        """Make the medians known to the host: at once on a CPU and after the first measurement, else one step late."""
+        self._open = False
         base = _rate(self.groups[0])
         weights = {id(group): _rate(group) / base if base > 0.0 else 1.0 for group in self.groups}
         device = self._members[0].ratios.device
-        ratios = [member.ratios.to(device) * weights[id(member.group)] for member in self._members]
-        median = self.agree(torch.nanquantile(torch.cat(ratios), 0.5))
+        ratios = torch.cat([member.ratios.to(device) * weights[id(member.group)] for member in self._members], dim=1)
+        medians = torch.nanquantile(ratios, 0.5, dim=1)
+        found = self.agree(torch.stack([*medians.unbind(), ratios[1].nan_to_num(0.0).amax()]))
         if device.type != "cuda":
-            self._set(float(median))
+            self._set(found.tolist())
             return
-        host = torch.empty((), dtype=median.dtype, pin_memory=True)
-        host.copy_(median, non_blocking=True)
+        host = torch.empty((3,), dtype=found.dtype, pin_memory=True)
+        host.copy_(found, non_blocking=True)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(device))
         self._late = (host, event)
@@ -396,11 +544,11 @@ class SpectralCap:
             host, event = self._late
             event.synchronize()
             self._late = None
-            self._set(float(host))
+            self._set(host.tolist())
 
-    def _set(self, ratio: float) -> None:
-        if math.isfinite(ratio) and ratio > 0.0:
-            self._ratio = ratio
+    def _set(self, found: list[float]) -> None:
+        if all(map(math.isfinite, found)) and found[1] > 0.0:
+            self._ratio, self._largest, self._peak = found
 
 
 class _Member:
@@ -411,21 +559,83 @@ class _Member:
         group: Its group.
         scales: sqrt(outputs / inputs) of each of its matrices (of a convolution, its channels), on its device.
         known: Whether the norm of its direction follows from its shape.
-        ratios: ||direction||_2 over the scale, of each matrix when last measured; NaN before.
+        ratios: Smallest and largest singular value followed of the direction when last measured, over the scale: two
+            rows, a column a matrix; NaN before.
+        starts: What the last measurement left for the next, a tensor a matrix; empty before.
     """
 
-    def __init__(self, param: Tensor, group: dict[str, Any], norm: float | None) -> None:
+    def __init__(self, param: Tensor, group: dict[str, Any], norm: float | None, *, all_of_them: bool) -> None:
         self.param, self.group, self.known = param, group, norm is not None
-        shapes = [matrix.shape for matrix in self.sample(torch.empty(param.shape, device="meta"))]
+        nothing = torch.empty(param.shape, device="meta")
+        self.shapes = [tuple(matrix.shape) for matrix in self.matrices(nothing, all_of_them=all_of_them)]
         taps = math.prod(param.shape[2:]) if group.get("kind") == "conv" else 1
-        scales = [math.sqrt(taps * rows / columns) for rows, columns in shapes]
+        scales = [math.sqrt(taps * rows / columns) for rows, columns in self.shapes]
         self.scales = torch.tensor(scales, device=local(param).device)
-        self.ratios = (math.nan if norm is None else norm) / self.scales
+        self.ratios = ((math.nan if norm is None else norm) / self.scales).expand(2, -1)
+        self.starts: list[Tensor] = []
 
-    def sample(self, x: Tensor) -> list[Tensor]:
-        """The matrices of the parameter, or of what belongs to it; of a large stack of experts, eight of them."""
+    def matrices(self, x: Tensor, *, all_of_them: bool) -> list[Tensor]:
+        """The matrices of the parameter, or of what belongs to it; of a large stack of experts perhaps only eight."""
         matrices = [as_matrix(matrix) for matrix in matrices_of(whole(x, self.param), self.group)]
-        return matrices[:: max(1, len(matrices) // _EXPERTS)]
+        return matrices if all_of_them else matrices[:: max(1, len(matrices) // _EXPERTS)]
+
+    def add(self, corrections: list[Tensor]) -> None:
+        """Add to each matrix of the parameter."""
+        p = self.param.detach()
+        if is_sharded(p):
+            full = torch.zeros(p.shape, dtype=corrections[0].dtype, device=corrections[0].device)
+        else:
+            full = p
+        for matrix, correction in zip(matrices_of(full, self.group), corrections, strict=True):
+            matrix += correction.view(matrix.shape)
+        sharding = sharding_of(p)
+        if sharding is not None:
+            spans = [slice(*sharding.span(p.shape, sharding.here, dim)) for dim in range(p.ndim)]
+            local(p).add_(full[tuple(spans)])
+
+    def unpacked(self, text: str, rank: int) -> list[Tensor]:
+        """The starts that a state holds; none where it was made with another rank."""
+        flat = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32) if text else torch.empty(0)
+        sizes = [(columns, min(rank, -(-min(rows, columns) // 2))) for rows, columns in self.shapes]
+        if flat.numel() != sum(map(math.prod, sizes)):
+            return []
+        parts = flat.to(self.scales.device).split([math.prod(size) for size in sizes])
+        return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def _packed(starts: list[Tensor]) -> str:
+    flat = [start.detach().float().cpu().reshape(-1) for start in starts]
+    return base64.b64encode(torch.cat(flat).numpy().tobytes()).decode() if flat else ""
+
+
+def _source(optimizer: Optimizer) -> Literal["directions", "state"] | None:
+    """Where the steps of an optimizer can be had without copies: before them, from its state after them, or nowhere."""
+    if hasattr(optimizer, "directions") or type(optimizer).__module__.startswith("lion_pytorch"):
+        return "directions"
+    return "state" if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) else None
+
+
+def _not_skipped(optimizer: Optimizer) -> float | Tensor:
+    """0 where a fused kernel skipped the step because a GradScaler found an overflow, else 1."""
+    found = getattr(optimizer, "found_inf", None)
+    return 1.0 if found is None else (found == 0).float()
+
+
+def _lion_direction(optimizer: Optimizer, p: Tensor, group: dict[str, Any]) -> Tensor:
+    """What Lion's next step takes from p at rate 1 (lion_pytorch)."""
+    gradient, average = local(p.grad if p.grad is not None else torch.zeros_like(p)), optimizer.state[p].get("exp_avg")
+    if average is None:
+        return gradient.sign()
+    return torch.lerp(local(average), gradient, 1.0 - group["betas"][0]).sign()
+
+
+def _adam_direction(optimizer: Optimizer, p: Tensor, group: dict[str, Any]) -> Tensor:
+    """What the step of torch's Adam or AdamW just made took from p at rate 1."""
+    state, (beta1, beta2) = optimizer.state[p], group["betas"]
+    first, second = local(state["exp_avg"]), local(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
+    count = float(state["step"]) if state["step"].device.type == "cpu" else state["step"]
+    root = (second / (1.0 - beta2**count)).sqrt_().add_(group["eps"])
+    return first / (1.0 - beta1**count) / root
 
 
 def _runs(members: list[_Member]) -> Iterator[list[_Member]]:
