@@ -4,8 +4,9 @@
     python benchmarks/cap.py table OUTPUT.jsonl
 
 Workloads: the suite `development` of `benchmarks/rates.py`. Every run holds the peak for 40 % of the run and
-ends in a cosine to 0; what differs is how the steps of some weights are cut. The step is measured by copies, so that
-every variant is exact. A run that stands in OUTPUT is not made again.
+ends in a cosine to 0; what differs is how the steps of some weights are cut. Steps are copied and decomposed, so
+that every variant is exact; the library follows singular directions from step to step. A run that stands in OUTPUT is
+not made again.
 """
 
 from __future__ import annotations
@@ -35,18 +36,20 @@ class Variant:
         rho: The most that a step may be, relative to `against`; infinite: no cut.
         norm: Of the step: `"spectral"`, or `"frobenius"` as in the trust ratio of LARS and LAMB.
         against: The weight's `"shape"`, sqrt(outputs / inputs), or its norm `"at start"` or `"now"`.
-        pooled: What becomes of the ratios of all matrices: `"median"`, `"mean"`, `"largest"`, or a factor for `"each"`.
-        clip: Whether singular values above the limit are cut down to it, in place of a factor.
+        pooled: What becomes of the ratios of all matrices: `"median"`, `"mean"`, `"largest"`, or a factor for
+            `"each"`.
+        rank: Singular values that are cut one by one; the rest is scaled by a factor, by the smallest of these. 0:
+            whole steps are scaled, by their norm.
         roles: The roles whose steps are cut.
         until: Share of the run after which nothing is cut.
         decays: Whether the limit decays with the rate.
     """
 
-    rho: float = 0.04
+    rho: float = 0.03
     norm: str = "spectral"
     against: str = "shape"
     pooled: str = "median"
-    clip: bool = False
+    rank: int = 8
     roles: tuple[str, ...] = ("hidden",)
     until: float = 1.0
     decays: bool = False
@@ -56,7 +59,12 @@ VARIANTS = {
     "no cap": Variant(math.inf),
     "the cap": Variant(),
     "rho 0.02": Variant(0.02),
-    "rho 0.08": Variant(0.08),
+    "rho 0.045": Variant(0.045),
+    "whole steps scaled": Variant(rank=0),
+    "1 direction": Variant(rank=1),
+    "4 directions": Variant(rank=4),
+    "16 directions": Variant(rank=16),
+    "all directions": Variant(rank=10_000),
     "largest ratio": Variant(pooled="largest"),
     "mean ratio": Variant(pooled="mean"),
     "a factor for each matrix": Variant(pooled="each"),
@@ -65,9 +73,8 @@ VARIANTS = {
     "lifted at 60 %": Variant(until=0.6),
     "limit decays with the rate": Variant(decays=True),
     "all matrices": Variant(roles=("hidden", "embedding", "head")),
-    "singular values clipped": Variant(clip=True),
-    "trust ratio (LARC), 0.02": Variant(0.02, "frobenius", "now", "each"),
-    "trust ratio (LARC), 0.05": Variant(0.05, "frobenius", "now", "each"),
+    "trust ratio (LARC), 0.02": Variant(0.02, "frobenius", "now", "each", 0),
+    "trust ratio (LARC), 0.05": Variant(0.05, "frobenius", "now", "each", 0),
 }
 
 
@@ -85,16 +92,23 @@ def cut(matrices: list[Tensor], before: list[Tensor], starts: list[float], limit
         references = [math.sqrt(matrix.shape[0] / matrix.shape[1]) for matrix in matrices]
     else:
         references = starts if variant.against == "at start" else [size(old, variant.norm) for old in before]
-    ratios = np.array([size(s, variant.norm) / r for s, r in zip(steps, references, strict=True)])
+    if variant.rank:
+        parts = [torch.linalg.svd(step, full_matrices=False) for step in steps]
+        smallest = [min(variant.rank, len(s)) - 1 for _, s, _ in parts]
+        held = [float(s[k]) if k < len(s) - 1 else 0.0 for (_, s, _), k in zip(parts, smallest, strict=True)]
+    else:
+        held = [size(step, variant.norm) for step in steps]
+    ratios = np.array(held) / np.array(references)
     pools: dict[str, Any] = {"median": np.median, "mean": np.mean, "largest": np.max, "each": np.asarray}
     pooled = np.maximum(pools[variant.pooled](ratios), 1e-30)
     factors = np.broadcast_to(np.minimum(1.0, limit / pooled), len(steps))
-    for matrix, old, step, factor, reference in zip(matrices, before, steps, factors, references, strict=True):
-        if variant.clip:
-            u, s, vh = torch.linalg.svd(step, full_matrices=False)
-            matrix.copy_(old + (u * s.clamp(max=limit * reference)) @ vh)
-        elif factor < 1.0:
-            matrix.copy_(old + step * float(factor))
+    for index, (matrix, old) in enumerate(zip(matrices, before, strict=True)):
+        step = steps[index] * float(factors[index])
+        if variant.rank:
+            (u, s, vh), top, most = parts[index], smallest[index] + 1, limit * references[index]
+            excess = (s[:top] * float(factors[index]) - most).clamp_min(0.0)
+            step -= (u[:, :top] * excess) @ vh[:top]
+        matrix.copy_(old + step)
     return float(factors[0])
 
 

@@ -114,12 +114,13 @@ def test_promise_1_no_step_of_hidden_matrices_is_above_the_cap(name: str) -> Non
     model = network()
     optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=0.3, weight_decay=0.0)
     cap = SpectralCap(optimizer, rho=0.02)
-    late = 0.5 if name in ("lion", "signum") else 0.0 if name in OURS else 1.2 if name == "sgd" else 0.6  # measured on the step before
+    # Measured on the step before, or with directions that the followed ones miss.
+    late = {"lion": 0.5, "signum": 0.5, "normalized-sgd": 0.0, "muon": 0.0, "sgd": 1.2}.get(name, 0.6)
     for index in range(6):
         backward(model, index)
         steps = moved(model, optimizer.step)
         ratio = sum(size(d) for d in steps) / 2  # of two, the median is the mean
-        assert ratio <= 0.02 * (1.25 + (late if index else 0.0))  # the followed directions miss some
+        assert ratio <= 0.02 * (1.25 + (late if index else 0.0))
         assert cap.factor < 1.0 or index == 0
         assert all(group["lr"] == 0.3 for group in optimizer.param_groups)
 

@@ -32,8 +32,8 @@ class History:
         stride: Every so many steps one row.
         last_loss: The last finite loss.
         peak_steps: Steps made before the decay.
-        held: Sum, over these steps, of the share of the scheduled rate that the spectral cap let through.
-        room: The least of the cap's limits divided by the scheduled rate, over these steps.
+        held: Sum, over these steps, of the share of the steps' spectral norm that the cap let through.
+        room: The least, over these steps, of the rate at which nothing would be cut divided by the scheduled rate.
     """
 
     rows: list[tuple[int, float | None, float, float]] = field(default_factory=list)
@@ -149,7 +149,7 @@ def judged(scheduler: AdaptiveWarmup) -> tuple[Verdict, str]:
         return "unknown", f"No step came near the spectral cap{room}. {_NO_SIGN}"
     what, peak = scheduler.cap.scope, float(scheduler.base_lrs[scheduler._capped[0]])
     held = (
-        f"The spectral cap held the steps of {what} to {share:.2g} of their size on average, as a peak near "
+        f"The spectral cap cut the steps of {what} to {share:.2g} of their spectral norm on average, as a peak near "
         f"{share * peak:.2g} would have"
     )
     if share < _LEAST:

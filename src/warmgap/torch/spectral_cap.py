@@ -87,7 +87,7 @@ class Leading(NamedTuple):
 
 
 @torch.no_grad()
-def leading(matrices: Sequence[Tensor], rank: int, starts: Sequence[Tensor] | None = None) -> list[Leading]:
+def leading(matrices: Sequence[Tensor], rank: int, starts: Sequence[Tensor | None] | None = None) -> list[Leading]:
     """Estimate the leading singular values and directions of matrices by the subspace method.
 
     The same matrices and starts give the same numbers on every rank and after a resume. The host does
@@ -97,7 +97,7 @@ def leading(matrices: Sequence[Tensor], rank: int, starts: Sequence[Tensor] | No
     Args:
         matrices: Each of shape (rows, columns); half precision is computed in float32.
         rank: Directions a matrix; of one with a smaller side of n, at most half of it, rounded up.
-        starts: One a matrix, of shape (columns, k); by default the same random ones each time.
+        starts: One a matrix, of shape (columns, k); by default, or where one is None, the same random ones each time.
 
     Returns:
         One entry a matrix, in float32 or float64.
@@ -108,34 +108,37 @@ def leading(matrices: Sequence[Tensor], rank: int, starts: Sequence[Tensor] | No
         >>> [round(value, 3) for value in found.values.tolist()]
         [8.0, 0.0]
     """
-    results: list[Leading | None] = [None] * len(matrices)
+    results: dict[int, Leading] = {}
+    given = [None] * len(matrices) if starts is None else starts
     groups: dict[Any, list[int]] = {}
-    for index, matrix in enumerate(matrices):
+    for index, (matrix, start) in enumerate(zip(matrices, given, strict=True)):
         alone = matrix.device.type == "cpu"  # batched products with few columns are slow there
-        groups.setdefault(index if alone else (matrix.device, matrix.dtype, matrix.shape), []).append(index)
+        alike = (matrix.device, matrix.dtype, matrix.shape, start is None)
+        groups.setdefault(index if alone else alike, []).append(index)
     for indices in groups.values():
         some = [matrices[index] for index in indices]
+        begin = [start for index in indices if (start := given[index]) is not None]
         batch = some[0].unsqueeze(0) if len(some) == 1 else torch.stack(some)
         batch = batch.to(torch.promote_types(batch.dtype, torch.float32))
         count = min(rank, -(-min(batch.shape[1:]) // 2))
-        if starts is None:
-            start = torch.randn(batch.shape[-1], count, generator=torch.Generator().manual_seed(0))
-            start = start.to(batch).expand(len(some), -1, -1)
+        if begin:
+            follow = torch.stack(begin)
         else:
-            start = torch.stack([starts[index] for index in indices])
-        for _ in range(1 if starts is not None and count > 1 else _ITERATIONS):
-            left, right, values, start = _iterate(batch, start)
-        for index, parts in zip(indices, zip(left, right, values, start, strict=True), strict=True):
+            noise = torch.randn(batch.shape[-1], count, generator=torch.Generator().manual_seed(0))
+            follow = noise.to(batch).expand(len(some), -1, -1)
+        for _ in range(1 if begin and count > 1 else _ITERATIONS):
+            left, right, values, follow = _iterate(batch, follow)
+        for index, *parts in zip(indices, left, right, values, follow, strict=True):
             results[index] = Leading(*parts)
-    return [result for result in results if result is not None]
+    return [results[index] for index in range(len(matrices))]
 
 
 def _iterate(batch: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One product with each matrix of the batch and its transpose, orthogonal columns between them."""
     left = batch @ start
     left = (left / torch.linalg.vector_norm(left, dim=1, keepdim=True).clamp_min(_TINY)).double()
-    # By Cholesky, which the host need not wait for, and in float64: columns may be parallel but for rounding in float32.
-    # The shift leaves those short.
+    # By Cholesky, which the host need not wait for, and in float64: columns may be parallel but for rounding. The shift
+    # leaves those short.
     gram = left.mT @ left
     gram.diagonal(dim1=1, dim2=2).add_(_SHIFT)
     factor = torch.linalg.cholesky_ex(gram)[0]
@@ -155,8 +158,8 @@ class SpectralCap:
     of a convolution, a matrix of shape (outputs, inputs * taps), are its channels. Of each step the leading `rank`
     singular directions are followed, and cut down to the cap one by one. The rest is held by one factor,
     `min(1, rho / r)`, for all hidden matrices, so that their learning rates keep their ratios: `r` is the median over i
-    of the smallest singular value followed, over sqrt(outputs_i / inputs_i). With `rank=1` whole steps are scaled by the
-    factor, r is the median of their spectral norms, and only learning rates change.
+    of the smallest singular value followed, over sqrt(outputs_i / inputs_i). With `rank=1` whole steps are scaled by
+    the factor, r is the median of their spectral norms, and only learning rates change.
 
     Embedding, head, norms and biases are left alone, with two exceptions: in a model without an embedding (MLP,
     convnet) all of them share the factor, and norms and biases share it with optimizers that make one step of all
@@ -165,11 +168,11 @@ class SpectralCap:
     Works around any `torch.optim.Optimizer`. With the optimizers of `warmgap.torch` and lion_pytorch's Lion the
     directions are measured before each step is made, so that the cap is exact for that step but for what the followed
     directions miss (on CUDA the factor acts one step late, since the host does not wait for the device); how large an
-    orthogonalized direction, Muon's and Scion's, can be is known, and nothing is measured. The steps of torch's Adam and
-    AdamW are computed once more from their state, after the step: they are cut in that step, and the factor acts in the
-    next; the first step is measured on the signs of the gradients. None of these takes a copy of the model. With any
-    other optimizer the rank is 1, some matrices a step are copied to measure the step just made, and the next one is held
-    back; with a `rank` above 1 all hidden matrices are copied.
+    orthogonalized direction, Muon's and Scion's, can be is known, and nothing is measured. The steps of torch's Adam
+    and AdamW are computed once more from their state, after the step: they are cut in that step, and the factor acts in
+    the next; the first step is measured on the signs of the gradients. None of these takes a copy of the model. With
+    any other optimizer the rank is 1, some matrices a step are copied to measure the step just made, and the next one
+    is held back; with a `rank` above 1 all hidden matrices are copied.
 
     Far from the cap, models of more than 2^24 entries in hidden matrices are measured in turn, some matrices a step. No
     step waits for the device, but the first. Sharded matrices (DTensor) are gathered one at a time.
@@ -183,8 +186,8 @@ class SpectralCap:
         rank: Singular directions of a step that are cut one by one, at least 1; of a small matrix at most half of its
             smaller side. `"auto"` is 8 where the step is known without copies, and 1 elsewhere and for SGD and
             NormalizedSGD, whose steps have no large direction that their gradients have not.
-        apply: Whether to set learning rates around each step; False leaves them to a scheduler, which calls `before` and
-            `after`.
+        apply: Whether to set learning rates around each step; False leaves them to a scheduler, which calls `before`
+            and `after`.
 
     Attributes:
         rho: The cap as a number.
@@ -490,18 +493,23 @@ class SpectralCap:
             return (gradient.sign() for gradient in gradients)
         return gradients if name == "SGD" else None
 
-    def _measure(
-        self, members: list[_Member], directions: Iterable[Tensor]
-    ) -> list[tuple[_Member, list[Leading]]]:
+    def _measure(self, members: list[_Member], directions: Iterable[Tensor]) -> list[tuple[_Member, list[Leading]]]:
         """Measure directions at rate 1, and return their leading directions."""
         found: list[tuple[_Member, list[Leading]]] = []
-        for member, direction in zip(members, directions, strict=True):
-            parts = leading(member.matrices(direction, all_of_them=self.rank > 1), self.rank, member.starts or None)
-            lowest, largest = ([float_of(part.values) for part in parts] for float_of in (torch.amin, torch.amax))
-            ratios = torch.stack([torch.stack(lowest), torch.stack(largest)]).float() / member.scales
-            # A step that did not happen (an overflow skipped inside a fused kernel) measures nothing.
-            member.ratios = torch.where(torch.isfinite(ratios) & (ratios[1] > 0.0), ratios, member.ratios)
-            found.append((member, parts))
+        waiting = iter(directions)
+        for run in _runs(members):
+            matrices = [m.matrices(d, all_of_them=self.rank > 1) for m, d in zip(run, waiting, strict=False)]
+            starts: list[Tensor | None] = []
+            for member, some in zip(run, matrices, strict=True):
+                starts += member.starts or [None] * len(some)
+            parts = iter(leading([matrix for some in matrices for matrix in some], self.rank, starts))
+            for member, some in zip(run, matrices, strict=True):
+                of_member = [next(parts) for _ in some]
+                extremes = torch.stack([torch.stack(torch.aminmax(part.values)) for part in of_member], dim=1)
+                ratios = extremes.float() / member.scales
+                # A step that did not happen (an overflow skipped inside a fused kernel) measures nothing.
+                member.ratios = torch.where(torch.isfinite(ratios) & (ratios[1] > 0.0), ratios, member.ratios)
+                found.append((member, of_member))
         return found
 
     def _cut(self, member: _Member, parts: list[Leading], shrunk: float) -> None:
@@ -582,10 +590,7 @@ class _Member:
     def add(self, corrections: list[Tensor]) -> None:
         """Add to each matrix of the parameter."""
         p = self.param.detach()
-        if is_sharded(p):
-            full = torch.zeros(p.shape, dtype=corrections[0].dtype, device=corrections[0].device)
-        else:
-            full = p
+        full = corrections[0].new_zeros(p.shape) if is_sharded(p) else p
         for matrix, correction in zip(matrices_of(full, self.group), corrections, strict=True):
             matrix += correction.view(matrix.shape)
         sharding = sharding_of(p)
@@ -635,7 +640,8 @@ def _adam_direction(optimizer: Optimizer, p: Tensor, group: dict[str, Any]) -> T
     first, second = local(state["exp_avg"]), local(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
     count = float(state["step"]) if state["step"].device.type == "cpu" else state["step"]
     root = (second / (1.0 - beta2**count)).sqrt_().add_(group["eps"])
-    return first / (1.0 - beta1**count) / root
+    direction: Tensor = first / (1.0 - beta1**count) / root
+    return direction
 
 
 def _runs(members: list[_Member]) -> Iterator[list[_Member]]:
