@@ -50,6 +50,7 @@ OPTIMIZERS: dict[str, Any] = {
     "normalized-sgd": (NormalizedSGD, {}),
     "scion": (Scion, {"exact": True, "radius": 1.0, "embedding_radius": 3.0}),
     "gluon": (Gluon, {"exact": True, "L0": 1.0, "L1": 1.0}),
+    "adamw": (torch.optim.AdamW, {}),
 }
 
 
@@ -113,7 +114,7 @@ def distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
 def train(name: str, model: Model, share: slice) -> tuple[list[float], list[Tensor]]:
     cls, settings = OPTIMIZERS[name]
     optimizer = cls(split_parameters(model), lr=2e-2, **settings)
-    scheduler = AdaptiveWarmup(optimizer, STEPS, rule="gap", norm="spectral", target_loss=0.0)
+    scheduler = AdaptiveWarmup(optimizer, STEPS, rule="gap", norm="spectral", target_loss=0.0, cap=0.03)
     rates = []
     for step in range(STEPS):
         loss = model(tokens(step)[share])
@@ -158,7 +159,7 @@ def resume(mesh: DeviceMesh | None, name: str, folder: Path, start: int, stop: i
     model = make() if mesh is None else shard(make(), mesh)
     cls, settings = OPTIMIZERS[name]
     optimizer = cls(split_parameters(model), lr=2e-2, **settings)
-    scheduler = AdaptiveWarmup(optimizer, STEPS, rule="gap", norm="spectral")
+    scheduler = AdaptiveWarmup(optimizer, STEPS, rule="gap", norm="spectral", cap=0.03)
     if start > 0:
         weights, states = get_state_dict(model, optimizer)
         saved = {"model": weights, "optimizer": states, "scheduler": scheduler}

@@ -451,3 +451,17 @@ def test_a_step_known_only_by_copies_is_cut_where_a_rank_is_given() -> None:
         steps = moved(model, optimizer.step)
         assert sum(size(d) for d in steps) / 2 < 0.02 * (1.25 if index == 0 else 1.85)
     assert cap.factor < 1.0
+
+
+@pytest.mark.parametrize("name", ["lion", "adamw"])
+def test_a_parameter_without_a_gradient_stays_as_it_is(name: str) -> None:
+    model = network()
+    optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=0.3, weight_decay=0.0)
+    SpectralCap(optimizer, rho=0.02)
+    for index in range(3):
+        backward(model, index)
+        if index == 2:
+            weight(model, 1).grad = None
+        still, moves = moved(model, optimizer.step)
+    assert not bool(still.any())
+    assert size(moves) < 0.04

@@ -136,7 +136,8 @@ def leading(matrices: Sequence[Tensor], rank: int, starts: Sequence[Tensor | Non
 def _iterate(batch: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One product with each matrix of the batch and its transpose, orthogonal columns between them."""
     left = batch @ start
-    left = (left / torch.linalg.vector_norm(left, dim=1, keepdim=True).clamp_min(_TINY)).double()
+    left = left / torch.linalg.vector_norm(left, dim=1, keepdim=True).clamp_min(_TINY)
+    left = (left.cpu() if left.device.type == "mps" else left).double()  # MPS has no float64
     # By Cholesky, which the host need not wait for, and in float64: columns may be parallel but for rounding. The shift
     # leaves those short.
     gram = left.mT @ left
@@ -350,7 +351,8 @@ class SpectralCap:
 
     def _made(self, members: list[_Member]) -> tuple[Iterable[Tensor], list[_Member]]:
         """The steps that Adam or AdamW just made, and whose they are, at rate 1."""
-        moved = [member for member in members if member.param in self._optimizer.state]
+        state = self._optimizer.state
+        moved = [member for member in members if member.param.grad is not None and member.param in state]
         return (_adam_direction(self._optimizer, member.param, member.group) for member in moved), moved
 
     def _shrink(self, copies: list[tuple[_Member, Tensor]], factor: float) -> None:
@@ -363,7 +365,7 @@ class SpectralCap:
                 local(member.param).add_(step * (member.group["lr"] * (1.0 - factor) * _not_skipped(self._optimizer)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain Python values; the directions followed are float32, base64."""
+        """Return the state as plain Python values; the directions followed are in base64."""
         self._arrive()
         return {
             "version": STATE_VERSION,
@@ -443,7 +445,7 @@ class SpectralCap:
         return 1 if self._source is None or whole_step else _RANK
 
     def _is_near(self) -> bool:
-        """Whether a step may come to the cap, so that every matrix is followed; where one is cut, none waits for it."""
+        """Whether a step may come to the cap, so that every matrix is to be followed at every step."""
         return self.rank > 1 and self._peak * _rate(self.groups[0]) * _NEAR > self.rho
 
     def _warn_of_vectors(self) -> None:
@@ -600,16 +602,18 @@ class _Member:
 
     def unpacked(self, text: str, rank: int) -> list[Tensor]:
         """The starts that a state holds; none where it was made with another rank."""
-        flat = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32) if text else torch.empty(0)
+        kept = bytearray(base64.b64decode(text))
         sizes = [(columns, min(rank, -(-min(rows, columns) // 2))) for rows, columns in self.shapes]
-        if flat.numel() != sum(map(math.prod, sizes)):
+        width, rest = divmod(len(kept), sum(map(math.prod, sizes)))
+        if rest or width not in (4, 8):
             return []
+        flat = torch.frombuffer(kept, dtype=torch.float32 if width == 4 else torch.float64)
         parts = flat.to(self.scales.device).split([math.prod(size) for size in sizes])
         return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
 
 
 def _packed(starts: list[Tensor]) -> str:
-    flat = [start.detach().float().cpu().reshape(-1) for start in starts]
+    flat = [start.detach().cpu().reshape(-1) for start in starts]
     return base64.b64encode(torch.cat(flat).numpy().tobytes()).decode() if flat else ""
 
 
