@@ -119,11 +119,11 @@ def test_it_cuts_as_the_cap_of_torch_does() -> None:
     kernel = jax.random.normal(jax.random.key(2), (40, 30)) @ jnp.diag(jnp.arange(1, 31) ** -1.0)
     cap = spectral_cap(1e-3)
     updates = {"embed": jnp.ones((4, 4)), "dense": {"kernel": kernel}}
-    state, starts = cap.init(updates), None
+    state, start = cap.init(updates), None
     for _ in range(20):
         _, state = cap.update(updates, state)
-        (found,) = leading([torch.from_numpy(np.array(kernel.T))], 8, starts)
-        starts = [found.start]
+        found = leading(torch.from_numpy(np.array(kernel.T)).unsqueeze(0), 8, start)
+        start = found.start
     assert float(state.ratio) == pytest.approx(float(found.values.min()) / (30 / 40) ** 0.5, rel=1e-2)
 
 

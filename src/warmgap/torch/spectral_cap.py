@@ -33,6 +33,7 @@ STATE_VERSION = 2
 _ITERATIONS = 4  # of the subspace method without a start
 _RANK = 8  # singular directions that are followed
 _SHIFT = 1e-10  # of the Gram matrix of columns of length one
+_SMALL = 2**16  # entries of a matrix
 _NEAR = 1.5  # a step by so much below the cap is far from it
 _BUDGET = 2**24  # entries measured a step (28 matrices of 768 x 768); larger models are measured in turn
 _EXPERTS = 8  # matrices of a stack that are measured
@@ -65,19 +66,19 @@ WHOLE_STEP = frozenset({"SGD", "NormalizedSGD"})
 
 
 class Leading(NamedTuple):
-    """The leading singular directions of a matrix M, or of a batch of them, as far as the subspace method has come.
+    """The leading singular directions of some matrices M of one shape, as far as the subspace method has come.
 
     Attributes:
-        left: Shape (..., rows, k); its columns have length at most 1 and are orthogonal.
-        right: M^T left, shape (..., columns, k).
-        values: The lengths of its columns, (..., k): estimates of the k largest singular values from below, largest
-            first once they have settled.
-        start: What to go on from with the next matrix, shape (..., columns, k).
+        left: Shape (n, rows, k); the columns have length at most 1 and are orthogonal.
+        right: M^T left, shape (n, columns, k).
+        values: The lengths of its columns, (n, k): estimates from below of the k largest singular values, in no order.
+        start: What to go on from with the next matrices, shape (n, columns, k).
 
     Example:
         >>> import torch
-        >>> leading([torch.diag(torch.tensor([3.0, 1.0, 2.0]))], 2)[0].values
-        tensor([3.0000, 2.0000])
+        >>> found = leading(torch.diag(torch.tensor([3.0, 1.0, 2.0])).unsqueeze(0), 2)
+        >>> [round(value, 2) for value in found.values[0].tolist()]
+        [3.0, 2.0]
     """
 
     left: Tensor
@@ -87,50 +88,46 @@ class Leading(NamedTuple):
 
 
 @torch.no_grad()
-def leading(matrices: Sequence[Tensor], rank: int, starts: Sequence[Tensor | None] | None = None) -> list[Leading]:
+def leading(batch: Tensor, rank: int, start: Tensor | None = None) -> Leading:
     """Estimate the leading singular values and directions of matrices by the subspace method.
 
-    The same matrices and starts give the same numbers on every rank and after a resume. The host does
-    not wait for the device. From the starts that the last step's matrix left, one product with the matrix and its
-    transpose is enough; without, or for rank 1, there are four.
+    The same matrices and starts give the same numbers on every rank and after a resume. The host does not wait for the
+    device. From the starts that the last step's matrices left, one product with each matrix and its transpose is
+    enough; without, or for rank 1, there are four.
 
     Args:
-        matrices: Each of shape (rows, columns); half precision is computed in float32.
-        rank: Directions a matrix; of one with a smaller side of n, at most half of it, rounded up.
-        starts: One a matrix, of shape (columns, k); by default, or where one is None, the same random ones each time.
+        batch: Matrices of one shape, (n, rows, columns); half precision is computed in float32.
+        rank: Directions a matrix; of one with a smaller side of m, at most half of it, rounded up.
+        start: Shape (n, columns, k); by default the same random ones each time.
 
     Returns:
-        One entry a matrix, in float32 or float64.
+        What was found, in float32 or float64.
 
     Example:
         >>> import torch
-        >>> (found,) = leading([2.0 * torch.ones(4, 4)], 8)
-        >>> [round(value, 3) for value in found.values.tolist()]
+        >>> found = leading(2.0 * torch.ones(1, 4, 4), 8)
+        >>> [round(value, 3) for value in found.values[0].tolist()]
         [8.0, 0.0]
     """
-    results: dict[int, Leading] = {}
-    given = [None] * len(matrices) if starts is None else starts
-    groups: dict[Any, list[int]] = {}
-    for index, (matrix, start) in enumerate(zip(matrices, given, strict=True)):
-        alone = matrix.device.type == "cpu"  # batched products with few columns are slow there
-        alike = (matrix.device, matrix.dtype, matrix.shape, start is None)
-        groups.setdefault(index if alone else alike, []).append(index)
-    for indices in groups.values():
-        some = [matrices[index] for index in indices]
-        begin = [start for index in indices if (start := given[index]) is not None]
-        batch = some[0].unsqueeze(0) if len(some) == 1 else torch.stack(some)
-        batch = batch.to(torch.promote_types(batch.dtype, torch.float32))
-        count = min(rank, -(-min(batch.shape[1:]) // 2))
-        if begin:
-            follow = torch.stack(begin)
-        else:
-            noise = torch.randn(batch.shape[-1], count, generator=torch.Generator().manual_seed(0))
-            follow = noise.to(batch).expand(len(some), -1, -1)
-        for _ in range(1 if begin and count > 1 else _ITERATIONS):
-            left, right, values, follow = _iterate(batch, follow)
-        for index, *parts in zip(indices, left, right, values, follow, strict=True):
-            results[index] = Leading(*parts)
-    return [results[index] for index in range(len(matrices))]
+    batch = batch.to(torch.promote_types(batch.dtype, torch.float32))
+    cold = start is None
+    if start is None:
+        count = directions_of(batch.shape[1:], rank)
+        noise = torch.randn(batch.shape[-1], count, generator=torch.Generator().manual_seed(0))
+        start = noise.to(batch).expand(len(batch), -1, -1)
+    for _ in range(_ITERATIONS if cold or start.shape[-1] == 1 else 1):
+        left, right, values, start = _iterate(batch, start)
+    return Leading(left, right, values, start)
+
+
+def directions_of(shape: Sequence[int], rank: int) -> int:
+    """Return how many directions of a matrix of this shape are followed.
+
+    Example:
+        >>> directions_of((64, 64), 8), directions_of((3, 64), 8)
+        (8, 2)
+    """
+    return min(rank, -(-min(shape) // 2))
 
 
 def _iterate(batch: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -234,9 +231,12 @@ class SpectralCap:
         self._roles = roles if roles is None or roles == "auto" else frozenset(roles)
         self._members: list[_Member] = []
         self._copies: list[tuple[_Member, Tensor]] = []
-        self._followed: list[tuple[_Member, list[Leading]]] = []  # in the step being made
+        self._followed: list[tuple[list[_Place], Leading]] = []  # in the step being made
         self._open = False  # whether a step's size is still to be made known: once a step, on every rank
         self._rates: list[tuple[dict[str, Any], float | Tensor]] = []
+        self._scales = torch.empty(0)  # sqrt(outputs / inputs) of each matrix (of a convolution, its channels)
+        self._ratios = torch.empty(2, 0)  # smallest and largest singular value followed, over it; NaN before
+        self._indices: dict[tuple[int, ...], Tensor] = {}
         self._turn = 0
         self._warned = False
         self._ratio: float | None = None
@@ -344,10 +344,11 @@ class SpectralCap:
         shrunk = self.factor_at(_rate(self.groups[0])) if first else 1.0
         if shrunk < 1.0:
             self._shrink(copies, shrunk)
-        for member, parts in followed:
-            member.starts = [part.start for part in parts]
+        for places, found in followed:
+            for (member, index), start in zip(places, found.start, strict=True):
+                member.starts[index] = start
             if self.rank > 1:
-                self._cut(member, parts, shrunk)
+                self._cut(places, found, shrunk)
 
     def _made(self, members: list[_Member]) -> tuple[Iterable[Tensor], list[_Member]]:
         """The steps that Adam or AdamW just made, and whose they are, at rate 1."""
@@ -369,8 +370,8 @@ class SpectralCap:
         self._arrive()
         return {
             "version": STATE_VERSION,
-            "ratios": [member.ratios.tolist() for member in self._members],
-            "starts": [_packed(member.starts) for member in self._members],
+            "ratios": [self._ratios[:, member.span].tolist() for member in self._members],
+            "starts": [member.packed() for member in self._members],
             "turn": self._turn,
             "published": None if self._ratio is None else [self._ratio, self._largest, self._peak],
         }
@@ -388,17 +389,19 @@ class SpectralCap:
         if version == 1:
             self._members, self._ratio = [], None
             return
-        members = [self._member(p, group) for p, group in self._matrices()]
+        self._members = [self._member(p, group) for p, group in self._matrices()]
         ratios = state_dict["ratios"]
-        if ratios and [[len(row) for row in ratio] for ratio in ratios] != [[len(m.scales)] * 2 for m in members]:
+        if ratios and [[len(row) for row in ratio] for ratio in ratios] != [[len(m.shapes)] * 2 for m in self._members]:
+            count, self._members = len(self._members), []
             raise ValueError(
-                f"this state belongs to a model with {len(ratios)} measured parameters, and this one has "
-                f"{len(members)} or others: give the optimizer the groups it had"
+                f"this state belongs to a model with {len(ratios)} measured parameters, and this one has {count} or "
+                "others: give the optimizer the groups it had"
             )
-        for member, ratio, starts in zip(members, ratios, state_dict["starts"], strict=False):
-            member.ratios = torch.tensor(ratio, device=member.ratios.device)
-            member.starts = member.unpacked(starts, self.rank)
-        self._members = members if ratios else []
+        self._set_up()
+        if ratios:
+            self._ratios = torch.cat([torch.tensor(ratio) for ratio in ratios], dim=1).to(self._ratios)
+        for member, starts in zip(self._members, state_dict["starts"], strict=False):
+            member.unpack(starts, self.rank)
         self._ratio, self._largest, self._peak = state_dict["published"] or (None, 0.0, math.inf)
 
     # -------------------------------------------------------------------------------------------------------- by itself
@@ -433,6 +436,22 @@ class SpectralCap:
             self._members = [known.get(id(p)) or self._member(p, group) for p, group in matrices]
             for member, (_, group) in zip(self._members, matrices, strict=True):
                 member.group = group
+            self._set_up()
+
+    def _set_up(self) -> None:
+        """Lay out in a row what is known of every matrix."""
+        device = local(self._members[0].param).device if self._members else torch.device("cpu")
+        scales = [torch.tensor(member.scales, device=device) for member in self._members]
+        empty = torch.empty(0, device=device)
+        ratios = [
+            (member.norm / scale).expand(2, -1) if member.place is None else self._ratios[:, member.span].to(device)
+            for member, scale in zip(self._members, scales, strict=True)
+        ]
+        self._scales, self._ratios = torch.cat([*scales, empty]), torch.cat([*ratios, empty.expand(2, -1)], dim=1)
+        count = 0
+        for member in self._members:
+            member.place, count = count, count + len(member.shapes)
+        self._indices.clear()
 
     def _member(self, p: Tensor, group: dict[str, Any]) -> _Member:
         """A parameter, and the norm of its steps where the optimizer knows it."""
@@ -495,47 +514,62 @@ class SpectralCap:
             return (gradient.sign() for gradient in gradients)
         return gradients if name == "SGD" else None
 
-    def _measure(self, members: list[_Member], directions: Iterable[Tensor]) -> list[tuple[_Member, list[Leading]]]:
-        """Measure directions at rate 1, and return their leading directions."""
-        found: list[tuple[_Member, list[Leading]]] = []
+    def _measure(self, members: list[_Member], directions: Iterable[Tensor]) -> list[tuple[list[_Place], Leading]]:
+        """Measure directions at rate 1, and return the leading ones of the matrices, those of one shape together."""
+        found: list[tuple[list[_Place], Leading]] = []
         waiting = iter(directions)
         for run in _runs(members):
-            matrices = [m.matrices(d, all_of_them=self.rank > 1) for m, d in zip(run, waiting, strict=False)]
-            starts: list[Tensor | None] = []
-            for member, some in zip(run, matrices, strict=True):
-                starts += member.starts or [None] * len(some)
-            parts = iter(leading([matrix for some in matrices for matrix in some], self.rank, starts))
-            for member, some in zip(run, matrices, strict=True):
-                of_member = [next(parts) for _ in some]
-                extremes = torch.stack([torch.stack(torch.aminmax(part.values)) for part in of_member], dim=1)
-                ratios = extremes.float() / member.scales
+            alike: dict[Any, list[tuple[_Place, Tensor]]] = {}
+            for member, direction in zip(run, waiting, strict=False):
+                for index, matrix in enumerate(member.matrices(direction, all_of_them=self.rank > 1)):
+                    # Large ones each by itself on a CPU, where stacking costs more than it spares.
+                    alone = matrix.device.type == "cpu" and matrix.numel() > _SMALL
+                    key = (matrix.device, matrix.dtype, matrix.shape, member.starts[index] is None)
+                    alike.setdefault((*key, member.place, index) if alone else key, []).append(
+                        ((member, index), matrix)
+                    )
+            for some in alike.values():
+                places = [place for place, _ in some]
+                starts = [start for member, index in places if (start := member.starts[index]) is not None]
+                batch = some[0][1].unsqueeze(0) if len(some) == 1 else torch.stack([matrix for _, matrix in some])
+                parts = leading(batch, self.rank, torch.stack(starts) if starts else None)
+                ratios = torch.stack(torch.aminmax(parts.values, dim=-1)).to(self._ratios)
+                where = self._where(places)
                 # A step that did not happen (an overflow skipped inside a fused kernel) measures nothing.
-                member.ratios = torch.where(torch.isfinite(ratios) & (ratios[1] > 0.0), ratios, member.ratios)
-                found.append((member, of_member))
+                fits = torch.isfinite(ratios).all(0) & (ratios[1] > 0.0)
+                self._ratios[:, where] = torch.where(fits, ratios / self._scales[where], self._ratios[:, where])
+                found.append((places, parts))
         return found
 
-    def _cut(self, member: _Member, parts: list[Leading], shrunk: float) -> None:
+    def _where(self, places: list[_Place]) -> Tensor:
+        """The matrices' indices, on the device; made once, as making it may wait for the device."""
+        key = tuple(index + (member.place or 0) for member, index in places)
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(key, device=self._scales.device)
+        return self._indices[key]
+
+    def _cut(self, places: list[_Place], parts: Leading, shrunk: float) -> None:
         """Cut the followed singular values of the step just made, whose directions were measured, down to the cap."""
-        rate = member.group["lr"] * shrunk
-        limits = self.rho * member.scales
-        if limits.device.type == "cpu" and not any(
-            bool(rate * part.values.max() > limit) for part, limit in zip(parts, limits, strict=True)
-        ):
+        rate = places[0][0].group["lr"] * shrunk  # a run is of one group
+        limits = (self.rho * self._scales[self._where(places)]).to(parts.values).unsqueeze(1)
+        excess = (rate - limits / parts.values.clamp_min(_TINY)).clamp_min(0.0) * _not_skipped(self._optimizer)
+        if excess.device.type == "cpu" and not bool(excess.any()):
             return
-        made = _not_skipped(self._optimizer)
-        corrections = []
-        for part, limit in zip(parts, limits.unbind(), strict=True):
-            excess = (rate - limit / part.values.clamp_min(_TINY)).clamp_min(0.0) * made
-            corrections.append((part.left * excess) @ part.right.mT)
-        member.add(corrections)
+        corrections = (parts.left * excess.unsqueeze(1)) @ parts.right.mT
+        of_members: dict[_Member, dict[int, Tensor]] = {}
+        for (member, index), correction in zip(places, corrections.unbind(), strict=True):
+            of_members.setdefault(member, {})[index] = correction
+        for member, of_member in of_members.items():
+            member.add(of_member)
 
     def _publish(self, *, wait: bool) -> None:
         """Make the medians known to the host: at once on a CPU and after the first measurement, else one step late."""
         self._open = False
         base = _rate(self.groups[0])
         weights = {id(group): _rate(group) / base if base > 0.0 else 1.0 for group in self.groups}
-        device = self._members[0].ratios.device
-        ratios = torch.cat([member.ratios.to(device) * weights[id(member.group)] for member in self._members], dim=1)
+        ratios, device = self._ratios, self._ratios.device
+        if len(set(weights.values())) > 1:
+            ratios = torch.cat([ratios[:, m.span] * weights[id(m.group)] for m in self._members], dim=1)
         medians = torch.nanquantile(ratios, 0.5, dim=1)
         found = self.agree(torch.stack([*medians.unbind(), ratios[1].nan_to_num(0.0).amax()]))
         if device.type != "cuda":
@@ -567,11 +601,12 @@ class _Member:
     Attributes:
         param: The parameter.
         group: Its group.
-        scales: sqrt(outputs / inputs) of each of its matrices (of a convolution, its channels), on its device.
+        shapes: Rows and columns of each of its matrices.
+        scales: sqrt(outputs / inputs) of each (of a convolution, its channels).
         known: Whether the norm of its direction follows from its shape.
-        ratios: Smallest and largest singular value followed of the direction when last measured, over the scale: two
-            rows, a column a matrix; NaN before.
-        starts: What the last measurement left for the next, a tensor a matrix; empty before.
+        norm: That norm, or NaN.
+        place: The index of its first matrix among those of all members; None before they are laid out.
+        starts: For each matrix, what the last measurement left for the next; None before.
     """
 
     def __init__(self, param: Tensor, group: dict[str, Any], norm: float | None, *, all_of_them: bool) -> None:
@@ -579,42 +614,51 @@ class _Member:
         nothing = torch.empty(param.shape, device="meta")
         self.shapes = [tuple(matrix.shape) for matrix in self.matrices(nothing, all_of_them=all_of_them)]
         taps = math.prod(param.shape[2:]) if group.get("kind") == "conv" else 1
-        scales = [math.sqrt(taps * rows / columns) for rows, columns in self.shapes]
-        self.scales = torch.tensor(scales, device=local(param).device)
-        self.ratios = ((math.nan if norm is None else norm) / self.scales).expand(2, -1)
-        self.starts: list[Tensor] = []
+        self.scales = [math.sqrt(taps * rows / columns) for rows, columns in self.shapes]
+        self.norm = math.nan if norm is None else norm
+        self.place: int | None = None
+        self.starts: list[Tensor | None] = [None] * len(self.shapes)
+
+    @property
+    def span(self) -> slice:
+        """The indices of its matrices."""
+        return slice(self.place, (self.place or 0) + len(self.shapes))
 
     def matrices(self, x: Tensor, *, all_of_them: bool) -> list[Tensor]:
         """The matrices of the parameter, or of what belongs to it; of a large stack of experts perhaps only eight."""
         matrices = [as_matrix(matrix) for matrix in matrices_of(whole(x, self.param), self.group)]
         return matrices if all_of_them else matrices[:: max(1, len(matrices) // _EXPERTS)]
 
-    def add(self, corrections: list[Tensor]) -> None:
-        """Add to each matrix of the parameter."""
+    def add(self, corrections: dict[int, Tensor]) -> None:
+        """Add to some of its matrices."""
         p = self.param.detach()
-        full = corrections[0].new_zeros(p.shape) if is_sharded(p) else p
-        for matrix, correction in zip(matrices_of(full, self.group), corrections, strict=True):
-            matrix += correction.view(matrix.shape)
+        full = next(iter(corrections.values())).new_zeros(p.shape) if is_sharded(p) else p
+        for index, matrix in enumerate(matrices_of(full, self.group)):
+            if index in corrections:
+                matrix += corrections[index].view(matrix.shape)
         sharding = sharding_of(p)
         if sharding is not None:
             spans = [slice(*sharding.span(p.shape, sharding.here, dim)) for dim in range(p.ndim)]
             local(p).add_(full[tuple(spans)])
 
-    def unpacked(self, text: str, rank: int) -> list[Tensor]:
-        """The starts that a state holds; none where it was made with another rank."""
+    def packed(self) -> str:
+        """The starts as text."""
+        flat = [start.detach().cpu().reshape(-1) for start in self.starts if start is not None]
+        return base64.b64encode(torch.cat(flat).numpy().tobytes()).decode() if flat else ""
+
+    def unpack(self, text: str, rank: int) -> None:
+        """Take up the starts that a text holds, unless it was made with another rank."""
         kept = bytearray(base64.b64decode(text))
-        sizes = [(columns, min(rank, -(-min(rows, columns) // 2))) for rows, columns in self.shapes]
+        sizes = [(columns, directions_of((rows, columns), rank)) for rows, columns in self.shapes]
         width, rest = divmod(len(kept), sum(map(math.prod, sizes)))
-        if rest or width not in (4, 8):
-            return []
-        flat = torch.frombuffer(kept, dtype=torch.float32 if width == 4 else torch.float64)
-        parts = flat.to(self.scales.device).split([math.prod(size) for size in sizes])
-        return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+        if rest == 0 and width in (4, 8):
+            flat = torch.frombuffer(kept, dtype=torch.float32 if width == 4 else torch.float64)
+            parts = flat.to(local(self.param).device).split([math.prod(size) for size in sizes])
+            self.starts = [part.view(size) for part, size in zip(parts, sizes, strict=True)]
 
 
-def _packed(starts: list[Tensor]) -> str:
-    flat = [start.detach().cpu().reshape(-1) for start in starts]
-    return base64.b64encode(torch.cat(flat).numpy().tobytes()).decode() if flat else ""
+_Place = tuple[_Member, int]
+"""A parameter, and the index of one of its matrices."""
 
 
 def _source(optimizer: Optimizer) -> Literal["directions", "state"] | None:
