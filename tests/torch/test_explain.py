@@ -73,7 +73,7 @@ def test_a_summary_tells_the_course_of_what_the_cap_held() -> None:
     scheduler = run(FALLING, lr=0.02)
     held = [row[2] for row in scheduler._history.rows]
     course = f"{held[0]:.2g} at step 0, {held[59]:.2g} at step 59, {scheduler.factor:.2g} now; of the others 1, 1, 0"
-    assert f"Rate / peak of the hidden matrices: {course}" in scheduler.summary()
+    assert f"Rate / peak of the largest directions of the hidden matrices: {course}" in scheduler.summary()
     assert "Rate / peak" not in run(FALLING[:60], lr=1e-5).summary()
 
 

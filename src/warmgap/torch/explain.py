@@ -28,7 +28,8 @@ class History:
     """What a run did, thinned so that it stays small however long the run is.
 
     Attributes:
-        rows: Step, loss (None where it was not finite), factor of the hidden matrices, factor of the others.
+        rows: Step, loss (None where it was not finite), factor of the hidden matrices (of the largest direction in
+            their steps, under the cap), factor of the others.
         stride: Every so many steps one row.
         last_loss: The last finite loss.
         peak_steps: Steps made before the decay.
@@ -99,17 +100,20 @@ def sentences(scheduler: AdaptiveWarmup) -> str:
 
 
 def _course(scheduler: AdaptiveWarmup) -> list[str]:
-    """Return a sentence with the factor of the hidden matrices at the start, at the peak and now, where it differs."""
+    """Return a sentence with the factor of what is held at the start, at the peak and now, where it differs."""
     rows = scheduler._history.rows
     if all(row[2] == row[3] for row in rows):
         return []
-    what = "the hidden matrices" if scheduler.cap is None else scheduler.cap.scope
+    cap = scheduler.cap
+    what = "the hidden matrices" if cap is None else f"the largest directions of {cap.scope}"
     first, middle = rows[0], rows[len(rows) // 2]
     if scheduler.phase == "decay":  # the last row before it says more
         begins = scheduler._state.decay_start or 0
         middle = next((row for row in reversed(rows) if row[0] < begins), middle)
-    course = f"{first[2]:.2g} at step {first[0]}, {middle[2]:.2g} at step {middle[0]}, {scheduler.factor:.2g} now"
-    if what != "all weights":
+    course = (
+        f"{first[2]:.2g} at step {first[0]}, {middle[2]:.2g} at step {middle[0]}, {scheduler._largest_factor:.2g} now"
+    )
+    if cap is None or cap.scope != "all weights":
         course += f"; of the others {first[3]:.2g}, {middle[3]:.2g}, {scheduler._state.base:.2g}"
     return [f"Rate / peak of {what}: {course}."]
 
@@ -180,8 +184,9 @@ def picture(scheduler: AdaptiveWarmup) -> Any:
     losses.plot([step for step, _ in seen], [loss for _, loss in seen], color="0.4", linewidth=0.8)
     losses.set_ylabel("loss")
     steps = [row[0] for row in rows]
-    held = "the hidden matrices" if scheduler.cap is None else scheduler.cap.scope
-    if held != "all weights" and any(row[2] != row[3] for row in rows):
+    scope = "the hidden matrices" if scheduler.cap is None else scheduler.cap.scope
+    held = scope if scheduler.cap is None else f"largest directions of {scope}"
+    if scope != "all weights" and any(row[2] != row[3] for row in rows):
         factors.plot(steps, [row[2] for row in rows], label=held)
         factors.plot(steps, [row[3] for row in rows], label="others", linestyle="--")
         factors.legend(fontsize="small", frameon=False)

@@ -205,6 +205,11 @@ class AdaptiveWarmup(LRScheduler):
         return self._state.factor * self._cap_factor
 
     @property
+    def _largest_factor(self) -> float:
+        """The hidden matrices' factor times the share of their steps' spectral norm that passes the cap."""
+        return self._state.factor * min(1.0, self._cap_factor, self._room)
+
+    @property
     def gap(self) -> float | None:
         """The loss gap that the rule follows; None before the first loss, or where it follows none."""
         return self.schedule.reading(self._state)[0]
@@ -620,7 +625,7 @@ class AdaptiveWarmup(LRScheduler):
             most = min(most, 2.0 * self._made / factor)
         self._cap_factor = most
         if self._room < _CAPPED and not self._capping:
-            reason, after = "step too large: held by the spectral cap", factor * most
+            reason, after = "step too large: held by the spectral cap", self._largest_factor
         elif self._capping and most == 1.0 and self._room > _RELEASED:
             reason, after = "released by the spectral cap", factor
         else:
@@ -635,7 +640,7 @@ class AdaptiveWarmup(LRScheduler):
         before, made = self._state, self.factor
         if before.step == 0 and (said := misuse.not_a_mean(loss, self._of_heads())) is not None:
             self._warn_once("sum", said)
-        self._history.add(before.step, loss, made, before.base)
+        self._history.add(before.step, loss, self._largest_factor, before.base)
         if before.phase != "decay":
             self._history.at_peak(min(1.0, self._room), self._room)
         self._made = made

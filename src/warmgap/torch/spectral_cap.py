@@ -302,6 +302,10 @@ class SpectralCap:
         """The rate of the first held group at which the median of the spectral norms is at the cap."""
         return self.rho / self._largest if self._largest else math.inf
 
+    def share_at(self, rate: float) -> float:
+        """Return the share in (0, 1] of the median spectral norm that passes at this rate of the first held group."""
+        return min(1.0, self.room / rate) if rate > 0.0 else 1.0
+
     @torch.no_grad()
     def before(self, *, closure: bool = False) -> None:
         """Measure the step that is about to be made, or get ready to measure it afterwards.
