@@ -205,7 +205,10 @@ def final_loss(workload: Workload, rate: float, method: str, seed: int) -> dict[
     model.eval()
     with torch.no_grad():
         loss_at_the_end = validation_loss(model)
-    verdict = {} if scheduler is None else {"verdict": scheduler.verdict}
+    verdict = {}
+    if scheduler is not None:  # and, before the decay, the mean share of a step's spectral norm under the cap
+        history = scheduler._history
+        verdict = {"verdict": scheduler.verdict, "share": round(history.held / max(1, history.peak_steps), 3)}
     return {"loss": loss_at_the_end, "factors": factors[:: max(1, len(factors) // 20)], **verdict}
 
 

@@ -559,10 +559,9 @@ class SpectralCap:
         excess = (rate - limits / parts.values.clamp_min(_TINY)).clamp_min(0.0) * _not_skipped(self._optimizer)
         if excess.device.type == "cpu" and not bool(excess.any()):
             return
-        corrections = (parts.left * excess.unsqueeze(1)) @ parts.right.mT
-        of_members: dict[_Member, dict[int, Tensor]] = {}
-        for (member, index), correction in zip(places, corrections.unbind(), strict=True):
-            of_members.setdefault(member, {})[index] = correction
+        of_members: dict[_Member, dict[int, tuple[Tensor, Tensor]]] = {}
+        for (member, index), *factors in zip(places, parts.left * excess.unsqueeze(1), parts.right, strict=True):
+            of_members.setdefault(member, {})[index] = (factors[0], factors[1])
         for member, of_member in of_members.items():
             member.add(of_member)
 
@@ -633,13 +632,18 @@ class _Member:
         matrices = [as_matrix(matrix) for matrix in matrices_of(whole(x, self.param), self.group)]
         return matrices if all_of_them else matrices[:: max(1, len(matrices) // _EXPERTS)]
 
-    def add(self, corrections: dict[int, Tensor]) -> None:
-        """Add to some of its matrices."""
+    def add(self, corrections: dict[int, tuple[Tensor, Tensor]]) -> None:
+        """Add to some of its matrices, each the product of a tall matrix and of a tall one's transpose."""
         p = self.param.detach()
-        full = next(iter(corrections.values())).new_zeros(p.shape) if is_sharded(p) else p
+        full = next(iter(corrections.values()))[0].new_zeros(p.shape) if is_sharded(p) else p
         for index, matrix in enumerate(matrices_of(full, self.group)):
-            if index in corrections:
-                matrix += corrections[index].view(matrix.shape)
+            if index not in corrections:
+                continue
+            left, right = corrections[index]
+            if matrix.ndim == 2 and matrix.dtype == left.dtype:
+                matrix.addmm_(left, right.mT)
+            else:
+                matrix += (left @ right.mT).view(matrix.shape)
         sharding = sharding_of(p)
         if sharding is not None:
             spans = [slice(*sharding.span(p.shape, sharding.here, dim)) for dim in range(p.ndim)]
