@@ -347,7 +347,7 @@ def losses(path: Path) -> dict[str, dict[str, dict[float, list[float]]]]:
 
 
 def table(path: Path) -> None:
-    """Print the losses, how auto compares with each rival at the same rate and workload, and the verdicts."""
+    """Print the losses, how auto compares with each rival at the same rate and workload, and what the cap let pass."""
     from scipy.stats import wilcoxon
 
     found = losses(path)
@@ -398,22 +398,17 @@ def table(path: Path) -> None:
         print(f"{workload:40}{min(own.values()):9.3f}{best:9.3f}{hot}")
 
     print(
-        "\nverdicts: runs, and those of them within 0.1 of the best loss of auto at any rate (same workload and seed)"
+        "\nruns of auto by the share of a step's spectral norm that passed the cap before the decay, and those of them"
     )
-    judged = [(Workload(**r["workload"]).name, r["seed"], r) for r in load(path) if "verdict" in r]
+    print("within 0.1 of the best loss of auto at any rate (same workload and seed)")
+    runs = [(Workload(**run["workload"]).name, run) for run in load(path) if run["method"] == "auto"]
     least: dict[tuple[str, int], float] = defaultdict(lambda: math.inf)
-    for name, seed, run in judged:
-        least[name, seed] = min(least[name, seed], run["loss"])
-    for multiple in sorted({run["multiple"] for *_, run in judged}):
-        counts = []
-        for verdict in ("too high", "fine", "unknown"):
-            close = [
-                r["loss"] - least[n, s] < 0.1
-                for n, s, r in judged
-                if (r["verdict"], r["multiple"]) == (verdict, multiple)
-            ]
-            counts.append(f"{verdict} {len(close)} ({sum(close)})")
-        print(f"x{multiple:<6.2g}" + "   ".join(counts))
+    for name, run in runs:
+        least[name, run["seed"]] = min(least[name, run["seed"]], run["loss"])
+    for low, high in ((0.35, 1.01), (0.08, 0.35), (0.0, 0.08)):
+        some = [(name, run) for name, run in runs if low <= run.get("share", -1.0) < high]
+        close = sum(run["loss"] - least[name, run["seed"]] < 0.1 for name, run in some)
+        print(f"{low:g} to {min(high, 1.0):g}: {len(some)} ({close})")
 
 
 def cell(of_seeds: list[float]) -> str:
