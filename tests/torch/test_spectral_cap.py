@@ -85,7 +85,7 @@ def test_the_estimate_is_at_most_a_fifth_below_the_norm(
     small = leading(1e-8 * matrix.unsqueeze(0), rank)
     assert largest == pytest.approx(float(small.values.max()) * 1e8, rel=1e-3)
     # What is cut never makes a singular value larger.
-    rest = matrix - (found.left[0] * torch.rand(found.values.shape, generator=random)) @ found.right[0].mT
+    rest = matrix - (found.left[0].mT * torch.rand(found.values.shape, generator=random)) @ found.right[0]
     assert bool((torch.linalg.svdvals(rest) <= torch.linalg.svdvals(matrix) * (1 + 1e-4) + 1e-5 * norm(matrix)).all())
 
 
@@ -115,7 +115,7 @@ def test_promise_1_no_step_of_hidden_matrices_is_above_the_cap(name: str) -> Non
     optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=0.3, weight_decay=0.0)
     cap = SpectralCap(optimizer, rho=0.02)
     # Measured on the step before, or with directions that the followed ones miss.
-    late = {"lion": 0.5, "signum": 0.5, "normalized-sgd": 0.0, "muon": 0.0, "sgd": 1.2}.get(name, 0.6)
+    late = {"lion": 0.75, "signum": 0.75, "normalized-sgd": 0.0, "muon": 0.0, "sgd": 1.2}.get(name, 0.6)
     for index in range(6):
         backward(model, index)
         steps = moved(model, optimizer.step)
