@@ -114,7 +114,7 @@ def test_the_largest_singular_values_are_cut_and_the_rest_passes() -> None:
 def test_it_cuts_as_the_cap_of_torch_does() -> None:
     import torch
 
-    from warmgap.torch.spectral_cap import leading
+    from warmgap.torch.singular import leading
 
     kernel = jax.random.normal(jax.random.key(2), (40, 30)) @ jnp.diag(jnp.arange(1, 31) ** -1.0)
     cap = spectral_cap(1e-3)

@@ -459,7 +459,7 @@ def roles_of(params: optax.Params) -> Any:
 
 
 def _leading(x: Array, start: Array, ratio: Array) -> tuple[Array, Array, Array, Array]:
-    """The subspace method of `warmgap.torch.spectral_cap.leading`, of a kernel's transpose."""
+    """The subspace method of `warmgap.torch.singular.leading`, of a kernel's transpose."""
     matrix = x.reshape(-1, x.shape[-1]).astype(start.dtype)  # inputs are its rows
 
     def iterate(start: Array) -> tuple[Array, Array, Array, Array]:

@@ -1,10 +1,16 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warmgap.torch import singular
-from warmgap.torch.singular import gram_singular_values
+from warmgap.torch.singular import gram_singular_values, leading
+
+
+def spectral_norm(matrix: torch.Tensor) -> float:
+    return float(torch.linalg.matrix_norm(matrix, 2))
 
 
 @settings(max_examples=30)
@@ -85,3 +91,51 @@ def test_zero_and_not_finite() -> None:
         x = torch.ones(4, 6)
         x[1, 2] = bad
         assert gram_singular_values(x).isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 200), (200, 48), (1, 30), (30, 1)])
+@pytest.mark.parametrize("kind", ["gauss", "sign", "rank one", "low rank sign", "steep"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rank", [1, 8])
+def test_the_estimate_is_at_most_a_fifth_below_the_norm(
+    shape: tuple[int, int], kind: str, seed: int, rank: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    gauss = torch.randn(shape, generator=random)
+    left, right = torch.randn(shape[0], 3, generator=random), torch.randn(3, shape[1], generator=random)
+    matrix = {
+        "gauss": gauss,
+        "sign": gauss.sign(),
+        "rank one": left[:, :1] @ right[:1],
+        "low rank sign": (left @ right).sign(),
+        "steep": gauss * torch.arange(1, shape[1] + 1) ** -1.0,
+    }[kind]
+    found = leading(matrix.unsqueeze(0), rank)
+    largest = float(found.values.max())
+    assert (0.8 if rank == 1 else 0.85) * spectral_norm(matrix) <= largest <= spectral_norm(matrix) * (1 + 1e-5)
+    small = leading(1e-8 * matrix.unsqueeze(0), rank)
+    assert largest == pytest.approx(float(small.values.max()) * 1e8, rel=1e-3)
+    # What is cut never makes a singular value larger.
+    rest = matrix - (found.left[0].mT * torch.rand(found.values.shape, generator=random)) @ found.right[0]
+    values = torch.linalg.svdvals(matrix)
+    assert bool((torch.linalg.svdvals(rest) <= values * (1 + 1e-4) + 1e-5 * values[0]).all())
+
+
+def test_going_on_from_the_last_directions_finds_the_largest_singular_values() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(48, 96) @ torch.diag(torch.arange(1, 97) ** -0.5)
+    start = None
+    for _ in range(30):
+        found = leading(matrix.unsqueeze(0), 8, start)
+        start = found.start
+    torch.testing.assert_close(found.values[0], torch.linalg.svdvals(matrix)[:8], rtol=0.05, atol=0.0)
+
+
+def test_directions_of_a_zero_matrix_and_of_one_that_is_not_finite_keep_their_starts() -> None:
+    found = leading(torch.zeros(1, 6, 6), 2)
+    assert found.values[0].tolist() == [0.0, 0.0]
+    poisoned = leading(torch.full((1, 6, 6), math.nan), 2, found.start)
+    assert torch.equal(poisoned.start, found.start)
+    again = leading(torch.eye(6, dtype=torch.bfloat16).unsqueeze(0), 2, poisoned.start)
+    assert again.values.dtype == torch.float32
+    assert again.values[0].tolist() == pytest.approx([1.0, 1.0], rel=1e-4)

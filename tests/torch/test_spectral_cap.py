@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from warmgap.torch import Lion, Muon, NormalizedSGD, Signum, SpectralCap, spectral_cap, split_parameters
-from warmgap.torch.spectral_cap import leading
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -60,53 +59,6 @@ def norm(matrix: Tensor) -> float:
 
 def size(step: Tensor) -> float:
     return norm(step) / math.sqrt(step.shape[0] / step.shape[1])
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (48, 200), (200, 48), (1, 30), (30, 1)])
-@pytest.mark.parametrize("kind", ["gauss", "sign", "rank one", "low rank sign", "steep"])
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("rank", [1, 8])
-def test_the_estimate_is_at_most_a_fifth_below_the_norm(
-    shape: tuple[int, int], kind: str, seed: int, rank: int
-) -> None:
-    random = torch.Generator().manual_seed(seed)
-    gauss = torch.randn(shape, generator=random)
-    left, right = torch.randn(shape[0], 3, generator=random), torch.randn(3, shape[1], generator=random)
-    matrix = {
-        "gauss": gauss,
-        "sign": gauss.sign(),
-        "rank one": left[:, :1] @ right[:1],
-        "low rank sign": (left @ right).sign(),
-        "steep": gauss * torch.arange(1, shape[1] + 1) ** -1.0,
-    }[kind]
-    found = leading(matrix.unsqueeze(0), rank)
-    largest = float(found.values.max())
-    assert (0.8 if rank == 1 else 0.85) * norm(matrix) <= largest <= norm(matrix) * (1 + 1e-5)
-    small = leading(1e-8 * matrix.unsqueeze(0), rank)
-    assert largest == pytest.approx(float(small.values.max()) * 1e8, rel=1e-3)
-    # What is cut never makes a singular value larger.
-    rest = matrix - (found.left[0].mT * torch.rand(found.values.shape, generator=random)) @ found.right[0]
-    assert bool((torch.linalg.svdvals(rest) <= torch.linalg.svdvals(matrix) * (1 + 1e-4) + 1e-5 * norm(matrix)).all())
-
-
-def test_going_on_from_the_last_directions_finds_the_largest_singular_values() -> None:
-    torch.manual_seed(0)
-    matrix = torch.randn(48, 96) @ torch.diag(torch.arange(1, 97) ** -0.5)
-    start = None
-    for _ in range(30):
-        found = leading(matrix.unsqueeze(0), 8, start)
-        start = found.start
-    torch.testing.assert_close(found.values[0], torch.linalg.svdvals(matrix)[:8], rtol=0.05, atol=0.0)
-
-
-def test_directions_of_a_zero_matrix_and_of_one_that_is_not_finite_keep_their_starts() -> None:
-    found = leading(torch.zeros(1, 6, 6), 2)
-    assert found.values[0].tolist() == [0.0, 0.0]
-    poisoned = leading(torch.full((1, 6, 6), math.nan), 2, found.start)
-    assert torch.equal(poisoned.start, found.start)
-    again = leading(torch.eye(6, dtype=torch.bfloat16).unsqueeze(0), 2, poisoned.start)
-    assert again.values.dtype == torch.float32
-    assert again.values[0].tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", [*OURS, *THEIRS])

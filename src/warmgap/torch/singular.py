@@ -1,14 +1,15 @@
-"""Singular values without a singular value decomposition, for measurements.
+"""Singular values without a singular value decomposition: all of them, or the leading ones with their directions.
 
-They are the roots of the eigenvalues of the smaller Gram matrix. For a 768 x 2048 matrix in float32 on one CPU core
-that takes less than a tenth of the time of a full decomposition (`benchmarks/probe.py`). The price is that the small
-ones are lost in rounding below the square root of machine precision. The share of the nuclear norm at stake is
-estimated from the values themselves, with an error of machine precision times the largest eigenvalue for each of them:
-where an eigenvalue is smaller than that, every error counts in full, since a root of rounding is never below zero;
-elsewhere errors have either sign, and add as squares. Where it is more than `TOLERANCE` the Gram matrix is taken
-in float64, at about twice the time. Over 672 matrices, 112 spectra from flat to rank one in six shapes from 64 x 64 to
-128 x 8192, and over those below, no relative error of the nuclear norm was above 8e-4; the largest are those of flat
-spectra that end at a fifth of the rank. Of 768 x 2048 matrices, against the decomposition in float64:
+All of them, for measurements: they are the roots of the eigenvalues of the smaller Gram matrix. For a 768 x 2048
+matrix in float32 on one CPU core that takes less than a tenth of the time of a full decomposition
+(`benchmarks/probe.py`). The price is that the small ones are lost in rounding below the square root of machine
+precision. The share of the nuclear norm at stake is estimated from the values themselves, with an error of machine
+precision times the largest eigenvalue for each of them: where an eigenvalue is smaller than that, every error counts
+in full, since a root of rounding is never below zero; elsewhere errors have either sign, and add as squares. Where it
+is more than `TOLERANCE` the Gram matrix is taken in float64, at about twice the time. Over 672 matrices, 112 spectra
+from flat to rank one in six shapes from 64 x 64 to 128 x 8192, and over those below, no relative error of the nuclear
+norm was above 8e-4; the largest are those of flat spectra that end at a fifth of the rank. Of 768 x 2048 matrices,
+against the decomposition in float64:
 
     a Gaussian matrix                              2e-8
     rank 64 and noise                              4e-7
@@ -22,18 +23,24 @@ to 23 % off on these and takes several times as long on a CPU.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import blas, lapack
 from torch import Tensor
 
 from warmgap.torch.orthogonalize import as_matrix
 
 TOLERANCE = 1e-3
 """Largest share of the nuclear norm that may be rounding in float32."""
+
+TINY = 1e-30
+"""Below it a length is none."""
+
+_ITERATIONS = 4  # of the subspace method without a start
+_SHIFT = 1e-10  # of the Gram matrix of rows of length one
 
 
 @torch.no_grad()
@@ -86,6 +93,8 @@ def _lapack_eigenvalues(matrix: NDArray[Any]) -> NDArray[Any]:
 
     The upper half, since reducing it to three diagonals is faster than the lower.
     """
+    from scipy.linalg import blas, lapack
+
     multiply, solve = (blas.ssyrk, lapack.ssyev) if matrix.dtype == np.float32 else (blas.dsyrk, lapack.dsyev)
     size = len(matrix)
     gram = multiply(1.0, matrix.T, trans=1, lower=0)
@@ -94,3 +103,89 @@ def _lapack_eigenvalues(matrix: NDArray[Any]) -> NDArray[Any]:
         raise RuntimeError(f"the eigenvalues of a matrix of {size} rows did not converge (LAPACK says {failed})")
     eigenvalues: NDArray[Any] = values
     return eigenvalues
+
+
+class Leading(NamedTuple):
+    """The leading singular directions of some matrices M of one shape, as far as the subspace method has come.
+
+    Directions are rows: products of a flat matrix with a large one are three times as fast on CPUs as with a thin one.
+
+    Attributes:
+        left: Shape (n, k, rows); its rows have length at most 1 and are orthogonal.
+        right: left M, shape (n, k, columns).
+        values: The lengths of its rows, (n, k): estimates from below of the k largest singular values, in no order.
+        start: What to go on from with the next matrices, shape (n, k, columns).
+
+    Example:
+        >>> import torch
+        >>> found = leading(torch.diag(torch.tensor([3.0, 1.0, 2.0])).unsqueeze(0), 2)
+        >>> [round(value, 2) for value in found.values[0].tolist()]
+        [3.0, 2.0]
+    """
+
+    left: Tensor
+    right: Tensor
+    values: Tensor
+    start: Tensor
+
+
+@torch.no_grad()
+def leading(batch: Tensor, rank: int, start: Tensor | None = None) -> Leading:
+    """Estimate the leading singular values and directions of matrices by the subspace method.
+
+    The same matrices and starts give the same numbers on every rank and after a resume. The host does not wait for the
+    device. From the starts that the last step's matrices left, one product with each matrix and its transpose is
+    enough; without, or for rank 1, there are four.
+
+    Args:
+        batch: Matrices of one shape, (n, rows, columns); half precision is computed in float32.
+        rank: Directions a matrix; of one with a smaller side of m, at most half of it, rounded up.
+        start: Shape (n, k, columns); by default the same random ones each time.
+
+    Returns:
+        What was found, in float32 or float64.
+
+    Example:
+        >>> import torch
+        >>> found = leading(2.0 * torch.ones(1, 4, 4), 8)
+        >>> [round(value, 3) for value in found.values[0].tolist()]
+        [8.0, 0.0]
+    """
+    batch = batch.to(torch.promote_types(batch.dtype, torch.float32))
+    cold = start is None
+    if start is None:
+        count = directions_of(batch.shape[1:], rank)
+        noise = torch.randn(count, batch.shape[-1], generator=torch.Generator().manual_seed(0))
+        start = noise.to(batch).expand(len(batch), -1, -1)
+    for _ in range(_ITERATIONS if cold or start.shape[1] == 1 else 1):
+        left, right, values, start = _iterate(batch, start)
+    return Leading(left, right, values, start)
+
+
+def directions_of(shape: Sequence[int], rank: int) -> int:
+    """Return how many directions of a matrix of this shape are followed.
+
+    Example:
+        >>> directions_of((64, 64), 8), directions_of((3, 64), 8)
+        (8, 2)
+    """
+    return min(rank, -(-min(shape) // 2))
+
+
+def _iterate(batch: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One product with each matrix of the batch and its transpose, orthogonal rows between them."""
+    left = start @ batch.mT
+    left = left / torch.linalg.vector_norm(left, dim=-1, keepdim=True).clamp_min(TINY)
+    left = (left.cpu() if left.device.type == "mps" else left).double()  # MPS has no float64
+    # By Cholesky, which the host need not wait for, and in float64: rows may be parallel but for rounding. The shift
+    # leaves those short.
+    gram = left @ left.mT
+    gram.diagonal(dim1=1, dim2=2).add_(_SHIFT)
+    factor = torch.linalg.cholesky_ex(gram)[0]
+    left = torch.linalg.solve_triangular(factor, left, upper=False).to(batch)
+    right = left @ batch
+    values = torch.linalg.vector_norm(right, dim=-1)
+    lengths = values.unsqueeze(-1)
+    # A direction without length keeps its start, and finds one when the matrix has it.
+    found = (lengths > TINY) & (lengths < torch.inf)
+    return left, right, values, torch.where(found, right / lengths.clamp_min(TINY), start)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import base64
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,18 +26,16 @@ from warmgap.rules import default_rho
 from warmgap.torch.layout import matrices_of
 from warmgap.torch.orthogonalize import as_matrix
 from warmgap.torch.sharding import is_sharded, local, sharded_alike, sharding_of
+from warmgap.torch.singular import TINY, Leading, directions_of, leading
 from warmgap.torch.split import role_of
 
 STATE_VERSION = 2
 
-_ITERATIONS = 4  # of the subspace method without a start
 _RANK = 8  # singular directions that are followed
-_SHIFT = 1e-10  # of the Gram matrix of columns of length one
 _SMALL = 2**16  # entries of a matrix
 _NEAR = 1.5  # a step by so much below the cap is far from it
 _BUDGET = 2**24  # entries measured a step (28 matrices of 768 x 768); larger models are measured in turn
 _EXPERTS = 8  # matrices of a stack that are measured
-_TINY = 1e-30
 
 SIGN_FIRST = frozenset(
     {
@@ -63,92 +61,6 @@ SIGN_FIRST = frozenset(
 
 WHOLE_STEP = frozenset({"SGD", "NormalizedSGD"})
 """Class names of optimizers whose step is one vector for the whole model: norms and biases take a large share of it."""
-
-
-class Leading(NamedTuple):
-    """The leading singular directions of some matrices M of one shape, as far as the subspace method has come.
-
-    Directions are rows: products of a flat matrix with a large one are three times as fast on CPUs as with a thin one.
-
-    Attributes:
-        left: Shape (n, k, rows); its rows have length at most 1 and are orthogonal.
-        right: left M, shape (n, k, columns).
-        values: The lengths of its rows, (n, k): estimates from below of the k largest singular values, in no order.
-        start: What to go on from with the next matrices, shape (n, k, columns).
-
-    Example:
-        >>> import torch
-        >>> found = leading(torch.diag(torch.tensor([3.0, 1.0, 2.0])).unsqueeze(0), 2)
-        >>> [round(value, 2) for value in found.values[0].tolist()]
-        [3.0, 2.0]
-    """
-
-    left: Tensor
-    right: Tensor
-    values: Tensor
-    start: Tensor
-
-
-@torch.no_grad()
-def leading(batch: Tensor, rank: int, start: Tensor | None = None) -> Leading:
-    """Estimate the leading singular values and directions of matrices by the subspace method.
-
-    The same matrices and starts give the same numbers on every rank and after a resume. The host does not wait for the
-    device. From the starts that the last step's matrices left, one product with each matrix and its transpose is
-    enough; without, or for rank 1, there are four.
-
-    Args:
-        batch: Matrices of one shape, (n, rows, columns); half precision is computed in float32.
-        rank: Directions a matrix; of one with a smaller side of m, at most half of it, rounded up.
-        start: Shape (n, k, columns); by default the same random ones each time.
-
-    Returns:
-        What was found, in float32 or float64.
-
-    Example:
-        >>> import torch
-        >>> found = leading(2.0 * torch.ones(1, 4, 4), 8)
-        >>> [round(value, 3) for value in found.values[0].tolist()]
-        [8.0, 0.0]
-    """
-    batch = batch.to(torch.promote_types(batch.dtype, torch.float32))
-    cold = start is None
-    if start is None:
-        count = directions_of(batch.shape[1:], rank)
-        noise = torch.randn(count, batch.shape[-1], generator=torch.Generator().manual_seed(0))
-        start = noise.to(batch).expand(len(batch), -1, -1)
-    for _ in range(_ITERATIONS if cold or start.shape[1] == 1 else 1):
-        left, right, values, start = _iterate(batch, start)
-    return Leading(left, right, values, start)
-
-
-def directions_of(shape: Sequence[int], rank: int) -> int:
-    """Return how many directions of a matrix of this shape are followed.
-
-    Example:
-        >>> directions_of((64, 64), 8), directions_of((3, 64), 8)
-        (8, 2)
-    """
-    return min(rank, -(-min(shape) // 2))
-
-
-def _iterate(batch: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One product with each matrix of the batch and its transpose, orthogonal rows between them."""
-    left = start @ batch.mT
-    left = left / torch.linalg.vector_norm(left, dim=-1, keepdim=True).clamp_min(_TINY)
-    left = (left.cpu() if left.device.type == "mps" else left).double()  # MPS has no float64
-    # By Cholesky, which the host need not wait for, and in float64: rows may be parallel but for rounding. The shift
-    # leaves those short.
-    gram = left @ left.mT
-    gram.diagonal(dim1=1, dim2=2).add_(_SHIFT)
-    factor = torch.linalg.cholesky_ex(gram)[0]
-    left = torch.linalg.solve_triangular(factor, left, upper=False).to(batch)
-    right = left @ batch
-    values = torch.linalg.vector_norm(right, dim=-1)
-    lengths = values.unsqueeze(-1)
-    # A direction without length keeps its start, and finds one when the matrix has it.
-    found = (lengths > _TINY) & (lengths < torch.inf)
-    return left, right, values, torch.where(found, right / lengths.clamp_min(_TINY), start)
 
 
 class SpectralCap:
@@ -560,7 +472,7 @@ class SpectralCap:
         """Cut the followed singular values of the step just made, whose directions were measured, down to the cap."""
         rate = places[0][0].group["lr"] * shrunk  # a run is of one group
         limits = (self.rho * self._scales[self._where(places)]).to(parts.values).unsqueeze(1)
-        excess = (rate - limits / parts.values.clamp_min(_TINY)).clamp_min(0.0) * _not_skipped(self._optimizer)
+        excess = (rate - limits / parts.values.clamp_min(TINY)).clamp_min(0.0) * _not_skipped(self._optimizer)
         if excess.device.type == "cpu" and not bool(excess.any()):
             return
         of_members: dict[_Member, dict[int, tuple[Tensor, Tensor]]] = {}
