@@ -98,7 +98,7 @@ def test_the_largest_singular_values_are_cut_and_the_rest_passes() -> None:
     sides = jnp.linalg.qr(jax.random.normal(key[0], (48, 48)))[0], jnp.linalg.qr(jax.random.normal(key[1], (64, 64)))[0]
     values = jnp.concatenate([jnp.array([4.0, 2.0, 1.5]), jnp.full(45, 0.1)])
     kernel = (sides[0] * values) @ sides[1][:48]  # 48 inputs, 64 outputs
-    updates = {"embed": jnp.ones((4, 4)), "dense": {"kernel": kernel}}
+    updates: dict[str, Any] = {"embed": jnp.ones((4, 4)), "dense": {"kernel": kernel}}
     rho = 0.5
     cap = spectral_cap(rho)
     state, step = cap.init(updates), jax.jit(cap.update)
