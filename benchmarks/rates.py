@@ -5,8 +5,7 @@
     python benchmarks/rates.py plot OUTPUT.jsonl PICTURE.png
 
 A run that stands in OUTPUT is not made again; several processes may share the work (`--share 0/2`, `--share 1/2`).
-One thread a run. The workloads of every suite but `development` were written
-down before any of them was run.
+One thread a run. The workloads of every suite but `development` were written down before any was run.
 """
 
 from __future__ import annotations
@@ -106,25 +105,25 @@ SUITES: dict[str, list[Workload]] = {
         Workload("muon", 2e-2, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
         Workload("signum", 1e-3, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
     ],
+    "seventh": [
+        Workload("lion", 2e-3, "wiki", layers=3, width=96, steps=300, batch=16, model="gpt2"),
+        Workload("signum", 2e-3, "stdlib", 1024, layers=3, width=96, steps=300, batch=16),
+        Workload("adamw", 5e-3, "wiki", 512, layers=5, width=64, steps=300, batch=16),
+        Workload("muon", 2e-2, "wiki", 1024, layers=4, width=96, steps=300, batch=16, model="gpt2"),
+        Workload("lion", 3e-3, "stdlib", layers=8, width=48, steps=300, batch=16),
+        Workload("adamw", 3e-3, "stdlib", layers=2, width=128, steps=150, batch=64, model="gpt2"),
+        Workload("normalized-sgd", 0.1, "wiki", layers=3, width=64, steps=300, batch=24),
+        Workload("signum", 1e-3, "photos", layers=4, width=192, steps=400, batch=64, length=8, model="autoencoder"),
+        Workload("adamw", 3e-3, "photos", layers=4, width=320, steps=400, batch=64, length=10, model="autoencoder"),
+        Workload("muon", 2e-2, "photos", layers=6, width=24, steps=300, batch=16, length=16, model="denoiser"),
+        Workload("lion", 1e-3, "photos", layers=4, width=48, steps=300, batch=16, length=12, model="denoiser"),
+        Workload("adamw", 3e-3, "photos", layers=6, width=32, steps=300, batch=16, length=12, model="denoiser"),
+    ],
+    "seventh-long": [
+        Workload(optimizer, rate, "stdlib", 4096, layers=3, width=128, steps=1000, batch=8, length=96)
+        for optimizer, rate in (("lion", 1e-3), ("adamw", 3e-3), ("signum", 1e-3), ("muon", 2e-2))
+    ],
 }
-SUITES["seventh"] = [
-    Workload("lion", 2e-3, "wiki", layers=3, width=96, steps=300, batch=16, model="gpt2"),
-    Workload("signum", 2e-3, "stdlib", 1024, layers=3, width=96, steps=300, batch=16),
-    Workload("adamw", 5e-3, "wiki", 512, layers=5, width=64, steps=300, batch=16),
-    Workload("muon", 2e-2, "wiki", 1024, layers=4, width=96, steps=300, batch=16, model="gpt2"),
-    Workload("lion", 3e-3, "stdlib", layers=8, width=48, steps=300, batch=16),
-    Workload("adamw", 3e-3, "stdlib", layers=2, width=128, steps=150, batch=64, model="gpt2"),
-    Workload("normalized-sgd", 0.1, "wiki", layers=3, width=64, steps=300, batch=24),
-    Workload("signum", 1e-3, "photos", layers=4, width=192, steps=400, batch=64, length=8, model="autoencoder"),
-    Workload("adamw", 3e-3, "photos", layers=4, width=320, steps=400, batch=64, length=10, model="autoencoder"),
-    Workload("muon", 2e-2, "photos", layers=6, width=24, steps=300, batch=16, length=16, model="denoiser"),
-    Workload("lion", 1e-3, "photos", layers=4, width=48, steps=300, batch=16, length=12, model="denoiser"),
-    Workload("adamw", 3e-3, "photos", layers=6, width=32, steps=300, batch=16, length=12, model="denoiser"),
-]
-SUITES["seventh-long"] = [
-    Workload(optimizer, rate, "stdlib", 4096, layers=3, width=128, steps=1000, batch=8, length=96)
-    for optimizer, rate in (("lion", 1e-3), ("adamw", 3e-3), ("signum", 1e-3), ("muon", 2e-2))
-]
 MULTIPLES = (0.1, 1 / 3, 1.0, 3.0, 10.0)
 
 

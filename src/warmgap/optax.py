@@ -29,6 +29,7 @@ except ModuleNotFoundError as _error:
 from warmgap import decay as decays
 from warmgap._ops import LARGEST
 from warmgap.rules import Rule, by_name, default_rho
+from warmgap.rules.spectral import RANK, directions_of
 from warmgap.schedule import Schedule, ScheduleState
 
 __all__ = [
@@ -342,7 +343,7 @@ def spectral_cap(
     *,
     total_iters: int | None = None,
     roles: Callable[[optax.Params], Any] | Any = None,
-    rank: int = 8,
+    rank: int = RANK,
 ) -> optax.GradientTransformation:
     """Hold the updates of hidden matrices under a cap on their singular values: the last link of a chain.
 
@@ -400,7 +401,7 @@ def spectral_cap(
         for x in found:
             sides = x.size // x.shape[-1], x.shape[-1]
             dtype = jnp.promote_types(x.dtype, jnp.float32)
-            starts.append(jax.random.normal(jax.random.key(0), (sides[1], min(rank, -(-min(sides) // 2))), dtype))
+            starts.append(jax.random.normal(jax.random.key(0), (sides[1], directions_of(sides, rank)), dtype))
         return SpectralCapState(jnp.zeros(()), jnp.ones(()), starts)
 
     def update(

@@ -8,6 +8,7 @@ when to go up, when to go down, and what to do where the loss explodes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -94,3 +95,16 @@ def default_rho(total_iters: int | None = None) -> float:
     if total_iters is None:
         return RHO
     return max(RHO_LEAST, RHO * min(1.0, math.sqrt(_STEPS / total_iters)))
+
+
+RANK = 8  # singular directions of a step that the cap follows
+
+
+def directions_of(shape: Sequence[int], rank: int) -> int:
+    """Return how many directions of a matrix of this shape are followed.
+
+    Example:
+        >>> directions_of((64, 64), 8), directions_of((3, 64), 8)
+        (8, 2)
+    """
+    return min(rank, -(-min(shape) // 2))

@@ -23,7 +23,6 @@ to 23 % off on these and takes several times as long on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from warmgap.rules.spectral import directions_of
 from warmgap.torch.orthogonalize import as_matrix
 
 TOLERANCE = 1e-3
@@ -160,16 +160,6 @@ def leading(batch: Tensor, rank: int, start: Tensor | None = None) -> Leading:
     for _ in range(_ITERATIONS if cold or start.shape[1] == 1 else 1):
         left, right, values, start = _iterate(batch, start)
     return Leading(left, right, values, start)
-
-
-def directions_of(shape: Sequence[int], rank: int) -> int:
-    """Return how many directions of a matrix of this shape are followed.
-
-    Example:
-        >>> directions_of((64, 64), 8), directions_of((3, 64), 8)
-        (8, 2)
-    """
-    return min(rank, -(-min(shape) // 2))
 
 
 def _iterate(batch: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -23,15 +23,15 @@ from torch.optim import Optimizer
 
 from warmgap._checks import check_count, check_positive, warn
 from warmgap.rules import default_rho
+from warmgap.rules.spectral import RANK, directions_of
 from warmgap.torch.layout import matrices_of
 from warmgap.torch.orthogonalize import as_matrix
 from warmgap.torch.sharding import is_sharded, local, sharded_alike, sharding_of
-from warmgap.torch.singular import TINY, Leading, directions_of, leading
+from warmgap.torch.singular import TINY, Leading, leading
 from warmgap.torch.split import role_of
 
 STATE_VERSION = 2
 
-_RANK = 8  # singular directions that are followed
 _SMALL = 2**16  # entries of a matrix
 _NEAR = 1.5  # a step by so much below the cap is far from it
 _BUDGET = 2**24  # entries measured a step (28 matrices of 768 x 768); larger models are measured in turn
@@ -375,11 +375,11 @@ class SpectralCap:
         """A parameter, and the norm of its steps where the optimizer knows it."""
         optimizer: Any = self._optimizer
         norm = optimizer.direction_norm(group, p) if hasattr(optimizer, "direction_norm") else None
-        return _Member(p, group, norm, all_of_them=self.rank > 1)
+        return _Member(p, group, norm, sampled=self.rank == 1)
 
     def _default_rank(self) -> int:
         whole_step = type(self._optimizer).__name__ in WHOLE_STEP
-        return 1 if self._source is None or whole_step else _RANK
+        return 1 if self._source is None or whole_step else RANK
 
     def _is_near(self) -> bool:
         """Whether a step may come to the cap, so that every matrix is to be followed at every step."""
@@ -398,7 +398,7 @@ class SpectralCap:
 
     def _due(self, *, all_of_them: bool) -> list[_Member]:
         """The parameters whose turn it is: all of a small model. None whose steps' norm is known."""
-        members = [member for member in self._members if not member.known]
+        members = [member for member in self._members if math.isnan(member.norm)]
         if all_of_them:
             return members
         due: list[_Member] = []
@@ -414,11 +414,9 @@ class SpectralCap:
         optimizer: Any = self._optimizer
         if any(member.param.grad is None for member in due):
             return None
-        if (
-            type(optimizer).__name__ == "Lion" and self._source == "directions"
-        ):  # ours too: it spares copies of averages
-            return (_lion_direction(optimizer, member.param, member.group) for member in due)
         if self._source == "directions":
+            if type(optimizer).__name__ == "Lion":  # ours too: it spares copies of averages
+                return (_lion_direction(optimizer, member.param, member.group) for member in due)
             runs = _runs(due)
             return (d for some in runs for d in optimizer.directions(some[0].group, [m.param for m in some]))
         if not first:
@@ -441,7 +439,7 @@ class SpectralCap:
         for run in _runs(members):
             alike: dict[Any, list[tuple[_Place, Tensor]]] = {}
             for member, direction in zip(run, waiting, strict=False):
-                for index, matrix in enumerate(member.matrices(direction, all_of_them=self.rank > 1)):
+                for index, matrix in enumerate(member.matrices(direction)):
                     # Large ones each by itself on a CPU, where stacking costs more than it spares.
                     alone = matrix.device.type == "cpu" and matrix.numel() > _SMALL
                     key = (matrix.device, matrix.dtype, matrix.shape, member.starts[index] is None)
@@ -522,16 +520,15 @@ class _Member:
         group: Its group.
         shapes: Rows and columns of each of its matrices.
         scales: sqrt(outputs / inputs) of each (of a convolution, its channels).
-        known: Whether the norm of its direction follows from its shape.
-        norm: That norm, or NaN.
+        norm: The norm of its direction where that follows from its shape, else NaN.
+        sampled: Whether only eight matrices of a large stack of experts are measured.
         place: The index of its first matrix among those of all members; None before they are laid out.
         starts: For each matrix, what the last measurement left for the next; None before.
     """
 
-    def __init__(self, param: Tensor, group: dict[str, Any], norm: float | None, *, all_of_them: bool) -> None:
-        self.param, self.group, self.known = param, group, norm is not None
-        nothing = torch.empty(param.shape, device="meta")
-        self.shapes = [tuple(matrix.shape) for matrix in self.matrices(nothing, all_of_them=all_of_them)]
+    def __init__(self, param: Tensor, group: dict[str, Any], norm: float | None, *, sampled: bool) -> None:
+        self.param, self.group, self.sampled = param, group, sampled
+        self.shapes = [tuple(matrix.shape) for matrix in self.matrices(torch.empty(param.shape, device="meta"))]
         taps = math.prod(param.shape[2:]) if group.get("kind") == "conv" else 1
         self.scales = [math.sqrt(taps * rows / columns) for rows, columns in self.shapes]
         self.norm = math.nan if norm is None else norm
@@ -543,10 +540,10 @@ class _Member:
         """The indices of its matrices."""
         return slice(self.place, (self.place or 0) + len(self.shapes))
 
-    def matrices(self, x: Tensor, *, all_of_them: bool) -> list[Tensor]:
-        """The matrices of the parameter, or of what belongs to it; of a large stack of experts perhaps only eight."""
+    def matrices(self, x: Tensor) -> list[Tensor]:
+        """The matrices of the parameter that are measured, or those of what belongs to it."""
         matrices = [as_matrix(matrix) for matrix in matrices_of(whole(x, self.param), self.group)]
-        return matrices if all_of_them else matrices[:: max(1, len(matrices) // _EXPERTS)]
+        return matrices[:: max(1, len(matrices) // _EXPERTS)] if self.sampled else matrices
 
     def add(self, corrections: dict[int, tuple[Tensor, Tensor]]) -> None:
         """Add to some of its matrices, each the product of a flat matrix's transpose and of a flat one."""
