@@ -295,6 +295,7 @@ def test_a_step_that_a_fused_kernel_skipped_is_not_cut() -> None:
     optimizer.found_inf = torch.tensor(1.0)  # as torch.amp.GradScaler sets it around a fused step
     assert all(not bool(d.any()) for d in moved(model, cap.after))
     optimizer.found_inf = torch.tensor(0.0)
+    cap.before()
     assert all(bool(d.any()) for d in moved(model, cap.after))
 
 

@@ -152,10 +152,7 @@ class LossMean:
             return PendingLoss(totals)
         if device.type != "cuda":
             return PendingLoss([float(total) for total in totals])
-        copies = [_pinned(total) if isinstance(total, Tensor) else total for total in totals]
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(device))
-        return PendingLoss(copies, event)
+        return PendingLoss(*sent_to_host(totals, device))
 
     def local(self) -> float:
         """Return the mean of this rank alone, waiting for it; NaN if nothing was added. Nothing is exchanged."""
@@ -229,6 +226,14 @@ def _together(totals: Sequence[float | Tensor], group: dist.ProcessGroup | None)
     if not any(isinstance(total, Tensor) for total in totals):
         return torch.tensor(totals, dtype=dtype).to(device, non_blocking=True)
     return torch.stack([torch.as_tensor(total, dtype=dtype).to(device, non_blocking=True) for total in totals])
+
+
+def sent_to_host(values: Sequence[Any], device: torch.device) -> tuple[list[Any], Any]:
+    """Copy the tensors among some values from a CUDA device while it works on; what comes with them says when."""
+    copies = [_pinned(value) if isinstance(value, Tensor) else value for value in values]
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return copies, event
 
 
 def _pinned(total: Tensor) -> Tensor:

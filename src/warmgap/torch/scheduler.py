@@ -87,7 +87,7 @@ class AdaptiveWarmup(LRScheduler):
             steps, or a share of the run), `"decay"` and `"decay_start"` (a share of the run); `"constant"` or None
             leaves the group's rate alone. The same under the key `"schedule"` in a group.
         cap: The spectral cap on the size of steps: `"auto"` (with the default rule only), None for none, a
-            number (rho), or a `SpectralCap` of this optimizer.
+            number (rho), or a `SpectralCap` of this optimizer, made with `apply=False`.
 
     Raises:
         ValueError: If an argument lies outside its range, or the norm is needed and can't be inferred.
@@ -178,7 +178,7 @@ class AdaptiveWarmup(LRScheduler):
         _connect(optimizer, self)
         self.optimizer = optimizer
         if self.cap is not None:
-            self.cap.agree = self._loss.highest
+            self.cap.agree, self.cap.rate = self._loss.highest, self._rate_of
             self._capped = self._find_capped()
         super().__init__(optimizer, last_epoch)
 
@@ -354,7 +354,7 @@ class AdaptiveWarmup(LRScheduler):
             unknown = self.cap.ratio is None
             self.cap.after()
             if unknown and self._capped:  # the first step, measured only now, was cut down to the cap
-                self._cap_factor *= self.cap.factor_at(float(self.optimizer.param_groups[self._capped[0]]["lr"]))
+                self._cap_factor *= self.cap.factor_at(self._rate_of(self.cap.base))
         self._steps.add(skipped)
         misuse.last_moved.pop(self.optimizer, None)
 
@@ -588,6 +588,23 @@ class AdaptiveWarmup(LRScheduler):
         self._hold()
         self._write()
 
+    def _scheduled(self, base: dict[str, Any]) -> float:
+        """Return the rate of the cap's base at which the first capped group that moves runs as scheduled."""
+        rates = [(index, self._plain_lr(index) * self._scales[index]) for index in self._capped]
+        index, scheduled = next(((index, rate) for index, rate in rates if rate > 0.0), rates[0])
+        group = self.optimizer.param_groups[index]
+        now = self._rate_of(group)
+        return scheduled if group is base or now == 0.0 else scheduled * self._rate_of(base) / now
+
+    def _rate_of(self, group: dict[str, Any]) -> float:
+        """Return the rate of a group, without waiting for a device where it lies there and was set here."""
+        if (lr := _on_host(group["lr"])) is not None:
+            return lr
+        groups = zip(self.optimizer.param_groups, self._plain, self._scales, self._plans, strict=False)
+        rates = (plain * scale for one, plain, scale, plan in groups if one is group and plan.scheduled)
+        rate = next(rates, None)
+        return float(group["lr"]) if rate is None else rate
+
     def _write(self) -> None:
         self._plain, self._written, self._last_lr = [], [], []
         for index, group in enumerate(self.optimizer.param_groups):
@@ -617,10 +634,8 @@ class AdaptiveWarmup(LRScheduler):
         if self.cap is None or not self._capped:
             return
         self._cap_factor = 1.0
-        first = self._capped[0]
-        scheduled = self._plain_lr(first) * self._scales[first]
-        factor, at = self._state.factor, max(scheduled, 1e-300)
-        self._room, most = self.cap.room / at, min(1.0, self.cap.limit / at)
+        at = max(self._scheduled(self.cap.base), 1e-300)
+        factor, self._room, most = self._state.factor, self.cap.room / at, min(1.0, self.cap.limit / at)
         if self._made is not None and factor > 0.0:
             most = min(most, 2.0 * self._made / factor)
         self._cap_factor = most
@@ -824,6 +839,9 @@ def _rule_of(
 
 def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -> SpectralCap | None:
     if isinstance(cap, SpectralCap):
+        if cap._applies or cap._optimizer is not optimizer:
+            fault = "sets rates by itself" if cap._applies else f"holds another {type(cap._optimizer).__name__}"
+            raise ValueError(f"this SpectralCap {fault}: make it with SpectralCap(optimizer, ..., apply=False)")
         return cap
     if cap is None or (cap == "auto" and rule.name != "spectral"):
         return None

@@ -41,6 +41,7 @@ TINY = 1e-30
 
 _ITERATIONS = 4  # of the subspace method without a start
 _SHIFT = 1e-10  # of the Gram matrix of rows of length one
+_ROUNDING = 1e-5  # a singular value that is so much smaller than the largest is none
 
 
 @torch.no_grad()
@@ -129,7 +130,6 @@ class Leading(NamedTuple):
     start: Tensor
 
 
-@torch.no_grad()
 def leading(batch: Tensor, rank: int, start: Tensor | None = None) -> Leading:
     """Estimate the leading singular values and directions of matrices by the subspace method.
 
@@ -152,30 +152,28 @@ def leading(batch: Tensor, rank: int, start: Tensor | None = None) -> Leading:
         [8.0, 0.0]
     """
     batch = batch.to(torch.promote_types(batch.dtype, torch.float32))
-    cold = start is None
+    iterations = _ITERATIONS if start is None or start.shape[1] == 1 else 1
     if start is None:
         count = directions_of(batch.shape[1:], rank)
-        noise = torch.randn(count, batch.shape[-1], generator=torch.Generator().manual_seed(0))
-        start = noise.to(batch).expand(len(batch), -1, -1)
-    for _ in range(_ITERATIONS if cold or start.shape[1] == 1 else 1):
-        left, right, values, start = _iterate(batch, start)
+        start = torch.randn(count, batch.shape[-1], generator=torch.Generator().manual_seed(0))
+        start = start.to(batch, non_blocking=True).expand(len(batch), -1, -1)
+    start = start.to(batch)  # the last one may be of another precision, or on another device
+    for _ in range(iterations):
+        left = start @ batch.mT
+        left = left / torch.linalg.vector_norm(left, dim=-1, keepdim=True).clamp_min(TINY)
+        left = (left.cpu() if left.device.type == "mps" else left).double()  # MPS has no float64
+        # By Cholesky, which the host need not wait for, and in float64: rows may be parallel but for rounding. The
+        # shift leaves those short.
+        gram = left @ left.mT
+        gram.diagonal(dim1=1, dim2=2).add_(_SHIFT)
+        factor = torch.linalg.cholesky_ex(gram)[0]
+        left = torch.linalg.solve_triangular(factor, left, upper=False).to(batch)
+        right = left @ batch
+        values = torch.linalg.vector_norm(right, dim=-1)
+        lengths = values.unsqueeze(-1)
+        # A direction that finds nothing but rounding keeps its start, and finds one when the matrix has it: else all
+        # of them would come to lie in the few that a matrix of low rank has, and miss those of the next.
+        longest = values.amax(dim=-1).clamp_min(TINY).view(-1, 1, 1)
+        found = (lengths > _ROUNDING * longest) & (lengths < torch.inf)
+        start = torch.where(found, right / lengths.clamp_min(TINY), start)
     return Leading(left, right, values, start)
-
-
-def _iterate(batch: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One product with each matrix of the batch and its transpose, orthogonal rows between them."""
-    left = start @ batch.mT
-    left = left / torch.linalg.vector_norm(left, dim=-1, keepdim=True).clamp_min(TINY)
-    left = (left.cpu() if left.device.type == "mps" else left).double()  # MPS has no float64
-    # By Cholesky, which the host need not wait for, and in float64: rows may be parallel but for rounding. The shift
-    # leaves those short.
-    gram = left @ left.mT
-    gram.diagonal(dim1=1, dim2=2).add_(_SHIFT)
-    factor = torch.linalg.cholesky_ex(gram)[0]
-    left = torch.linalg.solve_triangular(factor, left, upper=False).to(batch)
-    right = left @ batch
-    values = torch.linalg.vector_norm(right, dim=-1)
-    lengths = values.unsqueeze(-1)
-    # A direction without length keeps its start, and finds one when the matrix has it.
-    found = (lengths > TINY) & (lengths < torch.inf)
-    return left, right, values, torch.where(found, right / lengths.clamp_min(TINY), start)

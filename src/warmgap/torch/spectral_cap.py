@@ -15,7 +15,7 @@ import base64
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from warmgap._checks import check_count, check_positive, warn
 from warmgap.rules import default_rho
 from warmgap.rules.spectral import RANK, directions_of
 from warmgap.torch.layout import matrices_of
+from warmgap.torch.loss_mean import sent_to_host
 from warmgap.torch.orthogonalize import as_matrix
 from warmgap.torch.sharding import is_sharded, local, sharded_alike, sharding_of
 from warmgap.torch.singular import TINY, Leading, leading
@@ -140,24 +141,26 @@ class SpectralCap:
         self.rho = default_rho(total_iters) if rho == "auto" else check_positive("rho", rho)
         self.factor = 1.0
         self._optimizer = optimizer
+        self._applies = apply
         self._source = _source(optimizer)
         self.rank = self._default_rank() if rank == "auto" else check_count("rank", rank, minimum=1)
         self._roles = roles if roles is None or roles == "auto" else frozenset(roles)
         self._members: list[_Member] = []
-        self._copies: list[tuple[_Member, Tensor]] = []
-        self._followed: list[tuple[list[_Place], Leading]] = []  # in the step being made
+        self._runs: list[_Run] = []
+        self._laid_out: list[Any] = []  # the groups and parameters that these are of
+        self._copies: list[tuple[_Run, list[Tensor]]] = []
+        self._followed: list[_Followed] = []  # in the step being made
+        self._begun = False
         self._open = False  # whether a step's size is still to be made known: once a step, on every rank
         self._rates: list[tuple[dict[str, Any], float | Tensor]] = []
-        self._scales = torch.empty(0)  # sqrt(outputs / inputs) of each matrix (of a convolution, its channels)
-        self._ratios = torch.empty(2, 0)  # smallest and largest singular value followed, over it; NaN before
-        self._indices: dict[tuple[int, ...], Tensor] = {}
         self._turn = 0
         self._warned = False
         self._ratio: float | None = None
         self._largest = 0.0  # median of the spectral norms over the scales, and
         self._peak = math.inf  # the highest of them
-        self._late: tuple[Tensor, Any] | None = None
+        self._late: tuple[list[Tensor], Any] | None = None
         self.agree: Callable[[Tensor], Tensor] = _own
+        self.rate: Callable[[dict[str, Any]], float] = _rate
         if not self._measured:
             raise ValueError(
                 f"none of the groups of {type(optimizer).__name__} has a role of a matrix to hold (roles={roles!r}): "
@@ -165,19 +168,27 @@ class SpectralCap:
             )
         if apply:
             separate_rates(optimizer)
-            optimizer.register_step_pre_hook(lambda _, args, kwargs: self._hold(args, kwargs))
-            optimizer.register_step_post_hook(lambda *_: self._release())
+            self._connect()
 
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups that are held."""
         groups = self._optimizer.param_groups
+        if self._roles is None:
+            return groups
+        roles = [role_of(group) for group in groups]
+        held: Iterable[str] = self._roles
         if self._roles == "auto":
-            if all(role_of(group) != "embedding" for group in groups):
+            if "embedding" not in roles:
                 return groups
-            whole_step = type(self._optimizer).__name__ in WHOLE_STEP
-            return [g for g in groups if role_of(g) == "hidden" or (whole_step and role_of(g) == "other")]
-        return [g for g in groups if self._roles is None or role_of(g) in self._roles]
+            held = ("hidden", "other") if type(self._optimizer).__name__ in WHOLE_STEP else ("hidden",)
+        return [group for group, role in zip(groups, roles, strict=True) if role in held]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The group whose rate `ratio`, `limit` and `room` speak of: the first that is held and has a rate above 0."""
+        groups = self.groups
+        return next((group for group in groups if self.rate(group) > 0.0), groups[0])
 
     @property
     def scope(self) -> str:
@@ -198,26 +209,27 @@ class SpectralCap:
     def ratio(self) -> float | None:
         """Median of what is held by the factor, at rate 1, over sqrt(outputs_i / inputs_i); None before it is measured.
 
-        It is the smallest singular value followed of each matrix's step, its spectral norm where `rank` is 1.
+        It is the smallest singular value followed of each matrix's step, its spectral norm where `rank` is 1. Matrices
+        that do not move have no part in it.
         """
         return self._ratio
 
     @property
     def limit(self) -> float:
-        """The largest rate of the first held group under the cap; infinite before the first measurement."""
+        """The largest rate of the group `base` under the cap; infinite before the first measurement."""
         return self.rho / self._ratio if self._ratio else math.inf
 
     def factor_at(self, rate: float) -> float:
-        """Return the factor in (0, 1] that brings steps at this rate of the first held group under the cap."""
+        """Return the factor in (0, 1] that brings steps at this rate of the group `base` under the cap."""
         return min(1.0, self.limit / rate) if rate > 0.0 else 1.0
 
     @property
     def room(self) -> float:
-        """The rate of the first held group at which the median of the spectral norms is at the cap."""
+        """The rate of the group `base` at which the median of the spectral norms is at the cap."""
         return self.rho / self._largest if self._largest else math.inf
 
     def share_at(self, rate: float) -> float:
-        """Return the share in (0, 1] of the median spectral norm that passes at this rate of the first held group."""
+        """Return the share in (0, 1] of the median spectral norm that passes at this rate of the group `base`."""
         return min(1.0, self.room / rate) if rate > 0.0 else 1.0
 
     @torch.no_grad()
@@ -226,69 +238,68 @@ class SpectralCap:
 
         Args:
             closure: Whether the gradients are yet to be computed, within the step.
+
+        Raises:
+            RuntimeError: If a CUDA graph is being captured.
         """
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph repeats the step that it captured, and the spectral cap looks at each anew: leave "
+                "optimizer.step() out of the graph, or go without the cap (AdaptiveWarmup(..., cap=None))"
+            )
         first = self._ratio is None
         self._arrive()
         self._take_in()
-        self._copies, self._followed, self._open = [], [], bool(self._members)  # and not of an earlier call
+        self._copies, self._followed = [], []  # and not of an earlier call
+        self._begun = self._open = bool(self._members)
         if not self._members:
             self._warn_of_vectors()
             return
         if self._source == "state" and not first:
             return
-        due = self._due(all_of_them=first or self._is_near())
-        directions = None if closure and due else self._directions(due, first=first)
+        due = self._due(first=first)
+        unseen = bool(due) and (closure or all(m.param.grad is None for run in due for m in run.members))
+        directions = None if unseen else self._directions(first=first)
         if directions is not None:
-            self._followed = self._measure(due, directions)
+            self._followed = self._measure((run, directions(run)) for run in due)
             self._publish(wait=first)
         elif self._source != "state":
-            self._copies = [(member, local(member.param).clone()) for member in due]
+            self._copies = [(run, [local(member.param).clone() for member in run.members]) for run in due]
 
     @torch.no_grad()
     def after(self) -> None:
         """Cut what is too large in the step just made, and measure it if it could not be measured before it."""
+        if not self._begun:
+            return
         first = self._ratio is None
-        copies, self._copies = self._copies, []
-        followed, self._followed = self._followed, []
-        if copies and all(_rate(member.group) > 0.0 for member, _ in copies):
-            steps: Iterable[Tensor] = ((old - local(m.param)) / _rate(m.group) for m, old in copies)
-            followed = self._measure([member for member, _ in copies], steps)
+        copies, followed = self._copies, self._followed
+        self._copies, self._followed, self._begun = [], [], False
+        if copies:
+            followed = self._measure(
+                (run, [(old - local(m.param)) / rate for m, old in zip(run.members, olds, strict=True)])
+                for run, olds in copies
+                if (rate := self.rate(run.group)) > 0.0
+            )
         elif self._source == "state":
-            due = self._due(all_of_them=first or self._is_near())
-            steps, due = self._made(due)
-            followed = self._measure(due, steps)
+            followed = self._measure((run, self._adam(run)) for run in self._due(first=first))
         if self._open:
             self._publish(wait=first)
-        shrunk = self.factor_at(_rate(self.groups[0])) if first else 1.0
+        shrunk = self.factor_at(self.rate(self.base)) if first else 1.0
         if shrunk < 1.0:
             self._shrink(copies, shrunk)
-        for places, found in followed:
-            for (member, index), start in zip(places, found.start, strict=True):
-                member.starts[index] = start
+        for one in followed:
+            if self._ratio is not None:  # else the next search begins afresh
+                for matrix, start in zip(one.batch.matrices, one.found.start.unbind(), strict=True):
+                    matrix.start = start
             if self.rank > 1:
-                self._cut(places, found, shrunk)
-
-    def _made(self, members: list[_Member]) -> tuple[Iterable[Tensor], list[_Member]]:
-        """The steps that Adam or AdamW just made, and whose they are, at rate 1."""
-        state = self._optimizer.state
-        moved = [member for member in members if member.param.grad is not None and member.param in state]
-        return (_adam_direction(self._optimizer, member.param, member.group) for member in moved), moved
-
-    def _shrink(self, copies: list[tuple[_Member, Tensor]], factor: float) -> None:
-        """Take back a share of the first step, where its size is known only after it."""
-        for member, old in copies:
-            local(member.param).lerp_(old, 1.0 - factor)
-        if not copies:
-            steps, moved = self._made(self._due(all_of_them=True))
-            for member, step in zip(moved, steps, strict=True):
-                local(member.param).add_(step * (member.group["lr"] * (1.0 - factor) * _not_skipped(self._optimizer)))
+                self._cut(one, shrunk)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain Python values; the directions followed are in base64."""
         self._arrive()
         return {
             "version": STATE_VERSION,
-            "ratios": [self._ratios[:, member.span].tolist() for member in self._members],
+            "ratios": [torch.stack([x.ratios for x in m.matrices], dim=1).tolist() for m in self._members],
             "starts": [member.packed() for member in self._members],
             "turn": self._turn,
             "published": None if self._ratio is None else [self._ratio, self._largest, self._peak],
@@ -298,78 +309,92 @@ class SpectralCap:
         """Take up a state. One of version 1, which followed no directions, is measured anew at the first step.
 
         Raises:
-            ValueError: If it is no such state, of another version, or of a model with other hidden matrices.
+            ValueError: If it is no such state, of another version, or of a model with other hidden matrices; then
+                nothing is changed.
         """
+        keys = {1: {"version", "ratios", "turn", "ratio"}, STATE_VERSION: {*self.state_dict()}}
         version = state_dict.get("version") if isinstance(state_dict, dict) else None
-        if version not in (1, STATE_VERSION):
+        if version not in keys or {*state_dict} != keys[version]:
             raise ValueError(f"this is not the state of a SpectralCap of version {STATE_VERSION}: {state_dict!r:.80}")
-        self._late, self._turn = None, state_dict["turn"]
-        if version == 1:
-            self._members, self._ratio = [], None
-            return
-        self._members = [self._member(p, group) for p, group in self._matrices()]
-        ratios = state_dict["ratios"]
-        if ratios and [[len(row) for row in ratio] for ratio in ratios] != [[len(m.shapes)] * 2 for m in self._members]:
-            count, self._members = len(self._members), []
-            raise ValueError(
-                f"this state belongs to a model with {len(ratios)} measured parameters, and this one has {count} or "
-                "others: give the optimizer the groups it had"
-            )
-        self._set_up()
-        if ratios:
-            self._ratios = torch.cat([torch.tensor(ratio) for ratio in ratios], dim=1).to(self._ratios)
-        for member, starts in zip(self._members, state_dict["starts"], strict=False):
-            member.unpack(starts, self.rank)
-        self._ratio, self._largest, self._peak = state_dict["published"] or (None, 0.0, math.inf)
+        members = [self._member(p, group) for group in self._measured for p in _matrices(group)]
+        if version == STATE_VERSION:
+            ratios = state_dict["ratios"]
+            if ratios and [[len(row) for row in of] for of in ratios] != [[len(m.matrices)] * 2 for m in members]:
+                raise ValueError(
+                    f"this state belongs to a model with {len(ratios)} measured parameters, and this one has "
+                    f"{len(members)} or others: give the optimizer the groups it had"
+                )
+            for member, of_member, text in zip(members, ratios, state_dict["starts"], strict=False):
+                member.load(of_member, text, self.rank)
+        self._lay_out(members)
+        self._late, self._begun, self._turn = None, False, state_dict["turn"]
+        self._ratio, self._largest, self._peak = state_dict.get("published") or (None, 0.0, math.inf)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles; what is on its way from a device is read."""
+        self._arrive()
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._applies:
+            self._connect()  # a copied optimizer has lost its hooks
 
     # -------------------------------------------------------------------------------------------------------- by itself
 
-    def _hold(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _connect(self) -> None:
+        # A compiled step leaves them out of its graphs.
+        hold, release = (torch.compiler.disable(hook) for hook in (self._hold, self._release))
+        self._optimizer.register_step_pre_hook(hold)
+        self._optimizer.register_step_post_hook(release)
+
+    def _hold(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._restore()  # after a step that raised
         self.before(closure=any(callable(value) for value in (*args, *kwargs.values())))
-        self.factor = self.factor_at(_rate(self.groups[0]))
+        self.factor = self.factor_at(self.rate(self.base))
         if self.factor < 1.0:
             for group in self.groups:
                 lr = group["lr"]
                 self._rates.append((group, lr.clone() if isinstance(lr, Tensor) else lr))
                 _set_rate(group, lr * self.factor)
 
-    def _release(self) -> None:
+    def _release(self, *_: Any) -> None:
         self.after()
+        self._restore()
+
+    def _restore(self) -> None:
         for group, lr in self._rates:
             _set_rate(group, lr)
         self._rates.clear()
 
-    # ----------------------------------------------------------------------------------------------------- measurements
-
-    def _matrices(self) -> list[tuple[Tensor, dict[str, Any]]]:
-        """The parameters that are measured, each with its group."""
-        return [(p, group) for group in self._measured for p in group["params"] if p.ndim >= 2 and p.numel()]
+    # --------------------------------------------------------------------------------------------------- what there is
 
     def _take_in(self) -> None:
         """Take in what is new among the parameters and groups: loading an optimizer's state makes new groups."""
-        matrices = self._matrices()
-        pairs = zip(self._members, matrices, strict=False)
-        if len(self._members) != len(matrices) or any(m.param is not p or m.group is not g for m, (p, g) in pairs):
-            known = {id(member.param): member for member in self._members}
-            self._members = [known.get(id(p)) or self._member(p, group) for p, group in matrices]
-            for member, (_, group) in zip(self._members, matrices, strict=True):
-                member.group = group
-            self._set_up()
+        if self._laid_out != self._layout():
+            known = {(id(member.param), member.shape): member for member in self._members}
+            members = []
+            for group in self._measured:
+                for p in _matrices(group):
+                    members.append(known.get((id(p), p.shape)) or self._member(p, group))
+                    members[-1].group = group
+            self._lay_out(members)
 
-    def _set_up(self) -> None:
-        """Lay out in a row what is known of every matrix."""
-        device = local(self._members[0].param).device if self._members else torch.device("cpu")
-        scales = [torch.tensor(member.scales, device=device) for member in self._members]
-        empty = torch.empty(0, device=device)
-        ratios = [
-            (member.norm / scale).expand(2, -1) if member.place is None else self._ratios[:, member.span].to(device)
-            for member, scale in zip(self._members, scales, strict=True)
-        ]
-        self._scales, self._ratios = torch.cat([*scales, empty]), torch.cat([*ratios, empty.expand(2, -1)], dim=1)
-        count = 0
-        for member in self._members:
-            member.place, count = count, count + len(member.shapes)
-        self._indices.clear()
+    def _lay_out(self, members: list[_Member]) -> None:
+        """Take these parameters, and decide which are measured together."""
+        self._members, self._laid_out, self._runs = members, self._layout(), []
+        entries = 0
+
+        def run(member: _Member) -> tuple[int, bool, int]:
+            nonlocal entries
+            entries += member.param.numel()
+            return id(member.group), math.isnan(member.norm), entries // _BUDGET
+
+        for _, some in itertools.groupby(members, run):
+            self._runs.append(_Run([*some], self.rho))
+
+    def _layout(self) -> list[Any]:
+        return [(id(group), [(id(p), p.shape) for p in group["params"]]) for group in self._measured]
 
     def _member(self, p: Tensor, group: dict[str, Any]) -> _Member:
         """A parameter, and the norm of its steps where the optimizer knows it."""
@@ -380,10 +405,6 @@ class SpectralCap:
     def _default_rank(self) -> int:
         whole_step = type(self._optimizer).__name__ in WHOLE_STEP
         return 1 if self._source is None or whole_step else RANK
-
-    def _is_near(self) -> bool:
-        """Whether a step may come to the cap, so that every matrix is to be followed at every step."""
-        return self.rank > 1 and self._peak * _rate(self.groups[0]) * _NEAR > self.rho
 
     def _warn_of_vectors(self) -> None:
         """Say so, once, where what was a group of matrices holds vectors."""
@@ -396,113 +417,147 @@ class SpectralCap:
                 "FSDP with use_orig_params=False): shard them with FSDP2, or give rule='linear'"
             )
 
-    def _due(self, *, all_of_them: bool) -> list[_Member]:
-        """The parameters whose turn it is: all of a small model. None whose steps' norm is known."""
-        members = [member for member in self._members if math.isnan(member.norm)]
-        if all_of_them:
-            return members
-        due: list[_Member] = []
-        entries = 0
-        while len(due) < len(members) and entries < _BUDGET:
-            due.append(members[self._turn % len(members)])
-            entries += due[-1].param.numel()
-            self._turn = (self._turn + 1) % len(members)
-        return due
+    # --------------------------------------------------------------------------------------------------- directions
 
-    def _directions(self, due: list[_Member], *, first: bool) -> Iterable[Tensor] | None:
-        """What the step will change these parameters by at rate 1; None where that is not known before it."""
+    def _directions(self, *, first: bool) -> Callable[[_Run], list[Tensor]] | None:
+        """What gives a step's directions at rate 1 before the step; None where they are not known then."""
         optimizer: Any = self._optimizer
-        if any(member.param.grad is None for member in due):
-            return None
+        name = type(optimizer).__name__
         if self._source == "directions":
-            if type(optimizer).__name__ == "Lion":  # ours too: it spares copies of averages
-                return (_lion_direction(optimizer, member.param, member.group) for member in due)
-            runs = _runs(due)
-            return (d for some in runs for d in optimizer.directions(some[0].group, [m.param for m in some]))
+            if name == "Lion":  # ours too: it spares copies of averages
+                return self._lion
+            return lambda run: list(optimizer.directions(run.group, [member.param for member in run.members]))
         if not first:
             return None
         if self._source == "state" and optimizer.state:  # it was loaded: the step before is the best guess
-            steps, moved = self._made(due)
-            return steps if len(moved) == len(due) else None
-        name = type(optimizer).__name__
+            return self._adam
         if optimizer.state or (name == "SGD" and getattr(optimizer, "grad_scale", None) is not None):
             return None
-        gradients = (local(grad) for member in due if (grad := member.param.grad) is not None)
         if name in SIGN_FIRST:
-            return (gradient.sign() for gradient in gradients)
-        return gradients if name == "SGD" else None
+            return lambda run: [member.gradient().sign() for member in run.members]
+        return (lambda run: [member.gradient() for member in run.members]) if name == "SGD" else None
 
-    def _measure(self, members: list[_Member], directions: Iterable[Tensor]) -> list[tuple[list[_Place], Leading]]:
-        """Measure directions at rate 1, and return the leading ones of the matrices, those of one shape together."""
-        found: list[tuple[list[_Place], Leading]] = []
-        waiting = iter(directions)
-        for run in _runs(members):
-            alike: dict[Any, list[tuple[_Place, Tensor]]] = {}
-            for member, direction in zip(run, waiting, strict=False):
-                for index, matrix in enumerate(member.matrices(direction)):
-                    # Large ones each by itself on a CPU, where stacking costs more than it spares.
-                    alone = matrix.device.type == "cpu" and matrix.numel() > _SMALL
-                    key = (matrix.device, matrix.dtype, matrix.shape, member.starts[index] is None)
-                    alike.setdefault((*key, member.place, index) if alone else key, []).append(
-                        ((member, index), matrix)
-                    )
-            for some in alike.values():
-                places = [place for place, _ in some]
-                starts = [start for member, index in places if (start := member.starts[index]) is not None]
-                batch = some[0][1].unsqueeze(0) if len(some) == 1 else torch.stack([matrix for _, matrix in some])
-                parts = leading(batch, self.rank, torch.stack(starts) if starts else None)
-                ratios = torch.stack(torch.aminmax(parts.values, dim=-1)).to(self._ratios)
-                where = self._where(places)
-                # A step that did not happen (an overflow skipped inside a fused kernel) measures nothing.
-                fits = torch.isfinite(ratios).all(0) & (ratios[1] > 0.0)
-                self._ratios[:, where] = torch.where(fits, ratios / self._scales[where], self._ratios[:, where])
-                found.append((places, parts))
+    def _lion(self, run: _Run) -> list[Tensor]:
+        """What Lion's next step takes from these parameters at rate 1."""
+        state, weight = self._optimizer.state, 1.0 - run.group["betas"][0]
+        found = []
+        for member in run.members:
+            gradient, average = member.gradient(), state.get(member.param, {}).get("exp_avg")
+            if average is None or member.param.grad is None:
+                found.append(gradient.sign())
+            else:
+                average = local(average) if member.sharded else average
+                found.append(torch.lerp(average, gradient.to(average.dtype), weight).sign_())
         return found
 
-    def _where(self, places: list[_Place]) -> Tensor:
-        """The matrices' indices, on the device; made once, as making it may wait for the device."""
-        key = tuple(index + (member.place or 0) for member, index in places)
-        if key not in self._indices:
-            self._indices[key] = torch.tensor(key, device=self._scales.device)
-        return self._indices[key]
+    def _adam(self, run: _Run) -> list[Tensor]:
+        """What the step of torch's Adam or AdamW just made took from these parameters at rate 1."""
+        state, group = self._optimizer.state, run.group
+        (beta1, beta2), eps = group["betas"], group["eps"]
+        found = []
+        for member in run.members:
+            of_member = state.get(member.param)
+            if member.param.grad is None or not of_member:
+                found.append(torch.zeros_like(local(member.param)))
+                continue
+            first, second = of_member["exp_avg"], of_member["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+            if member.sharded:
+                first, second = local(first), local(second)
+            count = of_member["step"]
+            count = float(count) if count.device.type == "cpu" else count
+            root = (second / (1.0 - beta2**count)).sqrt_().add_(eps)
+            found.append((first / (1.0 - beta1**count)).div_(root))
+        return found
 
-    def _cut(self, places: list[_Place], parts: Leading, shrunk: float) -> None:
+    # ------------------------------------------------------------------------------------------- measuring, cutting
+
+    def _due(self, *, first: bool) -> list[_Run]:
+        """The parameters to measure: all near the cap and in a small model, else those whose turn it is."""
+        runs = [run for run in self._runs if run.measured]
+        # Every matrix is followed at every step that may come to the cap.
+        if first or (self.rank > 1 and self._peak * self.rate(self.base) * _NEAR > self.rho):
+            return runs
+        due: list[_Run] = []
+        entries = 0
+        while len(due) < len(runs) and entries < _BUDGET:
+            due.append(runs[self._turn % len(runs)])
+            entries += due[-1].entries
+            self._turn = (self._turn + 1) % len(runs)
+        return due
+
+    def _measure(self, steps: Iterable[tuple[_Run, list[Tensor]]]) -> list[_Followed]:
+        """Measure directions at rate 1, and return the leading ones of the matrices."""
+        followed = []
+        for run, directions in steps:
+            of_members = zip(run.members, directions, strict=True)
+            matrices = [matrix for member, direction in of_members for matrix in member.matrices_of(direction)]
+            for batch in run.batches:
+                some = [matrices[index] for index in batch.indices]
+                stacked = some[0].unsqueeze(0) if len(some) == 1 else torch.stack(some)
+                starts = [matrix.start for matrix in batch.matrices if matrix.start is not None]
+                start = torch.stack(starts) if len(starts) == len(some) else None
+                found = leading(stacked, self.rank, start)
+                extremes = torch.stack(torch.aminmax(found.values, dim=-1)).float()
+                # A matrix that stands still has no part in the median; one that is not finite keeps its ratios.
+                fits = torch.isfinite(extremes).all(0)
+                moving = torch.where(extremes[1] > 0.0, extremes / batch.scale, torch.nan)
+                ratios = torch.where(fits, moving, torch.stack([matrix.ratios for matrix in batch.matrices], dim=1))
+                for matrix, of_matrix in zip(batch.matrices, ratios.unbind(1), strict=True):
+                    matrix.ratios = of_matrix
+                followed.append(_Followed(run, batch, found, fits))
+        return followed
+
+    def _cut(self, one: _Followed, shrunk: float) -> None:
         """Cut the followed singular values of the step just made, whose directions were measured, down to the cap."""
-        rate = places[0][0].group["lr"] * shrunk  # a run is of one group
-        limits = (self.rho * self._scales[self._where(places)]).to(parts.values).unsqueeze(1)
-        excess = (rate - limits / parts.values.clamp_min(TINY)).clamp_min(0.0) * _not_skipped(self._optimizer)
-        if excess.device.type == "cpu" and not bool(excess.any()):
+        run, batch, found, fits = one
+        values = found.values
+        excess = (run.group["lr"] * shrunk - batch.limit / values.clamp_min(TINY)).clamp_min(0.0)
+        # Nothing where the step is not finite, or a fused kernel skipped it because a GradScaler found an overflow.
+        cuts = (fits & _made(self._optimizer, values.device)).unsqueeze(1) & (excess > 0.0)
+        if cuts.device.type == "cpu" and not bool(cuts.any()):
             return
-        of_members: dict[_Member, dict[int, tuple[Tensor, Tensor]]] = {}
-        for (member, index), *factors in zip(places, parts.left * excess.unsqueeze(-1), parts.right, strict=True):
-            of_members.setdefault(member, {})[index] = (factors[0], factors[1])
-        for member, of_member in of_members.items():
-            member.add(of_member)
+        cuts = cuts.unsqueeze(2)
+        left = torch.where(cuts, found.left * excess.unsqueeze(2), 0.0)
+        right = torch.where(cuts, found.right, 0.0)
+        rows = zip(batch.matrices, left.unbind(), right.unbind(), strict=True)
+        for member, some in itertools.groupby(rows, lambda row: row[0].member):
+            member.add({matrix.index: factors for matrix, *factors in some})
+
+    def _shrink(self, copies: list[tuple[_Run, list[Tensor]]], factor: float) -> None:
+        """Take back a share of the first step, where its size is known only after it."""
+        for run, olds in copies:
+            for member, old in zip(run.members, olds, strict=True):
+                local(member.param).lerp_(old, 1.0 - factor)
+        for run in self._runs if not copies else ():
+            for member, step in zip(run.members, self._adam(run), strict=True):
+                share = run.group["lr"] * (1.0 - factor) * _made(self._optimizer, step.device)
+                local(member.param).add_(step * share)
 
     def _publish(self, *, wait: bool) -> None:
         """Make the medians known to the host: at once on a CPU and after the first measurement, else one step late."""
         self._open = False
-        base = _rate(self.groups[0])
-        weights = {id(group): _rate(group) / base if base > 0.0 else 1.0 for group in self.groups}
-        ratios, device = self._ratios, self._ratios.device
-        if len(set(weights.values())) > 1:
-            ratios = torch.cat([ratios[:, m.span] * weights[id(m.group)] for m in self._members], dim=1)
+        base, rates = self.rate(self.base), [self.rate(run.group) for run in self._runs]
+        ratios = torch.cat(
+            [
+                torch.stack([matrix.ratios for matrix in run.matrices], dim=1)
+                # Groups at rate 0 stand still.
+                * (1.0 if base == 0.0 else rate / base if rate > 0.0 else math.nan)
+                for run, rate in zip(self._runs, rates, strict=True)
+            ],
+            dim=1,
+        )
         medians = torch.nanquantile(ratios, 0.5, dim=1)
         found = self.agree(torch.stack([*medians.unbind(), ratios[1].nan_to_num(0.0).amax()]))
-        if device.type != "cuda":
+        if found.device.type != "cuda":
             self._set(found.tolist())
             return
-        host = torch.empty((3,), dtype=found.dtype, pin_memory=True)
-        host.copy_(found, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(device))
-        self._late = (host, event)
+        self._late = sent_to_host([found], found.device)
         if wait:
             self._arrive()
 
     def _arrive(self) -> None:
         if self._late is not None:
-            host, event = self._late
+            (host,), event = self._late
             event.synchronize()
             self._late = None
             self._set(host.tolist())
@@ -512,44 +567,68 @@ class SpectralCap:
             self._ratio, self._largest, self._peak = found
 
 
+class _Matrix:
+    """A matrix that is measured: a parameter, or one of several that are in it.
+
+    Attributes:
+        member: The parameter.
+        index: Which of its matrices it is.
+        shape: Rows and columns.
+        scale: sqrt(outputs / inputs) (of a convolution, its channels).
+        ratios: Smallest and largest singular value followed, over the scale; NaN before, and where it stands still.
+        start: What the last measurement left for the next; None before.
+    """
+
+    def __init__(self, member: _Member, index: int, shape: tuple[int, int], scale: float) -> None:
+        self.member, self.index, self.shape, self.scale = member, index, shape, scale
+        self.ratios = (member.norm / torch.tensor(scale)).expand(2).to(local(member.param).device)
+        self.start: Tensor | None = None
+
+
 class _Member:
-    """A parameter that is measured.
+    """A parameter with matrices that are measured.
 
     Attributes:
         param: The parameter.
+        shape: Its shape.
         group: Its group.
-        shapes: Rows and columns of each of its matrices.
-        scales: sqrt(outputs / inputs) of each (of a convolution, its channels).
         norm: The norm of its direction where that follows from its shape, else NaN.
         sampled: Whether only eight matrices of a large stack of experts are measured.
-        place: The index of its first matrix among those of all members; None before they are laid out.
-        starts: For each matrix, what the last measurement left for the next; None before.
+        sharded: Whether it is a DTensor.
+        plain: Whether it is one matrix as it lies, all of it here.
+        matrices: Its matrices.
     """
 
     def __init__(self, param: Tensor, group: dict[str, Any], norm: float | None, *, sampled: bool) -> None:
-        self.param, self.group, self.sampled = param, group, sampled
-        self.shapes = [tuple(matrix.shape) for matrix in self.matrices(torch.empty(param.shape, device="meta"))]
-        taps = math.prod(param.shape[2:]) if group.get("kind") == "conv" else 1
-        self.scales = [math.sqrt(taps * rows / columns) for rows, columns in self.shapes]
+        self.param, self.shape, self.group, self.sampled = param, param.shape, group, sampled
         self.norm = math.nan if norm is None else norm
-        self.place: int | None = None
-        self.starts: list[Tensor | None] = [None] * len(self.shapes)
+        self.sharded = is_sharded(param)
+        self.plain = param.ndim == 2 and not (self.sharded or group.get("blocks") or group.get("transposed"))
+        taps = math.prod(param.shape[2:]) if group.get("kind") == "conv" else 1
+        self.matrices: list[_Matrix] = []
+        for index, matrix in enumerate(self.matrices_of(torch.empty(param.shape, device="meta"))):
+            rows, columns = matrix.shape
+            self.matrices.append(_Matrix(self, index, (rows, columns), math.sqrt(taps * rows / columns)))
 
-    @property
-    def span(self) -> slice:
-        """The indices of its matrices."""
-        return slice(self.place, (self.place or 0) + len(self.shapes))
+    def gradient(self) -> Tensor:
+        """Its gradient, this rank's shard of it; zeros where it has none."""
+        p, gradient = self.param, self.param.grad
+        if gradient is None:
+            return torch.zeros_like(local(p))
+        return local(sharded_alike(gradient, p)) if self.sharded else gradient
 
-    def matrices(self, x: Tensor) -> list[Tensor]:
-        """The matrices of the parameter that are measured, or those of what belongs to it."""
+    def matrices_of(self, x: Tensor) -> list[Tensor]:
+        """Its matrices, or those of what belongs to it."""
+        if self.plain:
+            return [x]
         matrices = [as_matrix(matrix) for matrix in matrices_of(whole(x, self.param), self.group)]
         return matrices[:: max(1, len(matrices) // _EXPERTS)] if self.sampled else matrices
 
-    def add(self, corrections: dict[int, tuple[Tensor, Tensor]]) -> None:
+    def add(self, corrections: dict[int, list[Tensor]]) -> None:
         """Add to some of its matrices, each the product of a flat matrix's transpose and of a flat one."""
         p = self.param.detach()
-        full = next(iter(corrections.values()))[0].new_zeros(p.shape) if is_sharded(p) else p
-        for index, matrix in enumerate(matrices_of(full, self.group)):
+        full = next(iter(corrections.values()))[0].new_zeros(p.shape) if self.sharded else p
+        for index, matrix in enumerate((p,) if self.plain else matrices_of(full, self.group)):
             if index not in corrections:
                 continue
             left, right = corrections[index]
@@ -557,74 +636,94 @@ class _Member:
                 matrix.addmm_(left.mT, right)
             else:
                 matrix += (left.mT @ right).view(matrix.shape)
-        sharding = sharding_of(p)
-        if sharding is not None:
+        if self.sharded and (sharding := sharding_of(p)) is not None:
             spans = [slice(*sharding.span(p.shape, sharding.here, dim)) for dim in range(p.ndim)]
             local(p).add_(full[tuple(spans)])
 
     def packed(self) -> str:
-        """The starts as text."""
-        flat = [start.detach().cpu().reshape(-1) for start in self.starts if start is not None]
-        return base64.b64encode(torch.cat(flat).numpy().tobytes()).decode() if flat else ""
+        """The starts of its matrices as text; none where one is missing."""
+        flat = [matrix.start.cpu().reshape(-1) for matrix in self.matrices if matrix.start is not None]
+        return base64.b64encode(torch.cat(flat).numpy()).decode() if len(flat) == len(self.matrices) else ""
 
-    def unpack(self, text: str, rank: int) -> None:
-        """Take up the starts that a text holds, unless it was made with another rank."""
-        kept = bytearray(base64.b64decode(text))
-        sizes = [(directions_of((rows, columns), rank), columns) for rows, columns in self.shapes]
-        width, rest = divmod(len(kept), sum(map(math.prod, sizes)))
-        if rest == 0 and width in (4, 8):
-            flat = torch.frombuffer(kept, dtype=torch.float32 if width == 4 else torch.float64)
-            parts = flat.to(local(self.param).device).split([math.prod(size) for size in sizes])
-            self.starts = [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+    def load(self, ratios: list[list[float]], text: str, rank: int) -> None:
+        """Take up ratios, and the starts that a text holds, unless they are of another rank or precision."""
+        sizes = [(directions_of(matrix.shape, rank), matrix.shape[1]) for matrix in self.matrices]
+        counts = [math.prod(size) for size in sizes]
+        kept, device = bytearray(base64.b64decode(text)), local(self.param).device
+        dtype = torch.promote_types(self.param.dtype, torch.float32)
+        fits = len(kept) == sum(counts) * dtype.itemsize
+        starts = torch.frombuffer(kept, dtype=dtype).to(device).split(counts) if fits else [None] * len(counts)
+        for matrix, size, start, values in zip(self.matrices, sizes, starts, zip(*ratios, strict=True), strict=True):
+            matrix.ratios = torch.tensor(values, device=device)
+            matrix.start = None if start is None else start.view(size)
 
 
-_Place = tuple[_Member, int]
-"""A parameter, and the index of one of its matrices."""
+class _Batch(NamedTuple):
+    """Matrices of one shape, measured together: where they are in their run, their scale, and the cap times it."""
+
+    indices: list[int]
+    matrices: list[_Matrix]
+    scale: Tensor
+    limit: Tensor
+
+
+class _Run:
+    """Parameters of one group in a row, no more at once than are measured in a step.
+
+    Attributes:
+        members: The parameters.
+        group: Their group.
+        measured: Whether they are measured: their steps' norms are not known from their shapes.
+        entries: The number of their entries.
+        matrices: Their matrices.
+        batches: The same, those of one shape and scale together.
+    """
+
+    def __init__(self, members: list[_Member], rho: float) -> None:
+        self.members, self.group, self.measured = members, members[0].group, math.isnan(members[0].norm)
+        self.entries = sum(member.param.numel() for member in members)
+        self.matrices = [matrix for member in members for matrix in member.matrices]
+        alike: dict[Any, list[int]] = {}
+        for index, matrix in enumerate(self.matrices):
+            p = matrix.member.param
+            # Large ones each by itself on a CPU, where stacking costs more than it spares.
+            alone = p.device.type == "cpu" and math.prod(matrix.shape) > _SMALL
+            key = p.device, p.dtype, matrix.shape, matrix.scale, index if alone else None
+            alike.setdefault(key, []).append(index)
+        self.batches: list[_Batch] = []
+        for indices in alike.values():
+            matrices = [self.matrices[index] for index in indices]
+            scale = torch.tensor(matrices[0].scale)
+            self.batches.append(_Batch(indices, matrices, scale, rho * scale))
+
+
+class _Followed(NamedTuple):
+    """What was found of a batch in the step being made, and of which matrices it is finite."""
+
+    run: _Run
+    batch: _Batch
+    found: Leading
+    fits: Tensor
+
+
+def _matrices(group: dict[str, Any]) -> list[Tensor]:
+    """The parameters of a group that are measured."""
+    return [p for p in group["params"] if p.ndim >= 2 and p.numel()]
 
 
 def _source(optimizer: Optimizer) -> Literal["directions", "state"] | None:
     """Where the steps of an optimizer can be had without copies: before them, from its state after them, or nowhere."""
-    if hasattr(optimizer, "directions") or type(optimizer).__module__.startswith("lion_pytorch"):
+    if hasattr(optimizer, "directions"):
+        return "directions"
+    if type(optimizer).__module__ in ("lion_pytorch.lion_pytorch", "lion_pytorch.foreach"):  # not its cautious Lion
         return "directions"
     return "state" if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) else None
 
 
-def _not_skipped(optimizer: Optimizer) -> float | Tensor:
-    """0 where a fused kernel skipped the step because a GradScaler found an overflow, else 1."""
+def _made(optimizer: Optimizer, device: torch.device) -> Tensor:
+    """Whether the step was made: a fused kernel skips it where a GradScaler found an overflow."""
     found = getattr(optimizer, "found_inf", None)
-    return 1.0 if found is None else (found == 0).float()
-
-
-def _lion_direction(optimizer: Optimizer, p: Tensor, group: dict[str, Any]) -> Tensor:
-    """What Lion's next step takes from p at rate 1."""
-    gradient = local(sharded_alike(p.grad if p.grad is not None else torch.zeros_like(p), p))
-    if p not in optimizer.state or "exp_avg" not in optimizer.state[p]:
-        return gradient.sign()
-    average = local(optimizer.state[p]["exp_avg"])
-    return torch.lerp(average, gradient.to(average.dtype), 1.0 - group["betas"][0]).sign_()
-
-
-def _adam_direction(optimizer: Optimizer, p: Tensor, group: dict[str, Any]) -> Tensor:
-    """What the step of torch's Adam or AdamW just made took from p at rate 1."""
-    state, (beta1, beta2) = optimizer.state[p], group["betas"]
-    first, second = local(state["exp_avg"]), local(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
-    count = float(state["step"]) if state["step"].device.type == "cpu" else state["step"]
-    root = (second / (1.0 - beta2**count)).sqrt_().add_(group["eps"])
-    direction: Tensor = first / (1.0 - beta1**count) / root
-    return direction
-
-
-def _runs(members: list[_Member]) -> Iterator[list[_Member]]:
-    """Parameters of one group in a row, no more at once than are measured in a step."""
-    entries = 0
-
-    def place(member: _Member) -> tuple[int, int]:
-        nonlocal entries
-        entries += member.param.numel()
-        return id(member.group), entries // _BUDGET
-
-    for _, run in itertools.groupby(members, place):
-        yield [*run]
+    return torch.ones((), dtype=torch.bool, device=device) if found is None else found.to(device) == 0
 
 
 def separate_rates(optimizer: Optimizer) -> None:
