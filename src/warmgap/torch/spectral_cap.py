@@ -14,8 +14,8 @@ from __future__ import annotations
 import base64
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -289,14 +289,14 @@ class SpectralCap:
             self._shrink(copies, shrunk)
         for one in followed:
             if self._ratio is not None:  # else the next search begins afresh
-                for matrix, start in zip(one.batch.matrices, one.found.start.unbind(), strict=True):
-                    matrix.start = start
+                one[1].start = one[2].start
             if self.rank > 1:
-                self._cut(one, shrunk)
+                self._cut(*one, shrunk)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain Python values; the directions followed are in base64."""
         self._arrive()
+        self._settle()
         return {
             "version": STATE_VERSION,
             "ratios": [torch.stack([x.ratios for x in m.matrices], dim=1).tolist() for m in self._members],
@@ -382,6 +382,7 @@ class SpectralCap:
 
     def _lay_out(self, members: list[_Member]) -> None:
         """Take these parameters, and decide which are measured together."""
+        self._settle()
         self._members, self._laid_out, self._runs = members, self._layout(), []
         entries = 0
 
@@ -391,7 +392,13 @@ class SpectralCap:
             return id(member.group), math.isnan(member.norm), entries // _BUDGET
 
         for _, some in itertools.groupby(members, run):
-            self._runs.append(_Run([*some], self.rho))
+            self._runs.append(_Run([*some]))
+
+    def _settle(self) -> None:
+        """Hand what is known of the matrices measured together back to each."""
+        for batch in (batch for run in self._runs for batch in run.batches):
+            for k, matrix in enumerate(batch.matrices):
+                matrix.ratios, matrix.start = batch.ratios[:, k], None if batch.start is None else batch.start[k]
 
     def _layout(self) -> list[Any]:
         return [(id(group), [(id(p), p.shape) for p in group["params"]]) for group in self._measured]
@@ -479,7 +486,7 @@ class SpectralCap:
             return runs
         due: list[_Run] = []
         entries = 0
-        while len(due) < len(runs) and entries < _BUDGET:
+        while len(due) < len(runs) and (not due or entries + runs[self._turn % len(runs)].entries <= _BUDGET):
             due.append(runs[self._turn % len(runs)])
             entries += due[-1].entries
             self._turn = (self._turn + 1) % len(runs)
@@ -489,39 +496,44 @@ class SpectralCap:
         """Measure directions at rate 1, and return the leading ones of the matrices."""
         followed = []
         for run, directions in steps:
-            of_members = zip(run.members, directions, strict=True)
-            matrices = [matrix for member, direction in of_members for matrix in member.matrices_of(direction)]
+            matrices = directions
+            if not run.plain:
+                of_members = zip(run.members, directions, strict=True)
+                matrices = [matrix for member, direction in of_members for matrix in member.matrices_of(direction)]
             for batch in run.batches:
                 some = [matrices[index] for index in batch.indices]
-                stacked = some[0].unsqueeze(0) if len(some) == 1 else torch.stack(some)
-                starts = [matrix.start for matrix in batch.matrices if matrix.start is not None]
-                start = torch.stack(starts) if len(starts) == len(some) else None
-                found = leading(stacked, self.rank, start)
+                found = leading(some[0].unsqueeze(0) if len(some) == 1 else torch.stack(some), self.rank, batch.start)
                 extremes = torch.stack(torch.aminmax(found.values, dim=-1)).float()
                 # A matrix that stands still has no part in the median; one that is not finite keeps its ratios.
                 fits = torch.isfinite(extremes).all(0)
-                moving = torch.where(extremes[1] > 0.0, extremes / batch.scale, torch.nan)
-                ratios = torch.where(fits, moving, torch.stack([matrix.ratios for matrix in batch.matrices], dim=1))
-                for matrix, of_matrix in zip(batch.matrices, ratios.unbind(1), strict=True):
-                    matrix.ratios = of_matrix
-                followed.append(_Followed(run, batch, found, fits))
+                ratios = torch.where(extremes[1] > 0.0, extremes / batch.scale, torch.nan)
+                batch.ratios = torch.where(fits, ratios, batch.ratios)
+                followed.append((run, batch, found, fits))
         return followed
 
-    def _cut(self, one: _Followed, shrunk: float) -> None:
+    def _cut(self, run: _Run, batch: _Batch, found: Leading, fits: Tensor, shrunk: float) -> None:
         """Cut the followed singular values of the step just made, whose directions were measured, down to the cap."""
-        run, batch, found, fits = one
-        values = found.values
-        excess = (run.group["lr"] * shrunk - batch.limit / values.clamp_min(TINY)).clamp_min(0.0)
-        # Nothing where the step is not finite, or a fused kernel skipped it because a GradScaler found an overflow.
-        cuts = (fits & _made(self._optimizer, values.device)).unsqueeze(1) & (excess > 0.0)
+        rate = run.group["lr"] * shrunk
+        excess = (rate - self.rho * batch.scale / found.values.clamp_min(TINY)).clamp_min(0.0)
+        cuts = (excess > 0.0) & fits.unsqueeze(1)  # nothing of a step that is not finite
+        if (overflow := self._overflow()) is not None:
+            cuts = cuts & (overflow.to(cuts.device) == 0)
         if cuts.device.type == "cpu" and not bool(cuts.any()):
             return
         cuts = cuts.unsqueeze(2)
         left = torch.where(cuts, found.left * excess.unsqueeze(2), 0.0)
         right = torch.where(cuts, found.right, 0.0)
         rows = zip(batch.matrices, left.unbind(), right.unbind(), strict=True)
+        if run.plain:
+            for matrix, one, other in rows:
+                _add(matrix.member.param.detach(), one, other)
+            return
         for member, some in itertools.groupby(rows, lambda row: row[0].member):
-            member.add({matrix.index: factors for matrix, *factors in some})
+            member.add({matrix.index: (one, other) for matrix, one, other in some})
+
+    def _overflow(self) -> Tensor | None:
+        """What tells, above 0, that a fused kernel skipped the step, as a GradScaler found an overflow."""
+        return getattr(self._optimizer, "found_inf", None)
 
     def _shrink(self, copies: list[tuple[_Run, list[Tensor]]], factor: float) -> None:
         """Take back a share of the first step, where its size is known only after it."""
@@ -530,22 +542,20 @@ class SpectralCap:
                 local(member.param).lerp_(old, 1.0 - factor)
         for run in self._runs if not copies else ():
             for member, step in zip(run.members, self._adam(run), strict=True):
-                share = run.group["lr"] * (1.0 - factor) * _made(self._optimizer, step.device)
-                local(member.param).add_(step * share)
+                overflow = self._overflow()
+                made = 1.0 if overflow is None else (overflow.to(step.device) == 0).float()
+                local(member.param).add_(step * (run.group["lr"] * (1.0 - factor) * made))
 
     def _publish(self, *, wait: bool) -> None:
         """Make the medians known to the host: at once on a CPU and after the first measurement, else one step late."""
         self._open = False
-        base, rates = self.rate(self.base), [self.rate(run.group) for run in self._runs]
-        ratios = torch.cat(
-            [
-                torch.stack([matrix.ratios for matrix in run.matrices], dim=1)
-                # Groups at rate 0 stand still.
-                * (1.0 if base == 0.0 else rate / base if rate > 0.0 else math.nan)
-                for run, rate in zip(self._runs, rates, strict=True)
-            ],
-            dim=1,
-        )
+        base = self.rate(self.base)
+        parts = []
+        for run in self._runs:
+            rate = self.rate(run.group)
+            weight = rate / base if rate > 0.0 else math.nan  # at rate 0 it stands still
+            parts += [batch.ratios if rate == base else batch.ratios * weight for batch in run.batches]
+        ratios = torch.cat(parts, dim=1)
         medians = torch.nanquantile(ratios, 0.5, dim=1)
         found = self.agree(torch.stack([*medians.unbind(), ratios[1].nan_to_num(0.0).amax()]))
         if found.device.type != "cuda":
@@ -568,7 +578,7 @@ class SpectralCap:
 
 
 class _Matrix:
-    """A matrix that is measured: a parameter, or one of several that are in it.
+    """A matrix that is measured: a parameter, or one of several in it.
 
     Attributes:
         member: The parameter.
@@ -576,7 +586,7 @@ class _Matrix:
         shape: Rows and columns.
         scale: sqrt(outputs / inputs) (of a convolution, its channels).
         ratios: Smallest and largest singular value followed, over the scale; NaN before, and where it stands still.
-        start: What the last measurement left for the next; None before.
+        start: What the last measurement left for the next, shape (k, columns); None before.
     """
 
     def __init__(self, member: _Member, index: int, shape: tuple[int, int], scale: float) -> None:
@@ -619,23 +629,16 @@ class _Member:
 
     def matrices_of(self, x: Tensor) -> list[Tensor]:
         """Its matrices, or those of what belongs to it."""
-        if self.plain:
-            return [x]
         matrices = [as_matrix(matrix) for matrix in matrices_of(whole(x, self.param), self.group)]
         return matrices[:: max(1, len(matrices) // _EXPERTS)] if self.sampled else matrices
 
-    def add(self, corrections: dict[int, list[Tensor]]) -> None:
+    def add(self, corrections: dict[int, tuple[Tensor, Tensor]]) -> None:
         """Add to some of its matrices, each the product of a flat matrix's transpose and of a flat one."""
         p = self.param.detach()
         full = next(iter(corrections.values()))[0].new_zeros(p.shape) if self.sharded else p
-        for index, matrix in enumerate((p,) if self.plain else matrices_of(full, self.group)):
-            if index not in corrections:
-                continue
-            left, right = corrections[index]
-            if matrix.ndim == 2 and matrix.dtype == left.dtype:
-                matrix.addmm_(left.mT, right)
-            else:
-                matrix += (left.mT @ right).view(matrix.shape)
+        for index, matrix in enumerate(matrices_of(full, self.group)):
+            if index in corrections:
+                _add(matrix, *corrections[index])
         if self.sharded and (sharding := sharding_of(p)) is not None:
             spans = [slice(*sharding.span(p.shape, sharding.here, dim)) for dim in range(p.ndim)]
             local(p).add_(full[tuple(spans)])
@@ -658,52 +661,46 @@ class _Member:
             matrix.start = None if start is None else start.view(size)
 
 
-class _Batch(NamedTuple):
-    """Matrices of one shape, measured together: where they are in their run, their scale, and the cap times it."""
+class _Batch:
+    """Matrices of one shape that are measured together, each the `indices`-th of its run; the rest as in `_Matrix`."""
 
-    indices: list[int]
-    matrices: list[_Matrix]
-    scale: Tensor
-    limit: Tensor
+    def __init__(self, indices: list[int], matrices: list[_Matrix]) -> None:
+        self.indices, self.matrices = indices, matrices
+        self.scale = torch.tensor(matrices[0].scale)
+        self.ratios = torch.stack([matrix.ratios for matrix in matrices], dim=1)
+        starts = [matrix.start for matrix in matrices if matrix.start is not None]
+        self.start = torch.stack(starts) if len(starts) == len(matrices) else None
 
 
 class _Run:
-    """Parameters of one group in a row, no more at once than are measured in a step.
+    """Parameters of one group in a row, no more at once than are measured in a step, and their matrices by shape."""
 
-    Attributes:
-        members: The parameters.
-        group: Their group.
-        measured: Whether they are measured: their steps' norms are not known from their shapes.
-        entries: The number of their entries.
-        matrices: Their matrices.
-        batches: The same, those of one shape and scale together.
-    """
-
-    def __init__(self, members: list[_Member], rho: float) -> None:
-        self.members, self.group, self.measured = members, members[0].group, math.isnan(members[0].norm)
+    def __init__(self, members: list[_Member]) -> None:
+        self.members, self.group = members, members[0].group
+        self.measured = math.isnan(members[0].norm)
+        self.plain = all(member.plain for member in members)
         self.entries = sum(member.param.numel() for member in members)
-        self.matrices = [matrix for member in members for matrix in member.matrices]
+        matrices = [matrix for member in members for matrix in member.matrices]
         alike: dict[Any, list[int]] = {}
-        for index, matrix in enumerate(self.matrices):
+        for index, matrix in enumerate(matrices):
             p = matrix.member.param
             # Large ones each by itself on a CPU, where stacking costs more than it spares.
             alone = p.device.type == "cpu" and math.prod(matrix.shape) > _SMALL
             key = p.device, p.dtype, matrix.shape, matrix.scale, index if alone else None
             alike.setdefault(key, []).append(index)
-        self.batches: list[_Batch] = []
-        for indices in alike.values():
-            matrices = [self.matrices[index] for index in indices]
-            scale = torch.tensor(matrices[0].scale)
-            self.batches.append(_Batch(indices, matrices, scale, rho * scale))
+        self.batches = [_Batch(indices, [matrices[index] for index in indices]) for indices in alike.values()]
 
 
-class _Followed(NamedTuple):
-    """What was found of a batch in the step being made, and of which matrices it is finite."""
+_Followed = tuple[_Run, _Batch, Leading, Tensor]
+"""What was found of a batch in the step being made, and of which matrices it is finite."""
 
-    run: _Run
-    batch: _Batch
-    found: Leading
-    fits: Tensor
+
+def _add(matrix: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left^T right to a matrix, or to a kernel."""
+    if matrix.ndim == 2 and matrix.dtype == left.dtype:
+        matrix.addmm_(left.mT, right)
+    else:
+        matrix += (left.mT @ right).view(matrix.shape)
 
 
 def _matrices(group: dict[str, Any]) -> list[Tensor]:
@@ -718,12 +715,6 @@ def _source(optimizer: Optimizer) -> Literal["directions", "state"] | None:
     if type(optimizer).__module__ in ("lion_pytorch.lion_pytorch", "lion_pytorch.foreach"):  # not its cautious Lion
         return "directions"
     return "state" if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) else None
-
-
-def _made(optimizer: Optimizer, device: torch.device) -> Tensor:
-    """Whether the step was made: a fused kernel skips it where a GradScaler found an overflow."""
-    found = getattr(optimizer, "found_inf", None)
-    return torch.ones((), dtype=torch.bool, device=device) if found is None else found.to(device) == 0
 
 
 def separate_rates(optimizer: Optimizer) -> None:
