@@ -2,14 +2,32 @@ import copy
 import io
 import itertools
 import math
+import pickle
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
+import lion_pytorch
+import lion_pytorch.cautious_lion
+import lion_pytorch.foreach
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from warmgap.torch import Lion, Muon, NormalizedSGD, Signum, SpectralCap, spectral_cap, split_parameters
+from warmgap.torch import (
+    AdaptiveWarmup,
+    EFMuon,
+    Lion,
+    Muon,
+    NormalizedSGD,
+    Scion,
+    Signum,
+    SpectralCap,
+    spectral_cap,
+    split_parameters,
+)
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -18,6 +36,10 @@ THEIRS: dict[str, Make] = {
     "adamw": torch.optim.AdamW,
     "sgd": lambda groups, **settings: torch.optim.SGD(groups, momentum=0.9, **settings),
     "adagrad": torch.optim.Adagrad,
+    "nadam": torch.optim.NAdam,
+    "lion-pytorch": lion_pytorch.Lion,
+    "lion-pytorch-foreach": lion_pytorch.foreach.Lion,
+    "lion-pytorch-cautious": lion_pytorch.cautious_lion.Lion,
     "torch-muon": lambda groups, **settings: torch.optim.Muon([g for g in groups if g["role"] == "hidden"], **settings),
 }
 
@@ -67,7 +89,7 @@ def test_promise_1_no_step_of_hidden_matrices_is_above_the_cap(name: str) -> Non
     optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=0.3, weight_decay=0.0)
     cap = SpectralCap(optimizer, rho=0.02)
     # Measured on the step before, or with directions that the followed ones miss.
-    late = {"lion": 0.75, "signum": 0.75, "normalized-sgd": 0.0, "muon": 0.0, "sgd": 1.2}.get(name, 0.6)
+    late = {"signum": 0.75, "normalized-sgd": 0.0, "muon": 0.0, "sgd": 1.2}.get(name, 0.75 if "lion" in name else 0.6)
     for index in range(6):
         backward(model, index)
         steps = moved(model, optimizer.step)
@@ -77,7 +99,7 @@ def test_promise_1_no_step_of_hidden_matrices_is_above_the_cap(name: str) -> Non
         assert all(group["lr"] == 0.3 for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize(("name", "rate"), [("lion", 6e-3), ("signum", 6e-3), ("adamw", 6e-3)])
+@pytest.mark.parametrize(("name", "rate"), [("lion", 6e-3), ("signum", 6e-3), ("adamw", 6e-3), ("lion-pytorch", 6e-3)])
 def test_the_step_is_the_plain_one_with_its_largest_singular_values_cut(name: str, rate: float) -> None:
     model = nn.Sequential(nn.Embedding(32, 64), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 64), nn.Linear(64, 32))
     optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=rate, weight_decay=0.0)
@@ -418,3 +440,319 @@ def test_a_parameter_without_a_gradient_stays_as_it_is(name: str) -> None:
         still, moves = moved(model, optimizer.step)
     assert not bool(still.any())
     assert size(moves) < 0.04
+
+
+def first_at_rate_0(name: str) -> tuple[nn.Sequential, torch.optim.Optimizer]:
+    """Two groups of hidden matrices, of which the first stands still."""
+    model = network()
+    groups = list(split_parameters(model))
+    late = next(group for group in groups if group["role"] == "hidden")
+    still = {**late, "params": [late["params"].pop(0)], "param_names": [late["param_names"].pop(0)], "lr": 0.0}
+    return model, (OURS | THEIRS)[name]([still, *groups], lr=0.3, weight_decay=0.0)
+
+
+@pytest.mark.parametrize("name", ["lion", "adamw", "muon", "adagrad"])
+def test_a_first_group_that_stands_still_leaves_the_others_held(name: str) -> None:
+    model, optimizer = first_at_rate_0(name)
+    cap = SpectralCap(optimizer, rho=0.02)
+    for index in range(4):
+        backward(model, index)
+        still, moves = moved(model, optimizer.step)
+        assert not bool(still.any())
+        assert 0.0 < size(moves) < 0.04
+    assert cap.factor < 1.0
+
+
+@pytest.mark.parametrize("name", ["lion", "adamw"])
+def test_so_it_is_under_a_schedule_and_beside_a_group_that_it_leaves_alone(name: str) -> None:
+    for own in ({}, {0: None}):
+        model, optimizer = first_at_rate_0(name)
+        if own:
+            optimizer.param_groups[0]["lr"] = 3e-4  # unscheduled, and below the cap
+        scheduler = AdaptiveWarmup(optimizer, 100, cap=0.02, groups=own)
+        sizes = []
+        for index in range(6):
+            backward(model, index)
+            scheduler.observe(3.0)
+            still, moves = moved(model, optimizer.step)
+            scheduler.step()
+            sizes.append(size(moves))
+            assert size(still) == (0.0 if not own else pytest.approx(0.0, abs=0.03))
+        assert min(sizes) > 0.015
+        assert max(sizes) < (0.09 if own else 0.045)  # of a small and a large one the median is half the large one
+
+
+def test_a_matrix_that_is_frozen_in_mid_run_has_no_more_part_in_the_median() -> None:
+    model = network()
+    optimizer = Lion(list(split_parameters(model)), lr=0.3)
+    cap = SpectralCap(optimizer, rho=0.02)
+    for index in range(2):
+        backward(model, index)
+        optimizer.step()
+    weight(model, 1).requires_grad_(False).grad = None
+    with Watched() as watched:
+        backward(model, 2)
+        optimizer.step()
+    alone = cap.state_dict()["ratios"]
+    assert math.isnan(alone[0][0][0])
+    assert cap.ratio == alone[1][0][0]
+    assert "aten::clone" not in watched.names  # and needs no copies of the weights
+
+
+@pytest.mark.parametrize("name", ["lion", "adamw", "muon"])
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])  # noqa: S301
+def test_a_copy_holds_the_copied_optimizer(name: str, make: Callable[[Any], Any]) -> None:
+    model = network()
+    optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=0.3)
+    parts: Any = model, optimizer, SpectralCap(optimizer, rho=0.02)
+    backward(model, 0)
+    optimizer.step()
+    other: Any = make(parts)
+    for m, o, _ in (parts, other):
+        backward(m, 1)
+        o.step()
+    assert parts[2].factor == other[2].factor < 1.0
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other[0].parameters(), strict=True))
+
+
+def test_after_a_step_that_raised_the_rates_are_what_they_were() -> None:
+    model = network()
+    optimizer = Lion(list(split_parameters(model)), lr=0.3)
+    cap = SpectralCap(optimizer, rho=0.02)
+    backward(model, 0)
+    head = weight(model, 5)
+    head.grad = head.grad.to_sparse() if head.grad is not None else None
+    with pytest.raises(TypeError, match="sparse"):
+        optimizer.step()
+    backward(model, 0)
+    steps = moved(model, optimizer.step)
+    assert cap.factor < 0.1
+    assert sum(size(d) for d in steps) / 2 == pytest.approx(0.02, rel=0.25)
+    assert all(group["lr"] == 0.3 for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("overflow_at", [0, 1])
+def test_an_overflow_in_a_fused_step_leaves_the_weights_as_they_are(scheduled: bool, overflow_at: int) -> None:
+    model = network()
+    optimizer: Any = torch.optim.AdamW(list(split_parameters(model)), lr=0.3, fused=True)
+    scheduler = AdaptiveWarmup(optimizer, 100, cap=0.02) if scheduled else None
+    if scheduler is None:
+        SpectralCap(optimizer, rho=0.02)
+    for index in range(3):
+        backward(model, index)
+        optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), torch.ones(())
+        if index == overflow_at:  # as torch.amp.GradScaler hands it to a fused step
+            optimizer.found_inf = torch.ones(())
+            weight(model, 1).grad.fill_(math.inf)  # type: ignore[union-attr]
+        steps = moved(model, optimizer.step)
+        assert all(bool(step.any()) == (index != overflow_at) for step in steps)
+        assert all(bool(p.isfinite().all()) for p in model.parameters())
+        if scheduler is not None:
+            scheduler.step()
+
+
+def test_a_rate_of_0_moves_nothing() -> None:
+    for make in (*OURS.values(), *THEIRS.values(), EFMuon):
+        if make is lion_pytorch.Lion or "lion_pytorch" in getattr(make, "__module__", ""):
+            continue  # it refuses one
+        model = network()
+        optimizer = make(list(split_parameters(model)), lr=0.0)
+        SpectralCap(optimizer, rho=0.02)
+        for index in range(2):
+            backward(model, index)
+            assert not any(bool(step.any()) for step in moved(model, optimizer.step))
+
+
+@pytest.mark.parametrize(("rank", "other"), [(8, 4), (4, 8), (8, 1), (1, 8)])
+def test_a_state_of_another_rank_is_taken_up_without_its_directions(rank: int, other: int) -> None:
+    model = network()
+    optimizer = Lion(list(split_parameters(model)), lr=0.3)
+    cap = SpectralCap(optimizer, rho=0.02, rank=rank, apply=False)
+    backward(model, 0)
+    cap.before()
+    cap.after()
+    again = SpectralCap(optimizer, rho=0.02, rank=other)
+    again.load_state_dict(cap.state_dict())
+    assert again.ratio == cap.ratio
+    backward(model, 1)
+    assert sum(size(step) for step in moved(model, optimizer.step)) / 2 < 0.04
+
+
+def test_promise_6_a_refused_state_changes_nothing() -> None:
+    model = network()
+    optimizer = Lion(list(split_parameters(model)), lr=0.3)
+    cap = SpectralCap(optimizer, rho=0.02)
+    backward(model, 0)
+    optimizer.step()
+    before = cap.state_dict()
+    half = {**before, "ratios": before["ratios"][:1]}
+    for bad in (half, {"version": 2}, {**before, "version": 99}, {**before, "starts": ["a", "b"]}, None):
+        with pytest.raises(ValueError, match=r"state|base64|padding"):
+            cap.load_state_dict(bad)  # type: ignore[arg-type]
+    assert cap.state_dict() == before
+
+
+def test_a_model_that_changes_its_precision_goes_on() -> None:
+    model = network()
+    optimizer = Lion(list(split_parameters(model)), lr=0.3)
+    SpectralCap(optimizer, rho=0.02)
+    backward(model, 0)
+    optimizer.step()
+    model.double()
+    for state in optimizer.state.values():
+        state["exp_avg"] = state["exp_avg"].double()
+    backward(model, 1)
+    assert sum(size(step) for step in moved(model, optimizer.step)) / 2 < 0.04
+
+
+def test_a_scheduler_takes_a_cap_of_its_optimizer_that_sets_no_rates() -> None:
+    optimizer, other = (Lion(list(split_parameters(network())), lr=0.3) for _ in range(2))
+    with pytest.raises(ValueError, match=r"sets rates by itself.*apply=False"):
+        AdaptiveWarmup(optimizer, 100, cap=SpectralCap(optimizer, rho=0.02))
+    cap = SpectralCap(other, rho=0.02, apply=False)
+    with pytest.raises(ValueError, match="holds another Lion"):
+        AdaptiveWarmup(Lion(list(split_parameters(network())), lr=0.3), 100, cap=cap)
+    assert AdaptiveWarmup(other, 100, cap=cap).cap is cap
+
+
+@pytest.mark.parametrize("name", ["lion", "adamw"])
+def test_a_step_after_zero_gradients_is_held_too(name: str) -> None:
+    # Each matrix has rank one, and its rows are orthogonal to those of the step before.
+    model = network()
+    optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=0.3, betas=(0.0, 0.0), weight_decay=0.0)
+    SpectralCap(optimizer, rho=0.02)
+    halves = torch.ones(2, 24)
+    halves[1, 12:] = -1.0
+    for index in range(6):
+        backward(model, index)
+        for p in hidden(model):
+            p.grad = torch.ones(24, 1) * halves[index % 2, : p.shape[1]] if index > 0 else torch.zeros_like(p)
+        steps = moved(model, optimizer.step)
+        assert all(size(step) <= 0.0201 for step in steps)
+
+
+@pytest.mark.parametrize("name", ["lion", "adamw"])
+def test_a_compiled_step_leaves_the_cap_out_of_its_graph(name: str) -> None:
+    torch._dynamo.reset()
+    model = network()
+    optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=torch.tensor(0.3))
+    SpectralCap(optimizer, rho=0.02)
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    step = torch.compile(optimizer.step, backend=backend)
+    for index in range(3):
+        backward(model, index)
+        assert sum(size(d) for d in moved(model, step)) / 2 < 0.04
+    torch._dynamo.reset()
+    assert len(graphs) == 1
+
+
+class Watched(TorchDispatchMode):
+    """Notes operations, and those that make the host wait for a device: reads, and copies from the host."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs, found)) if isinstance(x, Tensor)]
+        self.names.add(func.name())
+        copied = {x.device.type for x in tensors} == {"cpu", "meta"} and "copy" in func.name()
+        read = func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero")
+        if copied or (read and any(x.is_meta for x in tensors)):
+            self.waits.append(func.name())
+        return found
+
+
+def on_meta(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, device="meta"))
+
+
+EVERY_KIND: dict[str, Make] = {
+    **OURS,
+    "scion": Scion,
+    "ef-muon": EFMuon,
+    "adamw": torch.optim.AdamW,
+    "adam": lambda groups, **settings: torch.optim.Adam(groups, amsgrad=True, foreach=True, **settings),
+    "sgd": torch.optim.SGD,
+    "nadam": torch.optim.NAdam,
+    "lion-pytorch": lion_pytorch.Lion,
+}
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+@pytest.mark.parametrize("budget", [1, 2**24])
+def test_promise_7_no_step_after_the_first_waits_for_the_device(
+    name: str, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tensors on the meta device have no values: whatever reads one raises besides.
+    monkeypatch.setattr(spectral_cap, "_BUDGET", budget)
+    groups: list[dict[str, Any]] = [
+        {"params": [on_meta(32, 16), on_meta(16, 16), on_meta(32, 16)], "kind": "matrix"},
+        {"params": [on_meta(4, 16, 16)], "kind": "matrix"},
+        {"params": [on_meta(48, 16)], "kind": "matrix", "blocks": [16, 32]},
+        {"params": [on_meta(16, 8)], "kind": "matrix", "transposed": True},
+        {"params": [on_meta(8, 4, 3, 3)], "kind": "conv"},
+        {"params": [on_meta(16, 16)], "kind": "embedding"},
+        {"params": [on_meta(16)], "kind": "norm"},
+    ]
+    optimizer = EVERY_KIND[name](groups, lr=0.1)
+    cap = SpectralCap(optimizer, rho=0.02, apply=False)
+    cap.agree = lambda found: torch.tensor([1.0, 2.0, 3.0][: len(found)])  # what would arrive a step late
+    for index in range(4):
+        for k, p in enumerate(p for group in groups for p in group["params"]):
+            p.grad = None if index == 2 and k in (1, 3) else torch.empty_like(p)
+        with Watched() as before:
+            cap.before()
+        optimizer.step()
+        steps = {p: state["step"] for p, state in optimizer.state.items() if "step" in state}
+        for p in steps:  # as capturable and fused optimizers keep it
+            optimizer.state[p]["step"] = torch.empty((), device="meta")
+        optimizer.found_inf = torch.empty((), device="meta")  # type: ignore[attr-defined]
+        with Watched() as after:
+            cap.after()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+        for p, step in steps.items():
+            optimizer.state[p]["step"] = step
+        if index > 0:
+            assert before.waits == after.waits == []
+    with Watched() as watched:
+        torch.ones(2).to("meta")
+        torch.empty(2, device="meta").clone()
+    assert watched.waits == ["aten::_to_copy"]  # and it can fail
+
+
+@pytest.mark.parametrize(("name", "most"), [("lion", 11), ("adamw", 10), ("muon", 0)])
+def test_a_matrix_costs_few_python_calls_a_step(name: str, most: int) -> None:
+    counts = []
+    for matrices in (4, 12):
+        params = [nn.Parameter(torch.randn(300, 300)) for _ in range(matrices)]  # large: each by itself
+        optimizer = (OURS | THEIRS)[name]([{"params": params, "kind": "matrix", "role": "hidden"}], lr=0.1)
+        cap = SpectralCap(optimizer, rho=0.02, apply=False)
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            calls = 0
+
+            def count(_: FrameType, event: str, __: Any) -> None:
+                nonlocal calls
+                calls += event == "call"
+
+            before = sys.getprofile()
+            sys.setprofile(count)
+            cap.before()
+            sys.setprofile(before)
+            optimizer.step()
+            sys.setprofile(count)
+            cap.after()
+            sys.setprofile(before)
+        counts.append(calls)
+    assert counts[1] - counts[0] <= 8 * most
+    assert counts[0] - (counts[1] - counts[0]) / 2 <= 100

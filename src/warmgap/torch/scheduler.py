@@ -178,7 +178,7 @@ class AdaptiveWarmup(LRScheduler):
         _connect(optimizer, self)
         self.optimizer = optimizer
         if self.cap is not None:
-            self.cap.agree, self.cap.rate = self._loss.highest, self._rate_of
+            self.cap.agree, self.cap.rate, self.cap.lead = self._loss.highest, self._rate_of, self._lead
             self._capped = self._find_capped()
         super().__init__(optimizer, last_epoch)
 
@@ -588,13 +588,10 @@ class AdaptiveWarmup(LRScheduler):
         self._hold()
         self._write()
 
-    def _scheduled(self, base: dict[str, Any]) -> float:
-        """Return the rate of the cap's base at which the first capped group that moves runs as scheduled."""
-        rates = [(index, self._plain_lr(index) * self._scales[index]) for index in self._capped]
-        index, scheduled = next(((index, rate) for index, rate in rates if rate > 0.0), rates[0])
-        group = self.optimizer.param_groups[index]
-        now = self._rate_of(group)
-        return scheduled if group is base or now == 0.0 else scheduled * self._rate_of(base) / now
+    def _lead(self) -> dict[str, Any] | None:
+        """Return the first group that the cap holds and that moves."""
+        groups = [self.optimizer.param_groups[index] for index in self._capped]
+        return next((group for group in groups if self._rate_of(group) > 0.0), groups[0] if groups else None)
 
     def _rate_of(self, group: dict[str, Any]) -> float:
         """Return the rate of a group, without waiting for a device where it lies there and was set here."""
@@ -634,7 +631,9 @@ class AdaptiveWarmup(LRScheduler):
         if self.cap is None or not self._capped:
             return
         self._cap_factor = 1.0
-        at = max(self._scheduled(self.cap.base), 1e-300)
+        lead, groups = self._lead(), self.optimizer.param_groups
+        first = next(index for index in self._capped if groups[index] is lead)
+        at = max(self._plain_lr(first) * self._scales[first], 1e-300)
         factor, self._room, most = self._state.factor, self.cap.room / at, min(1.0, self.cap.limit / at)
         if self._made is not None and factor > 0.0:
             most = min(most, 2.0 * self._made / factor)

@@ -36,6 +36,21 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if is_sharded(x) else x
 
 
+def whole(x: Tensor, p: Tensor) -> Tensor:
+    """x, this rank's shard of p or of what belongs to it, as the full tensor; every rank of p's mesh must call it."""
+    if not is_sharded(p) or x.is_meta:
+        return x
+    from torch.distributed.tensor import DTensor
+
+    sharded = (
+        x
+        if is_sharded(x)
+        else DTensor.from_local(x, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+    )
+    full: Tensor = sharded.full_tensor()
+    return full
+
+
 def sharded_alike(x: Tensor, p: Tensor) -> Tensor:
     """x, such as a gradient, sharded as p is."""
     if is_sharded(x) and is_sharded(p) and x.placements != p.placements:

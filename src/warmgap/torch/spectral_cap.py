@@ -27,37 +27,22 @@ from warmgap.rules.spectral import RANK, directions_of
 from warmgap.torch.layout import matrices_of
 from warmgap.torch.loss_mean import sent_to_host
 from warmgap.torch.orthogonalize import as_matrix
-from warmgap.torch.sharding import is_sharded, local, sharded_alike, sharding_of
+from warmgap.torch.sharding import is_sharded, local, sharded_alike, sharding_of, whole
 from warmgap.torch.singular import TINY, Leading, leading
 from warmgap.torch.split import role_of
 
 STATE_VERSION = 2
+_KEYS = {"version", "ratios", "starts", "turn", "published"}
 
 _SMALL = 2**16  # entries of a matrix
 _NEAR = 1.5  # a step by so much below the cap is far from it
 _BUDGET = 2**24  # entries measured a step (28 matrices of 768 x 768); larger models are measured in turn
 _EXPERTS = 8  # matrices of a stack that are measured
 
-SIGN_FIRST = frozenset(
-    {
-        "Adam",
-        "AdamW",
-        "Adam8bit",
-        "AdamW8bit",
-        "PagedAdam",
-        "PagedAdamW",
-        "PagedAdam8bit",
-        "PagedAdamW8bit",
-        "FusedAdam",
-        "DeepSpeedCPUAdam",
-        "Lion",
-        "Lion8bit",
-        "PagedLion",
-        "PagedLion8bit",
-        "SignSGD",
-        "Signum",
-    }
-)
+SIGN_FIRST = frozenset({
+    "Adam", "AdamW", "Adam8bit", "AdamW8bit", "PagedAdam", "PagedAdamW", "PagedAdam8bit", "PagedAdamW8bit",
+    "FusedAdam", "DeepSpeedCPUAdam", "Lion", "Lion8bit", "PagedLion", "PagedLion8bit", "SignSGD", "Signum",
+})  # fmt: skip
 """Class names of optimizers, not ours, whose first step moves every entry by the sign of its gradient."""
 
 WHOLE_STEP = frozenset({"SGD", "NormalizedSGD"})
@@ -88,7 +73,8 @@ class SpectralCap:
     is held back; with a `rank` above 1 all hidden matrices are copied.
 
     Far from the cap, models of more than 2^24 entries in hidden matrices are measured in turn, some matrices a step. No
-    step waits for the device, but the first. Sharded matrices (DTensor) are gathered one at a time.
+    step waits for the device, but the first (and with `apply` those of a rate that lies there). Sharded matrices
+    (DTensor) are gathered one at a time. A step within a CUDA graph can't be held, and is refused.
 
     Args:
         optimizer: Any optimizer whose groups have roles, as `split_parameters(model)` gives them.
@@ -107,6 +93,8 @@ class SpectralCap:
         rank: The rank as a number.
         agree: Makes one of what each rank of a process group measured, entry by entry; called once a step, and must not
             wait for the device.
+        rate: Gives the rate of a group on the host; by default it is read, which waits where it is on a device.
+        lead: Gives the group that is `base`, or None.
 
     Raises:
         TypeError: If `optimizer` is not an optimizer.
@@ -161,6 +149,7 @@ class SpectralCap:
         self._late: tuple[list[Tensor], Any] | None = None
         self.agree: Callable[[Tensor], Tensor] = _own
         self.rate: Callable[[dict[str, Any]], float] = _rate
+        self.lead: Callable[[], dict[str, Any] | None] = _nobody
         if not self._measured:
             raise ValueError(
                 f"none of the groups of {type(optimizer).__name__} has a role of a matrix to hold (roles={roles!r}): "
@@ -187,6 +176,8 @@ class SpectralCap:
     @property
     def base(self) -> dict[str, Any]:
         """The group whose rate `ratio`, `limit` and `room` speak of: the first that is held and has a rate above 0."""
+        if (lead := self.lead()) is not None:
+            return lead
         groups = self.groups
         return next((group for group in groups if self.rate(group) > 0.0), groups[0])
 
@@ -312,9 +303,8 @@ class SpectralCap:
             ValueError: If it is no such state, of another version, or of a model with other hidden matrices; then
                 nothing is changed.
         """
-        keys = {1: {"version", "ratios", "turn", "ratio"}, STATE_VERSION: {*self.state_dict()}}
         version = state_dict.get("version") if isinstance(state_dict, dict) else None
-        if version not in keys or {*state_dict} != keys[version]:
+        if version != 1 and not (version == STATE_VERSION and {*state_dict} == _KEYS):
             raise ValueError(f"this is not the state of a SpectralCap of version {STATE_VERSION}: {state_dict!r:.80}")
         members = [self._member(p, group) for group in self._measured for p in _matrices(group)]
         if version == STATE_VERSION:
@@ -327,7 +317,7 @@ class SpectralCap:
             for member, of_member, text in zip(members, ratios, state_dict["starts"], strict=False):
                 member.load(of_member, text, self.rank)
         self._lay_out(members)
-        self._late, self._begun, self._turn = None, False, state_dict["turn"]
+        self._late, self._begun, self._turn = None, False, state_dict.get("turn", 0)
         self._ratio, self._largest, self._peak = state_dict.get("published") or (None, 0.0, math.inf)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -533,7 +523,8 @@ class SpectralCap:
 
     def _overflow(self) -> Tensor | None:
         """What tells, above 0, that a fused kernel skipped the step, as a GradScaler found an overflow."""
-        return getattr(self._optimizer, "found_inf", None)
+        found = getattr(self._optimizer, "found_inf", None)
+        return found if isinstance(found, Tensor) else None
 
     def _shrink(self, copies: list[tuple[_Run, list[Tensor]]], factor: float) -> None:
         """Take back a share of the first step, where its size is known only after it."""
@@ -549,12 +540,12 @@ class SpectralCap:
     def _publish(self, *, wait: bool) -> None:
         """Make the medians known to the host: at once on a CPU and after the first measurement, else one step late."""
         self._open = False
-        base = self.rate(self.base)
+        base, device = self.rate(self.base), self._runs[0].batches[0].ratios.device
         parts = []
         for run in self._runs:
             rate = self.rate(run.group)
             weight = rate / base if rate > 0.0 else math.nan  # at rate 0 it stands still
-            parts += [batch.ratios if rate == base else batch.ratios * weight for batch in run.batches]
+            parts += [(batch.ratios if rate == base else batch.ratios * weight).to(device) for batch in run.batches]
         ratios = torch.cat(parts, dim=1)
         medians = torch.nanquantile(ratios, 0.5, dim=1)
         found = self.agree(torch.stack([*medians.unbind(), ratios[1].nan_to_num(0.0).amax()]))
@@ -727,23 +718,12 @@ def separate_rates(optimizer: Optimizer) -> None:
             seen.add(id(group["lr"]))
 
 
-def whole(x: Tensor, p: Tensor) -> Tensor:
-    """x, this rank's shard of p or of what belongs to it, as the full tensor; every rank of p's mesh must call it."""
-    if not is_sharded(p) or x.is_meta:
-        return x
-    from torch.distributed.tensor import DTensor
-
-    sharded = (
-        x
-        if is_sharded(x)
-        else DTensor.from_local(x, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
-    )
-    full: Tensor = sharded.full_tensor()
-    return full
-
-
 def _own(ratio: Tensor) -> Tensor:
     return ratio
+
+
+def _nobody() -> None:
+    return None
 
 
 def _rate(group: dict[str, Any]) -> float:
