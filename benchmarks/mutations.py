@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", help="modules, such as rules/guard or torch/scheduler; the core by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=int, default=600, help="seconds after which a mutation counts as noticed")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # the files may come last
     os.chdir(ROOT)
     sys.path[:0] = [str(SOURCE), str(ROOT)]
     for needed in ("hypothesis", "numpy", "pytest", "scipy", "torch"):  # imported once, before the fork

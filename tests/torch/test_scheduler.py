@@ -691,7 +691,7 @@ def test_losses_that_never_come_are_told() -> None:
     [
         ({"total_iters": 0}, "total_iters must be at least 1"),
         ({"rule": "cosine"}, "rule must be one of 'auto'"),
-        ({"rule": 3}, "rule must be a rule of warmgap.rules or a name, got 3"),
+        ({"rule": 3}, "rule must be a rule of warmgap.rules or its name, got 3"),
         ({"max_warmup": 2.0}, "max_warmup must lie strictly between 0 and 1, got 2.0"),
         ({"rule": GapRule(kappa=1.0), "max_warmup": 2.0}, "max_warmup must lie strictly between 0 and 1, got 2.0"),
         ({"roles": ["hidden", "head"]}, "one role for each of the 1 groups, got 2"),

@@ -75,6 +75,7 @@ class LossMean:
         self._group = process_group
         self._weighted: float | Tensor = 0.0
         self._weight: float | Tensor = 0.0
+        self._before: PendingLoss | Exchanged | None = None  # of the step before, where it came from a device
 
     @property
     def group(self) -> Any:
@@ -156,6 +157,26 @@ class LossMean:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(device))
         return PendingLoss(copies, event)
+
+    def exchange(self, skipped: float | Tensor = 0.0, alone: bool = False) -> Exchanged:
+        """Return the mean that `take` does; of one that is still on its way from a device, that of the call before."""
+        taken = self.take(skipped, alone)
+        if not taken.late:
+            self._before = None  # of a run on another device: its step is past
+            return taken.read()
+        before, self._before = self.settled(), taken
+        return before or Exchanged(None, False)
+
+    def settled(self) -> Exchanged | None:
+        """Return the mean that is on its way, waiting for it: the next `exchange` returns it. None where none is."""
+        if isinstance(self._before, PendingLoss):
+            self._before = self._before.read()
+        return self._before
+
+    def restore(self, before: Exchanged | None) -> None:
+        """Start afresh from what `settled` has returned."""
+        self.clear()
+        self._before = before
 
     def local(self) -> float:
         """Return the mean of this rank alone, waiting for it; NaN if nothing was added. Nothing is exchanged."""

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from warmgap._checks import warn
-
-last_moved: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
-"""The `id` of the scheduler that moved on since the optimizer's last step."""
 
 _CLASSES = 100  # of a head; with fewer a large first loss can be a mean
 _SUMMED = 10.0  # a first loss of so many times log(classes) is no mean
@@ -26,16 +22,6 @@ def not_a_loss(loss: float | Tensor) -> str | None:
         f"AdaptiveWarmup.step() got the whole number {loss} and does not take it for a loss: it takes the mean "
         "training loss of the optimizer step just made, not the epoch or the step; call step(loss), or observe(loss) "
         "and then step()"
-    )
-
-
-def another_stepped(optimizer: Optimizer, scheduler: object) -> str | None:
-    """Return what to say where another `AdaptiveWarmup` moved on for the optimizer step that this one moves on for."""
-    if last_moved.setdefault(optimizer, id(scheduler)) == id(scheduler):
-        return None
-    return (
-        f"two AdaptiveWarmup schedulers step for one {type(optimizer).__name__}, and the later one has the last word: "
-        "call step() of one of them only"
     )
 
 
