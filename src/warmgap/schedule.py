@@ -349,38 +349,6 @@ class Schedule:
             return state
         return self.extend(state, self.total_iters)
 
-    def events_between(self, before: ScheduleState, after: ScheduleState, loss: float | None) -> tuple[Event, ...]:
-        """Return what happened from one state to the next, in the order in which it did.
-
-        Args:
-            before: A state.
-            after: What `first` or `step` made of it.
-            loss: The loss they were given.
-        """
-        guard, old = after.guard, before.guard
-        hidden = None if self.rule.roles == "all" else "hidden"
-        happened: list[tuple[str, str | None]] = []
-        if after.seen and not before.seen:
-            happened.append(("step size known" if loss is None else "first loss seen", None))
-        if guard.off and not old.off:
-            happened.append(("loss rises at any rate: guard off", None))
-        elif guard.rises > old.rises and guard.scale < old.scale:
-            happened.append(("loss rose: rate halved", None))
-        if guard.blackouts > old.blackouts:
-            happened.append(("no finite loss: rate halved", None))
-        if guard.scale == 1.0 and old.scale < 1.0:
-            happened.append(("rate recovered", None))
-        if after.deadlock.lifts > before.deadlock.lifts:
-            happened.append(("deadlock: rate raised", hidden))
-        if after.ended >= 0 > before.ended and not (happened and after.step == 0):
-            reason = "descent over" if self.rule.needs_loss and not self.rule.clock else "peak reached"
-            if not after.rule.done:
-                reason = "peak reached" if after.deadlock.lift == 1.0 else "deadline: warm-up ended"
-            happened.append((reason, hidden))
-        if 0 <= after.decaying <= after.step and not 0 <= before.decaying <= before.step:
-            happened.append(("decay began", None))
-        return tuple(Event(after.step, loss, before.factor, after.factor, reason, role) for reason, role in happened)
-
     # What follows is written in operations: `warmgap.optax` runs the same lines on arrays.
 
     def settled(
@@ -465,11 +433,40 @@ class Schedule:
     def _noted(
         self, before: ScheduleState, after: ScheduleState, loss: float | None, reason: str | None = None
     ) -> ScheduleState:
-        if reason is None:
-            events = self.events_between(before, after, loss)
-        else:
-            events = (Event(after.step, loss, before.factor, after.factor, reason),)
-        return after._replace(events=(*after.events, *events)[-MOST_EVENTS:]) if events else after
+        """Return the state after with what has happened, `reason` where that is known, among its events."""
+        happened = self._happened(before, after, loss) if reason is None else [(reason, None)]
+        if not happened:
+            return after
+        events = [Event(after.step, loss, before.factor, after.factor, reason, role) for reason, role in happened]
+        return after._replace(events=(*after.events, *events)[-MOST_EVENTS:])
+
+    def _happened(
+        self, before: ScheduleState, after: ScheduleState, loss: float | None
+    ) -> list[tuple[str, str | None]]:
+        """Return the reasons of what has happened, in its order, each with the role that it concerns."""
+        guard, old = after.guard, before.guard
+        hidden = None if self.rule.roles == "all" else "hidden"
+        happened: list[tuple[str, str | None]] = []
+        if after.seen and not before.seen:
+            happened.append(("step size known" if loss is None else "first loss seen", None))
+        if guard.off and not old.off:
+            happened.append(("loss rises at any rate: guard off", None))
+        elif guard.rises > old.rises and guard.scale < old.scale:
+            happened.append(("loss rose: rate halved", None))
+        if guard.blackouts > old.blackouts:
+            happened.append(("no finite loss: rate halved", None))
+        if guard.scale == 1.0 and old.scale < 1.0:
+            happened.append(("rate recovered", None))
+        if after.deadlock.lifts > before.deadlock.lifts:
+            happened.append(("deadlock: rate raised", hidden))
+        if after.ended >= 0 > before.ended and not (happened and after.step == 0):
+            reason = "descent over" if self.rule.needs_loss and not self.rule.clock else "peak reached"
+            if not after.rule.done:
+                reason = "peak reached" if after.deadlock.lift == 1.0 else "deadline: warm-up ended"
+            happened.append((reason, hidden))
+        if 0 <= after.decaying <= after.step and not 0 <= before.decaying <= before.step:
+            happened.append(("decay began", None))
+        return happened
 
 
 def _refuse_other_config(saved: Any, own: dict[str, Any]) -> None:

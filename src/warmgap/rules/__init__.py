@@ -62,7 +62,7 @@ def by_name(
         total_iters: Optimizer steps in the whole run.
         floor: Factor of the first step, for the rules that have one; None for theirs.
         target_loss: The loss taken as optimal, or `"auto"`, for the rules that have one.
-        kappa: Gives the constant of the optimizer's norm; asked for the gap rule only, where `kappa` is not set.
+        kappa: Gives the constant of the optimizer's norm; asked for rules that use it, where it is not set.
         settings: Settings of the rule, which those in the name go before.
 
     Raises:
@@ -91,11 +91,15 @@ def by_name(
         settings.setdefault("target_loss", target_loss)
     elif target_loss != "auto":
         warn(f"target_loss={target_loss!r} has no effect: the rule {name!r} uses no target loss")
+    if "norm" in cls.uses and "kappa" not in settings:
+        if kappa is None:
+            raise ValueError(
+                f"the {name} rule needs the constant of a norm: {cls.__name__}(kappa=warmgap.kappa(norm, shapes))"
+            )
+        settings["kappa"] = kappa()
     needed = [key for key, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING]
     if missing := [key for key in needed if key not in settings]:
-        settings = cls.defaults(total_iters, kappa) | settings
-        if missing := [key for key in missing if key not in settings]:
-            raise ValueError(f"the rule {name!r} needs {', '.join(missing)}: '{name}({missing[0]}=...)'")
+        raise ValueError(f"the rule {name!r} needs {', '.join(missing)}: '{name}({missing[0]}=...)'")
     return cls(**settings)
 
 

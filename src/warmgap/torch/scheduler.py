@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from warmgap._checks import check_finite, check_fraction, check_positive, warn
 from warmgap.geometry import check_norm
 from warmgap.rules import Rule, SpectralRule, rule_for
-from warmgap.schedule import Event, Schedule, ScheduleState
+from warmgap.schedule import MOST_EVENTS, Event, Schedule, ScheduleState
 from warmgap.torch import misuse
-from warmgap.torch.explain import History, Verdict, judged, picture, picture_html, sentences
-from warmgap.torch.group_schedules import RoleRow, RoleTable, find_roles, give_late_roles, peak_of, plan_groups
+from warmgap.torch.explain import History, Verdict, judged, picture, picture_html, role_table, sentences
+from warmgap.torch.group_schedules import RoleTable, find_roles, give_late_roles, peak_of, plan_groups
 from warmgap.torch.joining import check_joined, shadow_of
 from warmgap.torch.loss_mean import Exchanged, LossMean
 from warmgap.torch.recognition import optimizer_kappa
@@ -34,7 +34,6 @@ _PATIENCE = 10  # steps without any loss before a warning
 _IN_A_ROW = 3  # steps whose rate something else changed before a warning
 _CAPPED = 0.95  # an event says so where the cap takes away more than a twentieth
 _RELEASED = 1.1  # and where it leaves a tenth of room again
-_MOST_EVENTS = 64
 _IN_CHARGE = "_scheduled_by"  # where an optimizer keeps a reference to its scheduler, the last one that was used
 
 _LOG = logging.getLogger(__name__)
@@ -228,10 +227,7 @@ class AdaptiveWarmup(LRScheduler):
     @property
     def roles(self) -> RoleTable:
         """The table of peak, factor, decay and phase of each role; print it."""
-        members: dict[str, list[int]] = {}
-        for index, plan in enumerate(self._plans):
-            members.setdefault(plan.label if plan.own is None else f"{plan.label} (own)", []).append(index)
-        return RoleTable([self._row(name, indices) for name, indices in members.items()])
+        return role_table(self)
 
     @property
     def verdict(self) -> Verdict:
@@ -317,7 +313,10 @@ class AdaptiveWarmup(LRScheduler):
 
         Only for hosts that then don't call `step` at all; `step` itself drops the loss of a skipped step.
         """
-        self._forget_step()
+        self._loss.clear()
+        if self._may_start and self._has_its_turn():  # what it started on is forgotten too
+            self._start(None, shown=True)
+            self._set_lrs()
 
     def before_step(self, closure: bool = False) -> None:
         """Set the rates of the step that is about to be made: the optimizer's hook calls it as `step` begins.
@@ -331,7 +330,7 @@ class AdaptiveWarmup(LRScheduler):
             return
         if self._state.step == 0 and self._loss.ranks > 1:
             check_joined(self)
-        starts = self._state.step == 0 and not self._calibrated
+        starts = self._may_start
         if self.cap is None and not starts:
             return
         if len(self.optimizer.param_groups) != len(self.base_lrs):
@@ -389,10 +388,11 @@ class AdaptiveWarmup(LRScheduler):
             else:
                 self._warn_once("epoch", said)
         made = self._steps.made
-        waits = made == 0 and self._should_have_stepped()
+        # Without gradients, as where only rates are looked at, no step is waited for.
+        waits = made == 0 and (self._steps.any or self._trains or self._has_gradients())
         skipped = self._steps.called(self.optimizer, waits)
         if waits:
-            self._forget_step()
+            self.discard()
             return
         if other is not None and other._state.step > 0 and other._steps.made == 0 < made:
             self._warn_once(
@@ -422,7 +422,7 @@ class AdaptiveWarmup(LRScheduler):
 
         These can change until then with the loss that is observed. (Of several ranks each sees its own loss here.)
         """
-        if self._state.step == 0 and not self._calibrated and not self._loss.empty and self._has_its_turn():
+        if self._may_start and not self._loss.empty and self._has_its_turn():
             # Nothing is kept of it: another rank has another loss, or is not asked.
             kept, loss = (self._state, self._own), self._loss.local()
             self._start(loss if math.isfinite(loss) else None)
@@ -553,6 +553,12 @@ class AdaptiveWarmup(LRScheduler):
         if self._has_its_turn():
             self._write()
 
+    def _go_on_at(self, steps: int) -> None:
+        """Move on to where this is after so many steps without a loss."""
+        self._each(lambda schedule, _: _caught_up(schedule, steps))
+        self.last_epoch, self._step_count = steps, steps + 1
+        self._write()
+
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles; the losses on their way are read."""
         self._loss.settled()
@@ -578,9 +584,14 @@ class AdaptiveWarmup(LRScheduler):
         groups = self.optimizer.param_groups
         self.base_lrs = [peak_of(group) for group in groups]
         self._scales = [1.0] * len(groups)
-        if self._state.step == 0 and not self._calibrated:
+        if self._may_start:
             self._start(None, shown=True)
         self._write()
+
+    @property
+    def _may_start(self) -> bool:
+        """Whether the first step is still to be made, and what it starts on is open."""
+        return self._state.step == 0 and not self._calibrated
 
     def _start(self, loss: float | None, shown: bool = False) -> None:
         """Make the state before the first step from what is known then: the loss, or the size of the step."""
@@ -617,8 +628,10 @@ class AdaptiveWarmup(LRScheduler):
     def _carry(self) -> None:
         """Keep what others have multiplied the rates by since they were written."""
         for index, group in enumerate(self.optimizer.param_groups):
+            if group["lr"] is (last := self._last_lr[index]) or not self._plans[index].scheduled:
+                continue
             lr = _on_host(group["lr"])
-            if lr is None or lr == _on_host(self._last_lr[index]) or not self._plans[index].scheduled:
+            if lr is None or lr == _on_host(last):
                 continue
             before, self._scales[index] = self._scales[index], lr / self._plain[index]
             self._note_outside(before, self._scales[index])
@@ -648,9 +661,9 @@ class AdaptiveWarmup(LRScheduler):
 
     def _advance(self, loss: float | None) -> None:
         self._carry()
-        before, made = self._state, self.factor
-        if before.step == 0 and (said := misuse.not_a_mean(loss, self._of_heads())) is not None:
-            self._warn_once("sum", said)
+        before, made, groups = self._state, self.factor, self.optimizer.param_groups
+        if before.step == 0:
+            misuse.warn_of_sum(loss, (g for p, g in zip(self._plans, groups, strict=True) if p.role == "head"))
         self._history.add(before.step, loss, self._largest_factor, before.base)
         if before.phase != "decay":
             self._history.at_peak(min(1.0, self._room), self._room)
@@ -671,10 +684,6 @@ class AdaptiveWarmup(LRScheduler):
         self._each(change)
         self._log_new(before)
         self._set_lrs()
-
-    def _of_heads(self) -> list[Tensor]:
-        groups = zip(self._plans, self.optimizer.param_groups, strict=True)
-        return [p for plan, group in groups if plan.role == "head" for p in group["params"]]
 
     def _find_capped(self) -> list[int]:
         held = set() if self.cap is None else {id(group) for group in self.cap.groups}
@@ -706,13 +715,6 @@ class AdaptiveWarmup(LRScheduler):
             self._last_lr.append(group["lr"])
             self._note(f"parameter group {index} joined ({plan.label})", self.factor, self.factor)
 
-    def _forget_step(self) -> None:
-        """Forget the losses of a step that was not made, and what the first step started on."""
-        self._loss.clear()
-        if self._state.step == 0 and not self._calibrated and self._has_its_turn():
-            self._start(None, shown=True)
-            self._set_lrs()
-
     def _has_its_turn(self) -> bool:
         """Return whether the rates are this scheduler's to set: a `SequentialLR` leaves those that wait at -1."""
         return bool(self.last_epoch >= 0)
@@ -731,13 +733,10 @@ class AdaptiveWarmup(LRScheduler):
 
     def _rates_are_anothers(self) -> bool:
         """Return whether somebody has put 0 for the rates for a moment, as to have the optimizer make its state."""
-        rates = [_on_host(group["lr"]) for group in self.optimizer.param_groups]
-        return 0.0 in rates and any(lr == 0.0 != _on_host(last) for lr, last in zip(rates, self._last_lr, strict=False))
+        pairs = zip(self.optimizer.param_groups, self._last_lr)  # noqa: B905 # groups may have been added
+        return any(_on_host(group["lr"]) == 0.0 != _on_host(last) for group, last in pairs)
 
-    def _should_have_stepped(self) -> bool:
-        """Return whether a call without an optimizer step is one too many; without gradients it need not step."""
-        if self._steps.any or self._trains:
-            return True
+    def _has_gradients(self) -> bool:
         return any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"])
 
     def _warn_without_losses(self, loss: float | None) -> None:
@@ -757,7 +756,7 @@ class AdaptiveWarmup(LRScheduler):
     def _note(self, reason: str, before: float, after: float, role: str | None = None) -> None:
         loss = self._history.last_loss
         event = Event(step=self._state.step, loss=loss, before=before, after=after, reason=reason, role=role)
-        self._events = (*self._events, event)[-_MOST_EVENTS:]
+        self._events = (*self._events, event)[-MOST_EVENTS:]
         _LOG.info("%s", event)
 
     def _note_outside(self, before: float, after: float) -> None:
@@ -788,23 +787,6 @@ class AdaptiveWarmup(LRScheduler):
         if key not in self._warned:
             self._warned.add(key)
             warn(message)
-
-    def _row(self, name: str, indices: list[int]) -> RoleRow:
-        first = indices[0]
-        plan, peak, lr = self._plans[first], float(self.base_lrs[first]), float(self._last_lr[first])
-        schedule, state = self._own.get(first, (self.schedule, self._state))
-        decay = schedule.decay if isinstance(schedule.decay, str) else getattr(schedule.decay, "__name__", "own")
-        begins = "" if state.decay_start is None else f" from {state.decay_start}"
-        return RoleRow(
-            name=name,
-            groups=tuple(indices),
-            peak=peak,
-            factor=lr / peak if peak else 0.0,
-            lr=lr,
-            decay=f"{decay}{begins}" if plan.scheduled else "none",
-            phase=state.phase if plan.scheduled else "unscheduled",
-            held=first in self._capped and self._capping,
-        )
 
 
 def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -> SpectralCap | None:
