@@ -451,11 +451,10 @@ class Schedule:
             happened.append(("step size known" if loss is None else "first loss seen", None))
         if guard.off and not old.off:
             happened.append(("loss rises at any rate: guard off", None))
-        elif guard.rises > old.rises and guard.scale < old.scale:
-            happened.append(("loss rose: rate halved", None))
-        if guard.blackouts > old.blackouts:
-            happened.append(("no finite loss: rate halved", None))
-        if guard.scale == 1.0 and old.scale < 1.0:
+        elif guard.scale < old.scale:
+            reason = "loss rose: rate halved" if guard.rises > old.rises else "no finite loss: rate halved"
+            happened.append((reason, None))
+        elif guard.scale == 1.0 > old.scale:
             happened.append(("rate recovered", None))
         if after.deadlock.lifts > before.deadlock.lifts:
             happened.append(("deadlock: rate raised", hidden))

@@ -251,7 +251,7 @@ def test_promise_7_only_the_first_step_waits_for_its_own_loss(read: list[int]) -
 class OnDevice(Tensor):
     """A tensor that says it is on an accelerator, whose value nobody may read."""
 
-    device = torch.device("cuda")
+    device, is_cpu = torch.device("cuda"), False
     reads = 0
 
     def item(self) -> Any:

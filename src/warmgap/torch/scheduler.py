@@ -721,13 +721,13 @@ class AdaptiveWarmup(LRScheduler):
 
     def _another(self) -> AdaptiveWarmup | None:
         """Return the scheduler that sets the optimizer's rates in place of this one."""
-        one: AdaptiveWarmup | None = vars(self.optimizer)[_IN_CHARGE]()
+        one = in_charge(self.optimizer)
         return None if one is self else one
 
     def _take_charge(self) -> None:
         """Set the optimizer's rates from now on: of several schedulers the last one that was observed or stepped."""
         if self._another() is not None and self._has_its_turn():
-            vars(self.optimizer)[_IN_CHARGE] = weakref.ref(self)
+            setattr(self.optimizer, _IN_CHARGE, weakref.ref(self))
             groups = zip(self.optimizer.param_groups, self.base_lrs)  # noqa: B905 # some may have been added
             self._last_lr = [_copied(group["lr"]) for group, _ in groups]  # what the other set is nothing to carry on
 
@@ -789,6 +789,12 @@ class AdaptiveWarmup(LRScheduler):
             warn(message)
 
 
+def in_charge(optimizer: Optimizer) -> AdaptiveWarmup | None:
+    """Return the scheduler that sets an optimizer's rates, if any does; of several, the one used last."""
+    owner: Callable[[], AdaptiveWarmup | None] | None = getattr(optimizer, _IN_CHARGE, None)
+    return None if owner is None else owner()
+
+
 def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -> SpectralCap | None:
     if isinstance(cap, SpectralCap):
         return cap
@@ -808,7 +814,8 @@ def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -
 
 def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
     watch(optimizer, scheduler)
-    vars(optimizer)[_IN_CHARGE] = owner = weakref.ref(scheduler)
+    owner = weakref.ref(scheduler)
+    setattr(optimizer, _IN_CHARGE, owner)
 
     def loaded(_: Optimizer) -> None:
         if (alive := owner()) is None or not alive._has_its_turn() or alive._another() is not None:
