@@ -31,7 +31,9 @@ SOURCE = ROOT / "src"
 RULES = sorted(path.stem for path in (SOURCE / "warmgap/rules").glob("*.py") if path.stem != "__init__")
 CORE = ["signal", "target", "schedule", *(f"rules/{stem}" for stem in RULES)]
 CORE_TESTS = [f"tests/{name}" for name in ("golden", "test_signal.py", "test_target.py", "test_schedule.py", "rules")]
-TORCH_TESTS = [f"tests/torch/test_{name}.py" for name in ("scheduler", "explain", "steps", "group_schedules")]
+TORCH_TESTS = [
+    f"tests/torch/test_{name}.py" for name in ("explain", "steps", "group_schedules", "loss_mean", "scheduler")
+]
 
 OPERATORS: dict[type[ast.AST], list[type[ast.AST]]] = {
     ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult], ast.FloorDiv: [ast.Mult],
@@ -69,6 +71,8 @@ def left_alone(tree: ast.AST) -> Iterator[ast.AST]:
         name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
         if isinstance(node, (ast.JoinedStr, ast.Raise)) or name.startswith(("check_", "warnings.", "ops.require")):
             yield from ast.walk(node)
+        if isinstance(node, ast.keyword) and node.arg == "strict":  # a check too
+            yield node.value
         for field in ("annotation", "returns"):
             if isinstance(part := getattr(node, field, None), ast.AST):
                 yield from ast.walk(part)
@@ -121,7 +125,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", help="modules, such as rules/guard or torch/scheduler; the core by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=int, default=600, help="seconds after which a mutation counts as noticed")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # the files may come last
     os.chdir(ROOT)
     sys.path[:0] = [str(SOURCE), str(ROOT)]
     for needed in ("hypothesis", "numpy", "pytest", "scipy", "torch"):  # imported once, before the fork

@@ -57,7 +57,7 @@ def of_version_1(data: dict[str, Any], schedule: Any) -> dict[str, Any]:
                 seen=known,
             )
         start = -1 if ended is None else ended
-        begins = start if start < 0 or schedule.decay != "constant" else state.hold_until
+        begins = -1 if ended is None else max(ended, state.hold_until)
         state = state._replace(ended=start, decaying=begins, anchor=max(0, begins), total_iters=config["total_iters"])
         rule = state.rule._replace(**fields)
         state = schedule.settled(state, step, rule, factor, state.guard, deadlock, seen)

@@ -12,7 +12,7 @@ from warmgap._checks import check_count, check_finite, plain_fields, warn
 from warmgap._ops import Floats, Ops
 from warmgap._state import from_plain, to_plain
 from warmgap._version_1 import of_version_1
-from warmgap.rules import DivergenceGuard, Rule, by_name
+from warmgap.rules import DivergenceGuard, Rule, rule_for
 from warmgap.rules.deadlock import DeadlockState, watch
 from warmgap.rules.guard import GuardState
 
@@ -168,6 +168,7 @@ class Schedule:
     rule: Rule[Any] = "auto"  # type: ignore[assignment]  # a name becomes its rule
     decay: str | Callable[[float], float] = "cosine"
     _decay: Callable[[float], float] = field(init=False, repr=False, compare=False)
+    _earliest: int = field(init=False, repr=False, compare=False)  # the first step at which it may decay
 
     if TYPE_CHECKING:
 
@@ -180,14 +181,13 @@ class Schedule:
         check_count(
             "total_iters", self.total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run"
         )
-        rule: Any = self.rule
-        if isinstance(rule, str):
-            object.__setattr__(self, "rule", by_name(rule, self.total_iters))
-        elif not isinstance(rule, Rule):
-            raise ValueError(f"rule must be a rule of warmgap.rules or its name, got {self.rule!r}")
+        object.__setattr__(self, "rule", rule_for(self.rule, self.total_iters))
         if not isinstance(self.decay, str) and not callable(self.decay):
             raise ValueError(f"decay must be a name or a callable, got {self.decay!r}")
-        decay = decays.by_name(_form(self.decay)) if isinstance(self.decay, str) else self.decay
+        stays = self.decay == "constant"  # until `decay_now`
+        object.__setattr__(self, "_earliest", _NEVER if stays else 0)
+        named = "cosine" if stays else self.decay
+        decay = decays.by_name(named) if isinstance(named, str) else named
         if check_finite("decay(0)", decay(0.0)) != 1.0:
             raise ValueError(f"a decay must be exactly 1 at progress 0, got {decay(0.0)!r}: divide by that value")
         object.__setattr__(self, "_decay", decay)
@@ -345,44 +345,9 @@ class Schedule:
                 f"a factor lies in (0, 1] and a step at 0 or above, got {state.factor!r}, {state.base!r} and "
                 f"{state.step!r}: this state is damaged or was edited"
             )
-        if self.decay == "constant" and state.hold_until < _NEVER:  # saved when this was a decay that stays at 1
-            ends = _NEVER if state.ended >= 0 else -1
-            state = state._replace(hold_until=_NEVER, decaying=ends, anchor=max(0, ends))
         if self.total_iters in (config.get("total_iters"), state.total_iters):
             return state
         return self.extend(state, self.total_iters)
-
-    def events_between(self, before: ScheduleState, after: ScheduleState, loss: float | None) -> tuple[Event, ...]:
-        """Return what happened from one state to the next, in the order in which it did.
-
-        Args:
-            before: A state.
-            after: What `first` or `step` made of it.
-            loss: The loss they were given.
-        """
-        guard, old = after.guard, before.guard
-        hidden = None if self.rule.roles == "all" else "hidden"
-        happened: list[tuple[str, str | None]] = []
-        if after.seen and not before.seen:
-            happened.append(("step size known" if loss is None else "first loss seen", None))
-        if guard.off and not old.off:
-            happened.append(("loss rises at any rate: guard off", None))
-        elif guard.rises > old.rises and guard.scale < old.scale:
-            happened.append(("loss rose: rate halved", None))
-        if guard.blackouts > old.blackouts:
-            happened.append(("no finite loss: rate halved", None))
-        if guard.scale == 1.0 and old.scale < 1.0:
-            happened.append(("rate recovered", None))
-        if after.deadlock.lifts > before.deadlock.lifts:
-            happened.append(("deadlock: rate raised", hidden))
-        if after.ended >= 0 > before.ended and not (happened and after.step == 0):
-            reason = "descent over" if self.rule.needs_loss and not self.rule.clock else "peak reached"
-            if not after.rule.done:
-                reason = "peak reached" if after.deadlock.lift == 1.0 else "deadline: warm-up ended"
-            happened.append((reason, hidden))
-        if 0 <= after.decaying <= after.step and not 0 <= before.decaying <= before.step:
-            happened.append(("decay began", None))
-        return tuple(Event(after.step, loss, before.factor, after.factor, reason, role) for reason, role in happened)
 
     # What follows is written in operations: `warmgap.optax` runs the same lines on arrays.
 
@@ -451,7 +416,7 @@ class Schedule:
         """Return the steps before which it does not decay, and at which warm-up ends at the latest."""
         latest = self.rule.max_warmup
         return (
-            _NEVER if self.decay == "constant" else math.ceil(self.rule.hold * total_iters),
+            max(self._earliest, math.ceil(self.rule.hold * total_iters)),
             _NEVER if latest is None else max(1, math.ceil(latest * total_iters)),
         )
 
@@ -468,16 +433,39 @@ class Schedule:
     def _noted(
         self, before: ScheduleState, after: ScheduleState, loss: float | None, reason: str | None = None
     ) -> ScheduleState:
-        if reason is None:
-            events = self.events_between(before, after, loss)
-        else:
-            events = (Event(after.step, loss, before.factor, after.factor, reason),)
-        return after._replace(events=(*after.events, *events)[-MOST_EVENTS:]) if events else after
+        """Return the state after with what has happened, `reason` where that is known, among its events."""
+        happened = self._happened(before, after, loss) if reason is None else [(reason, None)]
+        if not happened:
+            return after
+        events = [Event(after.step, loss, before.factor, after.factor, reason, role) for reason, role in happened]
+        return after._replace(events=(*after.events, *events)[-MOST_EVENTS:])
 
-
-def _form(decay: str) -> str:
-    """Return the decay that `decay_now` takes: of a rate that stays, a cosine."""
-    return "cosine" if decay == "constant" else decay
+    def _happened(
+        self, before: ScheduleState, after: ScheduleState, loss: float | None
+    ) -> list[tuple[str, str | None]]:
+        """Return the reasons of what has happened, in its order, each with the role that it concerns."""
+        guard, old = after.guard, before.guard
+        hidden = None if self.rule.roles == "all" else "hidden"
+        happened: list[tuple[str, str | None]] = []
+        if after.seen and not before.seen:
+            happened.append(("step size known" if loss is None else "first loss seen", None))
+        if guard.off and not old.off:
+            happened.append(("loss rises at any rate: guard off", None))
+        elif guard.scale < old.scale:
+            reason = "loss rose: rate halved" if guard.rises > old.rises else "no finite loss: rate halved"
+            happened.append((reason, None))
+        elif guard.scale == 1.0 > old.scale:
+            happened.append(("rate recovered", None))
+        if after.deadlock.lifts > before.deadlock.lifts:
+            happened.append(("deadlock: rate raised", hidden))
+        if after.ended >= 0 > before.ended and not (happened and after.step == 0):
+            reason = "descent over" if self.rule.needs_loss and not self.rule.clock else "peak reached"
+            if not after.rule.done:
+                reason = "peak reached" if after.deadlock.lift == 1.0 else "deadline: warm-up ended"
+            happened.append((reason, hidden))
+        if 0 <= after.decaying <= after.step and not 0 <= before.decaying <= before.step:
+            happened.append(("decay began", None))
+        return happened
 
 
 def _refuse_other_config(saved: Any, own: dict[str, Any]) -> None:

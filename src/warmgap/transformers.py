@@ -26,7 +26,6 @@ except ModuleNotFoundError as _error:
 
 from warmgap.torch import AdaptiveWarmup, split_parameters
 from warmgap.torch.roles import assign_roles
-from warmgap.torch.scheduler import _caught_up
 
 __all__ = ["WarmgapTrainer", "WarmupTrainerMixin", "split_factory"]
 
@@ -117,7 +116,7 @@ class WarmupTrainerMixin(_Base):  # type: ignore[misc] # transformers has no typ
             f"{checkpoint} {why}: it goes on at step {steps} of {self.lr_scheduler.total_iters} without the losses of "
             f"the steps before{afresh}"
         )
-        _go_on_at(self.lr_scheduler, steps)
+        self.lr_scheduler._go_on_at(steps)
 
     def training_step(
         self,
@@ -208,14 +207,3 @@ class _Unloaded:
 def _is_anothers(saved: Path) -> bool:
     """Return whether a scheduler's state was saved by another class of scheduler."""
     return "version" not in torch.load(saved, map_location="cpu", weights_only=True)
-
-
-def _go_on_at(scheduler: AdaptiveWarmup, steps: int) -> None:
-    """Move a fresh schedule on to where it is after so many steps without a loss."""
-    state = scheduler.state_dict()
-    state["schedule"] = scheduler.schedule.to_dict(_caught_up(scheduler.schedule, steps))
-    for index in state["own"]:
-        own = scheduler._own_schedule(int(index))
-        state["own"][index] = own.to_dict(_caught_up(own, steps))
-    state["last_epoch"], state["_step_count"] = steps, steps + 1
-    scheduler.load_state_dict(state)

@@ -210,6 +210,20 @@ def test_a_rate_changed_at_every_step_is_one_event() -> None:
     assert len([event for event in scheduler.events if "from outside" in event.reason]) == 1
 
 
+def test_rates_changed_now_and_then_are_as_many_events() -> None:
+    scheduler = linear()
+    for _ in range(3):
+        constant_losses(scheduler, 2)
+        scheduler.optimizer.param_groups[0]["lr"] *= 0.5
+    constant_losses(scheduler, 1)
+    changes = [event for event in scheduler.events if "from outside" in event.reason]
+    assert [(event.step, event.before, event.after) for event in changes] == [
+        (2, 1.0, 0.5),
+        (4, 0.5, 0.25),
+        (6, 0.25, 0.125),
+    ]
+
+
 def test_promise_9_every_change_is_an_event_and_a_log_record(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "warmgap"):
         scheduler = AdaptiveWarmup(Lion([nn.Parameter(torch.ones(4))], lr=1.0), 40)
@@ -317,3 +331,45 @@ def test_a_state_of_version_1_goes_on() -> None:
     scheduler.load_state_dict({**old, "last_epoch": step, "_step_count": step + 1})
     rates = [rate[0] for rate in constant_losses(scheduler, 20)]
     assert rates == pytest.approx(saved["factors"][step : step + 20])
+
+
+def add_late(given: str) -> tuple[AdaptiveWarmup, list[dict[str, Any]]]:
+    """Train for three steps, add a head, a hidden matrix and a bias, and train on; return the added groups."""
+    model = language_model()
+    first = [(p, "hidden" if p.ndim > 1 else "other") for p in (*model[1].parameters(), *model[2].parameters())]
+    groups = [{"params": [p], "role": role} for p, role in [(model[0].weight, "embedding"), *first]]
+    optimizer = Lion(groups, lr=0.1)
+    scheduler = AdaptiveWarmup(optimizer, 60, model=model if given == "model" else None)
+    losses(model, optimizer, scheduler, range(3))
+    late = [[*model[4].parameters()], [model[3].weight], [model[3].bias]]
+    if given != "model":
+        late = [[p for params in late[1:] for p in params]]
+    for params in late:
+        optimizer.add_param_group({"params": params, **({"role": "hidden"} if given == "role" else {})})
+    losses(model, optimizer, scheduler, range(3, 8))
+    return scheduler, optimizer.param_groups[len(groups) :]
+
+
+def test_promise_5_a_group_added_without_a_role_is_held_and_said() -> None:
+    with pytest.warns(UserWarning, match=r"group 5 was added without a role, .* add the groups of split_parameters\("):
+        scheduler, (late,) = add_late("nothing")
+    assert (late["role"], late["lr"]) == ("hidden", scheduler.optimizer.param_groups[1]["lr"])
+    assert late["lr"] < 0.05
+    assert add_late("role")[1][0]["lr"] == late["lr"]  # which says nothing
+
+
+def test_a_group_that_is_added_takes_its_role_from_the_model() -> None:
+    scheduler, (head, matrix, bias) = add_late("model")
+    assert [group["role"] for group in (head, matrix, bias)] == ["head", "hidden", "other"]
+    assert head["lr"] == bias["lr"] == 0.1
+    assert matrix["lr"] == scheduler.optimizer.param_groups[1]["lr"] < 0.05
+    joined = [event.reason for event in scheduler.events if "joined" in event.reason]
+    assert joined == [f"parameter group {5 + i} joined ({role})" for i, role in enumerate(("head", "hidden", "other"))]
+
+
+def test_a_group_added_with_a_schedule_of_its_own_is_where_that_would_be() -> None:
+    scheduler = linear()
+    constant_losses(scheduler, 3)
+    for own in ({"decay": "linear", "decay_start": 0.0}, {"warmup": 9}):
+        scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))], "schedule": own})
+    assert constant_losses(scheduler, 2)[1] == pytest.approx([1.0, 0.96, 0.5])

@@ -251,7 +251,7 @@ def test_promise_7_only_the_first_step_waits_for_its_own_loss(read: list[int]) -
 class OnDevice(Tensor):
     """A tensor that says it is on an accelerator, whose value nobody may read."""
 
-    device = torch.device("cuda")
+    device, is_cpu = torch.device("cuda"), False
     reads = 0
 
     def item(self) -> Any:
@@ -691,9 +691,10 @@ def test_losses_that_never_come_are_told() -> None:
     [
         ({"total_iters": 0}, "total_iters must be at least 1"),
         ({"rule": "cosine"}, "rule must be one of 'auto'"),
-        ({"rule": 3}, "rule must be a rule of warmgap.rules or a name, got 3"),
+        ({"rule": 3}, "rule must be a rule of warmgap.rules or its name, got 3"),
         ({"max_warmup": 2.0}, "max_warmup must lie strictly between 0 and 1, got 2.0"),
         ({"rule": GapRule(kappa=1.0), "max_warmup": 2.0}, "max_warmup must lie strictly between 0 and 1, got 2.0"),
+        ({"rule": LinearRule(3), "max_warmup": 0.5}, "the rule 'linear' has no max_warmup; its settings are iters"),
         ({"roles": ["hidden", "head"]}, "one role for each of the 1 groups, got 2"),
         ({"roles": ["body"]}, r"role must be one of"),
         ({"groups": {3: None}}, "no parameter group has the index, name or role 3; there are 1"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from warmgap.torch import AdaptiveWarmup, Lion
+from warmgap.torch import AdaptiveWarmup, Lion, split_parameters
 from warmgap.torch.steps import StepCount
 
 
@@ -232,3 +232,33 @@ def test_a_hidden_step_at_rate_0_is_left_alone() -> None:
     scheduler.observe(2.0)
     optimizer.step()
     assert rates == [0.0, 1e-3]
+
+
+@pytest.mark.parametrize("left_over", ["before", "after"])
+def test_a_scheduler_that_is_left_over_sets_no_rate(left_over: str) -> None:
+    """As after a cell of a notebook was run twice."""
+
+    def run(others: str) -> tuple[list[list[float]], AdaptiveWarmup]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 16))
+        optimizer = Lion(split_parameters(model), lr=0.02)
+        kept = [AdaptiveWarmup(optimizer, 40, rule="gap", norm="max") for _ in range(others == "before")]
+        scheduler = AdaptiveWarmup(optimizer, 40)
+        kept += [AdaptiveWarmup(optimizer, 40, rule="gap", norm="max") for _ in range(others == "after")]
+        rates = []
+        for t in range(6):
+            tokens = torch.randint(0, 16, (8, 4), generator=torch.Generator().manual_seed(t))
+            nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+            scheduler.observe(3.0)
+            optimizer.step()
+            rates.append([group["lr"] for group in optimizer.param_groups])
+            scheduler.step()
+            optimizer.zero_grad()
+            if t == 2:
+                optimizer.load_state_dict(optimizer.state_dict())
+        return rates, scheduler
+
+    alone, scheduler = run("none")
+    together, same = run(left_over)
+    assert together == alone
+    assert same.events == scheduler.events

@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, Literal
 
-from warmgap._checks import check_count, warn
+from warmgap._checks import check_count, check_finite, check_fraction, warn
 from warmgap.rules._rule import RULES, LossDriven, Rule, RuleState
 from warmgap.rules.gap import GapRule
 from warmgap.rules.guard import DivergenceGuard
@@ -62,7 +62,7 @@ def by_name(
         total_iters: Optimizer steps in the whole run.
         floor: Factor of the first step, for the rules that have one; None for theirs.
         target_loss: The loss taken as optimal, or `"auto"`, for the rules that have one.
-        kappa: Gives the constant of the optimizer's norm; asked for the gap rule only, where `kappa` is not set.
+        kappa: Gives the constant of the optimizer's norm; asked for rules that use it, where it is not set.
         settings: Settings of the rule, which those in the name go before.
 
     Raises:
@@ -84,21 +84,70 @@ def by_name(
     cls = RULES.get(DEFAULT if name == "auto" else name)
     if cls is None:
         raise ValueError(f"rule must be one of {', '.join(map(repr, NAMES))} or a rule of warmgap.rules, got {name!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(settings.keys() - fields.keys()):
-        raise ValueError(f"the rule {name!r} has no {', '.join(unknown)}; its settings are {', '.join(sorted(fields))}")
+    fields = _fields(name, cls, settings)
     if floor is not None and "floor" in fields:
         settings.setdefault("floor", floor)
     if "target_loss" in fields:
         settings.setdefault("target_loss", target_loss)
     elif target_loss != "auto":
         warn(f"target_loss={target_loss!r} has no effect: the rule {name!r} uses no target loss")
+    if "norm" in cls.uses and "kappa" not in settings:
+        if kappa is None:
+            raise ValueError(
+                f"the {name} rule needs the constant of a norm: {cls.__name__}(kappa=warmgap.kappa(norm, shapes))"
+            )
+        settings["kappa"] = kappa()
     needed = [key for key, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING]
     if missing := [key for key in needed if key not in settings]:
-        settings = cls.defaults(total_iters, kappa) | settings
-        if missing := [key for key in missing if key not in settings]:
-            raise ValueError(f"the rule {name!r} needs {', '.join(missing)}: '{name}({missing[0]}=...)'")
+        raise ValueError(f"the rule {name!r} needs {', '.join(missing)}: '{name}({missing[0]}=...)'")
     return cls(**settings)
+
+
+def rule_for(
+    rule: str | Rule[Any],
+    total_iters: int,
+    *,
+    floor: float | None = None,
+    target_loss: float | Literal["auto"] = "auto",
+    kappa: Callable[[], float] | None = None,
+    max_warmup: float | None = None,
+) -> Rule[Any]:
+    """Return the rule that a `rule=` argument means, a name or a rule, beside the settings that a host takes for it.
+
+    Raises:
+        ValueError: If it is neither, or a setting is outside its range.
+
+    Warns:
+        UserWarning: If a `target_loss` is given beside a rule, or to one that uses none.
+
+    Example:
+        >>> rule_for("gap(kappa=9.0)", 200, max_warmup=0.1).max_warmup
+        0.1
+    """
+    if target_loss != "auto":
+        check_finite("target_loss", target_loss, "give the loss taken as optimal, or 'auto'")
+    settings = {} if max_warmup is None else {"max_warmup": check_fraction("max_warmup", max_warmup)}
+    if isinstance(rule, str):
+        return by_name(rule, total_iters, floor=floor, target_loss=target_loss, kappa=kappa, **settings)
+    if not isinstance(rule, Rule):
+        raise ValueError(f"rule must be a rule of warmgap.rules or its name, got {rule!r}")
+    if target_loss != "auto":
+        warn(
+            f"target_loss={target_loss!r} has no effect beside a rule object, which has its own: give the rule by "
+            "name, or the target loss to the rule"
+        )
+    if not settings:
+        return rule
+    _fields(rule.name, type(rule), settings)
+    return dataclasses.replace(rule, **settings)  # type: ignore[type-var]
+
+
+def _fields(name: str, cls: type[Rule[Any]], settings: dict[str, Any]) -> dict[str, dataclasses.Field[Any]]:
+    """Return the fields of a rule, which must have all of these settings."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(settings.keys() - fields.keys()):
+        raise ValueError(f"the rule {name!r} has no {', '.join(unknown)}; its settings are {', '.join(sorted(fields))}")
+    return fields
 
 
 def _split(name: str) -> tuple[str, dict[str, Any]]:

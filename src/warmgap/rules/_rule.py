@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from warmgap._checks import check_fraction, plain_fields
@@ -44,7 +43,8 @@ class Rule(abc.ABC, Generic[S]):
     Attributes:
         name: The name in checkpoints, messages and `by_name`. A class that sets it is registered.
         title: What the rule is, in a few words.
-        uses: What it needs: `"loss"`, `"target"` (a target loss), `"norm"` (the optimizer's norm).
+        uses: What it needs: `"loss"`, `"target"` (a target loss), `"norm"` (the constant of the optimizer's norm, its
+            setting `kappa`).
         clock: Whether its factor moves on at steps without a finite loss, too.
         roles: The roles of weights that it governs: `"hidden"` (matrices inside the model), or `"all"`.
         floor: Factor of the first step without any evidence.
@@ -89,12 +89,6 @@ class Rule(abc.ABC, Generic[S]):
     def needs_loss(self) -> bool:
         """Whether the rule uses the losses at all."""
         return "loss" in self.uses
-
-    @classmethod
-    def defaults(cls, total_iters: int, kappa: Callable[[], float] | None) -> dict[str, Any]:
-        """Return settings that `by_name` finds where none are given, from the run's length and the norm's constant."""
-        del total_iters, kappa
-        return {}
 
     @abc.abstractmethod
     def init(self, total_iters: int) -> S:

@@ -5,9 +5,8 @@ Source: arXiv 2602.05813, section 5.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from warmgap._checks import check_positive
 from warmgap._ops import Ops
@@ -55,14 +54,6 @@ class GapRule(GapDriven):
         super().__post_init__()
         check_positive("kappa", self.kappa, "warmgap.kappa gives it from the parameter shapes")
         check_positive("sigma", self.sigma)
-
-    @classmethod
-    def defaults(cls, total_iters: int, kappa: Callable[[], float] | None) -> dict[str, Any]:
-        """Return `kappa`, asked for."""
-        del total_iters
-        if kappa is None:
-            raise ValueError("the gap rule needs the constant of a norm: GapRule(kappa=warmgap.kappa(norm, shapes))")
-        return {"kappa": kappa()}
 
     def _share(self, initial_gap: float, ops: Ops) -> float:
         share: float = ops.host(self._matched, initial_gap)

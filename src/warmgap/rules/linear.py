@@ -5,9 +5,8 @@ What everyone uses (arXiv 1706.02677), and what the other rules are measured aga
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from warmgap._checks import check_count, check_fraction, plain_fields
 from warmgap._ops import Floats, Ops
@@ -55,7 +54,7 @@ class LinearRule(Rule[LinearState]):
     Source: arXiv 1706.02677, section 2.2.
     """
 
-    iters: int | float
+    iters: int | float = 0.1
 
     name: ClassVar[str] = "linear"
     title: ClassVar[str] = "a straight line (arXiv 1706.02677)"
@@ -69,12 +68,6 @@ class LinearRule(Rule[LinearState]):
             check_fraction("iters", self.iters, hint)
         else:
             check_count("iters", self.iters, minimum=0, hint=hint)
-
-    @classmethod
-    def defaults(cls, total_iters: int, kappa: Callable[[], float] | None) -> dict[str, Any]:
-        """Return a tenth of the run."""
-        del total_iters, kappa
-        return {"iters": 0.1}
 
     def length(self, total_iters: int) -> int:
         """Return the length of the warm-up in a run of so many steps."""

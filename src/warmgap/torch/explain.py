@@ -9,6 +9,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from warmgap.torch.group_schedules import RoleRow, RoleTable
+
 if TYPE_CHECKING:
     from warmgap.torch.scheduler import AdaptiveWarmup
 
@@ -76,6 +78,32 @@ class History:
             return cls(**{**data, "rows": [tuple(row) for row in data["rows"]]})
         except (TypeError, KeyError) as error:
             raise ValueError(f"this is not the history of an AdaptiveWarmup: {data!r:.80}") from error
+
+
+def role_table(scheduler: AdaptiveWarmup) -> RoleTable:
+    """Return the table of peak, factor, decay and phase of each role."""
+    members: dict[str, list[int]] = {}
+    for index, plan in enumerate(scheduler._plans):
+        members.setdefault(plan.label if plan.own is None else f"{plan.label} (own)", []).append(index)
+    return RoleTable([_row(scheduler, name, indices) for name, indices in members.items()])
+
+
+def _row(scheduler: AdaptiveWarmup, name: str, indices: list[int]) -> RoleRow:
+    first = indices[0]
+    scheduled, peak, lr = scheduler._plans[first].scheduled, scheduler.base_lrs[first], scheduler._last_lr[first]
+    schedule, state = scheduler._own.get(first, (scheduler.schedule, scheduler._state))
+    decay = schedule.decay if isinstance(schedule.decay, str) else getattr(schedule.decay, "__name__", "own")
+    begins = "" if state.decay_start is None else f" from {state.decay_start}"
+    return RoleRow(
+        name=name,
+        groups=tuple(indices),
+        peak=float(peak),
+        factor=float(lr) / float(peak) if peak else 0.0,
+        lr=float(lr),
+        decay=f"{decay}{begins}" if scheduled else "none",
+        phase=state.phase if scheduled else "unscheduled",
+        held=first in scheduler._capped and scheduler._capping,
+    )
 
 
 def sentences(scheduler: AdaptiveWarmup) -> str:

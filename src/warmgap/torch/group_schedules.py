@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from warmgap import decay as decays
-from warmgap._checks import check_count, check_finite
+from warmgap._checks import check_count, check_finite, warn
 from warmgap.rules import LinearRule, SpectralRule
 from warmgap.schedule import Schedule
-from warmgap.torch.roles import assign_roles
-from warmgap.torch.split import aligned, role_of
+from warmgap.torch.roles import assign_roles, roles_from_names
+from warmgap.torch.split import aligned, layouts_of, role_of
 
 Decay = str | Callable[[float], float]
 
@@ -66,6 +66,37 @@ def find_roles(
         assign_roles(optimizer)  # another scheduler's groups, with an `initial_lr`, can't be split any more
     matrices = sum(p.ndim >= 2 for group in optimizer.param_groups for p in group["params"])
     return matrices < 3 or any(group.get("role") == "hidden" for group in optimizer.param_groups)
+
+
+def give_late_roles(optimizer: Optimizer, first: int, model: nn.Module | None) -> None:
+    """Give the groups from index `first` on, which were added late, a role where those before have them.
+
+    A group with hidden matrices is hidden as a whole. It is not split: hosts save and load it as they added it.
+
+    Args:
+        optimizer: The optimizer.
+        first: The index of the first group that was added.
+        model: The model, or None to go by the names that torch keeps of named parameters.
+
+    Warns:
+        UserWarning: If a group is hidden that may hold other weights too.
+    """
+    late = [(i, g) for i, g in enumerate(optimizer.param_groups) if i >= first and role_of(g) is None]
+    if not late or not any(role_of(group) == "hidden" for group in optimizer.param_groups[:first]):
+        return
+    if model is not None:
+        known: Mapping[Tensor, str] = {p: said["role"] for p, said in layouts_of(model).items()}
+    else:
+        known = roles_from_names(optimizer) or {}
+    for index, group in late:
+        roles = {known.get(p, "hidden" if p.ndim >= 2 else "other") for p in group["params"]}
+        group["role"] = next((role for role in ("hidden", "embedding", "head") if role in roles), "other")
+        if group["role"] == "hidden" and (len(roles) > 1 or not all(p in known for p in group["params"])):
+            warn(
+                f"parameter group {index} was added without a role, and all of it is held back like the hidden "
+                "matrices, which alone need it: add the groups of split_parameters(module) in its place, or give it "
+                "the key 'role'"
+            )
 
 
 def plan_groups(optimizer: Optimizer, schedule: Schedule, groups: Mapping[int | str, Any] | None) -> list[GroupPlan]:

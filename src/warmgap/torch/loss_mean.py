@@ -75,6 +75,7 @@ class LossMean:
         self._group = process_group
         self._weighted: float | Tensor = 0.0
         self._weight: float | Tensor = 0.0
+        self._before: PendingLoss | Exchanged | None = None  # of the step before, where it came from a device
 
     @property
     def group(self) -> Any:
@@ -154,6 +155,26 @@ class LossMean:
             return PendingLoss([float(total) for total in totals])
         return PendingLoss(*sent_to_host(totals, device))
 
+    def exchange(self, skipped: float | Tensor = 0.0, alone: bool = False) -> Exchanged:
+        """Return the mean that `take` does; of one that is still on its way from a device, that of the call before."""
+        taken = self.take(skipped, alone)
+        if not taken.late:
+            self._before = None  # of a run on another device: its step is past
+            return taken.read()
+        before, self._before = self.settled(), taken
+        return before or Exchanged(None, False)
+
+    def settled(self) -> Exchanged | None:
+        """Return the mean that is on its way, waiting for it: the next `exchange` returns it. None where none is."""
+        if isinstance(self._before, PendingLoss):
+            self._before = self._before.read()
+        return self._before
+
+    def restore(self, before: Exchanged | None) -> None:
+        """Start afresh from what `settled` has returned."""
+        self.clear()
+        self._before = before
+
     def local(self) -> float:
         """Return the mean of this rank alone, waiting for it; NaN if nothing was added. Nothing is exchanged."""
         weight = float(self._weight)
@@ -191,7 +212,7 @@ def _scalar(name: str, value: float | Tensor) -> float | Tensor:
                 f"a {name} must have one element, got a tensor of shape {tuple(value.shape)}; take its mean"
             )
         value = value.full_tensor() if hasattr(value, "full_tensor") else value  # of a sharded computation
-        if value.device.type == "cpu":
+        if value.is_cpu:  # quicker than its device
             return value.item()
         dtype = torch.float32 if value.device.type == "mps" else torch.float64
         return value.detach().reshape(()).to(dtype, copy=True)  # what is on an accelerator stays there

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from weakref import WeakKeyDictionary
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from warmgap._checks import warn
-
-last_moved: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
-"""The `id` of the scheduler that moved on since the optimizer's last step."""
 
 _CLASSES = 100  # of a head; with fewer a large first loss can be a mean
 _SUMMED = 10.0  # a first loss of so many times log(classes) is no mean
@@ -29,25 +26,14 @@ def not_a_loss(loss: float | Tensor) -> str | None:
     )
 
 
-def another_stepped(optimizer: Optimizer, scheduler: object) -> str | None:
-    """Return what to say where another `AdaptiveWarmup` moved on for the optimizer step that this one moves on for."""
-    if last_moved.setdefault(optimizer, id(scheduler)) == id(scheduler):
-        return None
-    return (
-        f"two AdaptiveWarmup schedulers step for one {type(optimizer).__name__}, and the later one has the last word: "
-        "call step() of one of them only"
-    )
-
-
-def not_a_mean(loss: float | None, heads: Sequence[Tensor]) -> str | None:
-    """Return what to say where the first loss is no mean of cross-entropies over the head's classes."""
-    classes = max((p.shape[0] for p in heads if p.ndim == 2), default=0)
-    if loss is None or classes < _CLASSES or not _SUMMED * math.log(classes) < loss < math.inf:
-        return None
-    return (
-        f"the first loss is {loss:.4g}, and a mean cross-entropy over {classes} classes starts near "
-        f"{math.log(classes):.3g}: give the mean over tokens, not the sum, and not scaled by a GradScaler"
-    )
+def warn_of_sum(loss: float | None, heads: Iterable[dict[str, Any]]) -> None:
+    """Warn where the first loss is no mean of cross-entropies over the classes of a head in these groups."""
+    classes = max((p.shape[0] for group in heads for p in group["params"] if p.ndim == 2), default=0)
+    if loss is not None and classes >= _CLASSES and _SUMMED * math.log(classes) < loss < math.inf:
+        warn(
+            f"the first loss is {loss:.4g}, and a mean cross-entropy over {classes} classes starts near "
+            f"{math.log(classes):.3g}: give the mean over tokens, not the sum, and not scaled by a GradScaler"
+        )
 
 
 def warn_of_peaks(saved: Sequence[float], here: Sequence[float | Tensor]) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, Literal
 
@@ -16,15 +15,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from warmgap._checks import check_count, check_finite, check_fraction, check_positive, warn
+from warmgap._checks import check_finite, check_fraction, check_positive, warn
 from warmgap.geometry import check_norm
-from warmgap.rules import Rule, SpectralRule, by_name
-from warmgap.schedule import Event, Schedule, ScheduleState
+from warmgap.rules import Rule, SpectralRule, rule_for
+from warmgap.schedule import MOST_EVENTS, Event, Schedule, ScheduleState
 from warmgap.torch import misuse
-from warmgap.torch.explain import History, Verdict, judged, picture, picture_html, sentences
-from warmgap.torch.group_schedules import RoleRow, RoleTable, find_roles, peak_of, plan_groups
+from warmgap.torch.explain import History, Verdict, judged, picture, picture_html, role_table, sentences
+from warmgap.torch.group_schedules import RoleTable, find_roles, give_late_roles, peak_of, plan_groups
 from warmgap.torch.joining import check_joined, shadow_of
-from warmgap.torch.loss_mean import Exchanged, LossMean, PendingLoss
+from warmgap.torch.loss_mean import Exchanged, LossMean
 from warmgap.torch.recognition import optimizer_kappa
 from warmgap.torch.spectral_cap import SpectralCap, separate_rates
 from warmgap.torch.steps import StepCount, watch
@@ -35,7 +34,7 @@ _PATIENCE = 10  # steps without any loss before a warning
 _IN_A_ROW = 3  # steps whose rate something else changed before a warning
 _CAPPED = 0.95  # an event says so where the cap takes away more than a twentieth
 _RELEASED = 1.1  # and where it leaves a tenth of room again
-_MOST_EVENTS = 64
+_IN_CHARGE = "_scheduled_by"  # where an optimizer keeps a reference to its scheduler, the last one that was used
 
 _LOG = logging.getLogger(__name__)
 
@@ -141,9 +140,11 @@ class AdaptiveWarmup(LRScheduler):
             )
         check_fraction("floor", floor, "it is starting learning rate / peak learning rate")
         check_norm(norm)
-        rule = _rule_of(rule, total_iters, floor, target_loss, partial(optimizer_kappa, optimizer, norm), max_warmup)
+        kappa = partial(optimizer_kappa, optimizer, norm)
+        rule = rule_for(rule, total_iters, floor=floor, target_loss=target_loss, kappa=kappa, max_warmup=max_warmup)
         self.schedule = Schedule(total_iters, rule, decay)
         self._asked = dict(groups or {})
+        self._model = None if model is None else weakref.ref(model)
         has_roles = find_roles(optimizer, model, roles)
         separate_rates(optimizer)
         self._plans = plan_groups(optimizer, self.schedule, self._asked)
@@ -159,22 +160,21 @@ class AdaptiveWarmup(LRScheduler):
         misuse.take_own_peaks(optimizer)
         self._room = math.inf
         self._state = self.schedule.init()
-        self._own = {i: plan.own.init() for i, plan in enumerate(self._plans) if plan.own is not None}
+        self._own = {i: (plan.own, plan.own.init()) for i, plan in enumerate(self._plans) if plan.own is not None}
         self._calibrated = False
-        self._late: PendingLoss | Exchanged | None = None
         self._without_loss = 0
         self._trains = False
         self._warned: set[str] = set()
         self._steps = StepCount()
         self._cap_factor = 1.0
         self._capping = False
+        self._measuring = False  # whether the cap has been shown the beginning of a step
         self._made: float | None = None  # the hidden matrices' factor in the last step
         self._events: tuple[Event, ...] = ()
         self._in_a_row = 0  # steps whose rate something else changed
         self._history = History()
         self._scales: list[float] = []  # what others have multiplied the rates by
         self._plain: list[float] = []  # the rates as set here, before that
-        self._written: list[float | None] = []
         _connect(optimizer, self)
         self.optimizer = optimizer
         if self.cap is not None:
@@ -227,10 +227,7 @@ class AdaptiveWarmup(LRScheduler):
     @property
     def roles(self) -> RoleTable:
         """The table of peak, factor, decay and phase of each role; print it."""
-        members: dict[str, list[int]] = {}
-        for index, plan in enumerate(self._plans):
-            members.setdefault(plan.label if plan.own is None else f"{plan.label} (own)", []).append(index)
-        return RoleTable([self._row(name, indices) for name, indices in members.items()])
+        return role_table(self)
 
     @property
     def verdict(self) -> Verdict:
@@ -281,6 +278,7 @@ class AdaptiveWarmup(LRScheduler):
             ValueError: If a tensor has more than one element, or a weight that is a number is negative.
             TypeError: If the loss is neither a number nor a tensor.
         """
+        self._take_charge()
         self._trains = self._trains or (isinstance(loss, Tensor) and loss.requires_grad)
         self._loss.add(loss, weight)
 
@@ -315,7 +313,10 @@ class AdaptiveWarmup(LRScheduler):
 
         Only for hosts that then don't call `step` at all; `step` itself drops the loss of a skipped step.
         """
-        self._forget_step()
+        self._loss.clear()
+        if self._may_start and self._has_its_turn():  # what it started on is forgotten too
+            self._start(None, shown=True)
+            self._set_lrs()
 
     def before_step(self, closure: bool = False) -> None:
         """Set the rates of the step that is about to be made: the optimizer's hook calls it as `step` begins.
@@ -325,19 +326,20 @@ class AdaptiveWarmup(LRScheduler):
         Args:
             closure: Whether the gradients are yet to be computed, within the step.
         """
-        if not self._has_its_turn() or self._rates_are_anothers():
+        if not self._has_its_turn() or self._another() is not None or self._rates_are_anothers():
             return
         if self._state.step == 0 and self._loss.ranks > 1:
             check_joined(self)
-        if self.cap is None and (self._state.step > 0 or self._calibrated):
+        starts = self._may_start
+        if self.cap is None and not starts:
             return
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._join()
-        starts = self._state.step == 0 and not self._calibrated
         # First: under Join a rank without batches can measure its step only after it, and ranks exchange in one order.
         loss = self._loss.peek().result() if starts and self.schedule.rule.needs_loss else None
         if self.cap is not None:
             self.cap.before(closure=closure)
+            self._measuring = True
         if starts:
             self._start(loss if loss is not None and math.isfinite(loss) else None)
         self._set_lrs()
@@ -350,13 +352,13 @@ class AdaptiveWarmup(LRScheduler):
         Args:
             skipped: Above 0 where the step was skipped after all; a tensor on a device is read one step late.
         """
-        if self.cap is not None and self._has_its_turn():
+        if self.cap is not None and self._measuring:
+            self._measuring = False
             unknown = self.cap.ratio is None
             self.cap.after()
             if unknown and self._capped:  # the first step, measured only now, was cut down to the cap
                 self._cap_factor *= self.cap.factor_at(self._rate_of(self.cap.base))
         self._steps.add(skipped)
-        misuse.last_moved.pop(self.optimizer, None)
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """Move on by one optimizer step and set the learning rates of the next.
@@ -379,25 +381,34 @@ class AdaptiveWarmup(LRScheduler):
             return
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             self._join()
+        other = self._another()
         if loss is not None:
             if (said := misuse.not_a_loss(loss)) is None:
                 self.observe(loss)
             else:
                 self._warn_once("epoch", said)
         made = self._steps.made
-        waits = made == 0 and self._should_have_stepped()
+        # Without gradients, as where only rates are looked at, no step is waited for.
+        waits = made == 0 and (self._steps.any or self._trains or self._has_gradients())
         skipped = self._steps.called(self.optimizer, waits)
         if waits:
-            self._forget_step()
+            self.discard()
             return
-        if made > 0 and (said := misuse.another_stepped(self.optimizer, self)) is not None:
-            self._warn_once("another", said)
-        late = self._exchanged(skipped)
-        if late.skipped:  # the step before the one just made: known only now, and counted by the last call
+        if other is not None and other._state.step > 0 and other._steps.made == 0 < made:
+            self._warn_once(
+                "another",
+                f"two AdaptiveWarmup schedulers step for one {type(self.optimizer).__name__}, and the later one has "
+                "the last word: call step() of one of them only",
+            )
+        self._take_charge()
+        needs_loss = self.schedule.rule.needs_loss or any(s.rule.needs_loss for s, _ in self._own.values())
+        exchanged = self._loss.exchange(skipped, alone=not needs_loss)
+        self._warn_without_losses(exchanged.loss)
+        if exchanged.skipped:  # on a device the step before the one just made, which the last call has counted
             return
         self._step_count += 1
         self.last_epoch += 1
-        self._advance(late.loss)
+        self._advance(exchanged.loss)
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rates of the next step, one a group; nothing is changed."""
@@ -411,7 +422,7 @@ class AdaptiveWarmup(LRScheduler):
 
         These can change until then with the loss that is observed. (Of several ranks each sees its own loss here.)
         """
-        if self._state.step == 0 and not self._calibrated and not self._loss.empty and self._has_its_turn():
+        if self._may_start and not self._loss.empty and self._has_its_turn():
             # Nothing is kept of it: another rank has another loss, or is not asked.
             kept, loss = (self._state, self._own), self._loss.local()
             self._start(loss if math.isfinite(loss) else None)
@@ -472,14 +483,14 @@ class AdaptiveWarmup(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state: plain Python values (and the cap's tensors), no reference to the optimizer."""
-        self._late = _read(self._late)
-        own = {str(i): self._own_schedule(i).to_dict(state) for i, state in self._own.items()}
+        late = self._loss.settled()
+        own = {str(i): schedule.to_dict(state) for i, (schedule, state) in self._own.items()}
         return {
             "version": STATE_VERSION,
             "schedule": self.schedule.to_dict(self._state),
             "own": own,
             "calibrated": self._calibrated,
-            "late": None if self._late is None else list(self._late),
+            "late": None if late is None else list(late),
             "held": [self._cap_factor, self._capping, self._made],
             "cap": None if self.cap is None else self.cap.state_dict(),
             "base_lrs": [float(base) for base in self.base_lrs],
@@ -499,7 +510,7 @@ class AdaptiveWarmup(LRScheduler):
             ValueError: If it is no such state, of another version, or of a scheduler with other settings or groups;
                 then nothing is changed.
         """
-        saved = _current_form(state_dict)
+        saved = _current_form(state_dict, self.state_dict().keys())
         count = len(saved["base_lrs"])
         if count != len(self.optimizer.param_groups):
             raise ValueError(
@@ -522,7 +533,7 @@ class AdaptiveWarmup(LRScheduler):
                 f"this one has {'none' if self.cap is None else 'one'}: give the same cap="
             )
         state = self.schedule.from_dict(saved["schedule"])
-        own_states = {i: schedule.from_dict(saved["own"][str(i)]) for i, schedule in own.items()}
+        own_states = {i: (schedule, schedule.from_dict(saved["own"][str(i)])) for i, schedule in own.items()}
         late = None if saved["late"] is None else Exchanged(*saved["late"])
         events = tuple(Event(*event) for event in saved["events"])
         history = History.from_dict(saved["history"])
@@ -531,21 +542,27 @@ class AdaptiveWarmup(LRScheduler):
         misuse.warn_of_peaks(saved["base_lrs"], self.base_lrs)
         self._state, self._own, self._plans = state, own_states, plans
         self._capped = self._find_capped()
-        self._calibrated, self._late = saved["calibrated"], late
+        self._calibrated = saved["calibrated"]
         self._cap_factor, self._capping, self._made = saved["held"]
         self.base_lrs, self._scales = base_lrs, scales
         self._events, self._history = events, history
         self.last_epoch = saved["last_epoch"]
         self._step_count = saved["_step_count"]
-        self._loss.clear()
+        self._loss.restore(late)
         self._steps.reset()
         if self._has_its_turn():
             self._write()
 
+    def _go_on_at(self, steps: int) -> None:
+        """Move on to where this is after so many steps without a loss."""
+        self._each(lambda schedule, _: _caught_up(schedule, steps))
+        self.last_epoch, self._step_count = steps, steps + 1
+        self._write()
+
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles; the losses on their way are read."""
-        self._late = _read(self._late)
-        return self.__dict__.copy()
+        self._loss.settled()
+        return self.__dict__ | {"_model": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -557,6 +574,7 @@ class AdaptiveWarmup(LRScheduler):
         """Set the rates without a step: what `SequentialLR` asks for when it hands over to this scheduler."""
         if epoch is not None:
             self.last_epoch = epoch
+        self._take_charge()
         self._loss.clear()  # those of the other scheduler's steps
         self._steps.reset()
         self._set_peaks()
@@ -566,20 +584,26 @@ class AdaptiveWarmup(LRScheduler):
         groups = self.optimizer.param_groups
         self.base_lrs = [peak_of(group) for group in groups]
         self._scales = [1.0] * len(groups)
-        if self._state.step == 0 and not self._calibrated:
+        if self._may_start:
             self._start(None, shown=True)
         self._write()
+
+    @property
+    def _may_start(self) -> bool:
+        """Whether the first step is still to be made, and what it starts on is open."""
+        return self._state.step == 0 and not self._calibrated
 
     def _start(self, loss: float | None, shown: bool = False) -> None:
         """Make the state before the first step from what is known then: the loss, or the size of the step."""
         known = loss is not None or shown or (self.cap is not None and self.cap.ratio is not None)
-        self._state = _first(self.schedule, self._state, loss, known)
-        self._own = {i: _first(self._own_schedule(i), state, loss, known) for i, state in self._own.items()}
+        self._each(lambda schedule, state: _first(schedule, state, loss, known))
 
     def _plain_lr(self, index: int) -> float:
         """Return the rate of a group before what others multiply it by."""
-        own = self._own.get(index)
-        factor = self.schedule.factor_of(self._state, self._plans[index].role) if own is None else own.factor
+        if index in self._own:
+            factor = self._own[index][1].factor
+        else:
+            factor = self.schedule.factor_of(self._state, self._plans[index].role)
         return float(self.base_lrs[index]) * factor * (self._cap_factor if index in self._capped else 1.0)
 
     def _set_lrs(self) -> None:
@@ -603,7 +627,7 @@ class AdaptiveWarmup(LRScheduler):
         return float(group["lr"]) if rate is None else rate
 
     def _write(self) -> None:
-        self._plain, self._written, self._last_lr = [], [], []
+        self._plain, self._last_lr = [], []
         for index, group in enumerate(self.optimizer.param_groups):
             plain = self._plain_lr(index)
             lr = plain * self._scales[index] if self._plans[index].scheduled else group["lr"]
@@ -613,17 +637,17 @@ class AdaptiveWarmup(LRScheduler):
             elif lr is not tensor:
                 tensor.fill_(lr)
             self._plain.append(plain)
-            self._written.append(_on_host(group["lr"]))
-            self._last_lr.append(tensor.clone() if isinstance(tensor, Tensor) else lr)
+            self._last_lr.append(_copied(group["lr"]))
 
     def _carry(self) -> None:
         """Keep what others have multiplied the rates by since they were written."""
         for index, group in enumerate(self.optimizer.param_groups):
-            lr, written = _on_host(group["lr"]), self._written[index]
-            if lr == written or lr is None or written is None or not self._plans[index].scheduled:
+            if group["lr"] is (last := self._last_lr[index]) or not self._plans[index].scheduled:
+                continue
+            lr = _on_host(group["lr"])
+            if lr is None or lr == _on_host(last):
                 continue
             before, self._scales[index] = self._scales[index], lr / self._plain[index]
-            self._written[index] = lr
             self._note_outside(before, self._scales[index])
 
     def _hold(self) -> None:
@@ -651,43 +675,34 @@ class AdaptiveWarmup(LRScheduler):
 
     def _advance(self, loss: float | None) -> None:
         self._carry()
-        before, made = self._state, self.factor
-        if before.step == 0 and (said := misuse.not_a_mean(loss, self._of_heads())) is not None:
-            self._warn_once("sum", said)
+        before, made, groups = self._state, self.factor, self.optimizer.param_groups
+        if before.step == 0:
+            misuse.warn_of_sum(loss, (g for p, g in zip(self._plans, groups, strict=True) if p.role == "head"))
         self._history.add(before.step, loss, self._largest_factor, before.base)
         if before.phase != "decay":
             self._history.at_peak(min(1.0, self._room), self._room)
         self._made = made
-        self._state = self.schedule.step(before, loss)
-        for index, state in self._own.items():
-            self._own[index] = self._own_schedule(index).step(state, loss)
+        self._each(lambda schedule, state: schedule.step(state, loss))
         self._log_new(before)
         self._hold()
         self._write()
 
+    def _each(self, change: Callable[[Schedule, ScheduleState], ScheduleState]) -> None:
+        """Change the state of every schedule: the optimizer's, and those that groups have of their own."""
+        state = change(self.schedule, self._state)
+        self._own = {i: (schedule, change(schedule, own)) for i, (schedule, own) in self._own.items()}
+        self._state = state
+
     def _change(self, change: Callable[[Schedule, ScheduleState], ScheduleState]) -> None:
         before = self._state
-        self._own, self._state = (
-            {i: change(self._own_schedule(i), state) for i, state in self._own.items()},
-            change(self.schedule, before),
-        )
+        self._each(change)
         self._log_new(before)
         self._set_lrs()
 
-    def _of_heads(self) -> list[Tensor]:
-        groups = zip(self._plans, self.optimizer.param_groups, strict=True)
-        return [p for plan, group in groups if plan.role == "head" for p in group["params"]]
-
     def _find_capped(self) -> list[int]:
-        held = [] if self.cap is None else self.cap.groups
-        groups = self.optimizer.param_groups
-        indices = [next(i for i, group in enumerate(groups) if group is one) for one in held]
-        return [index for index in indices if self._plans[index].scheduled]
-
-    def _own_schedule(self, index: int) -> Schedule:
-        own = self._plans[index].own
-        assert own is not None  # noqa: S101 # what is in `_own` has one
-        return own
+        held = set() if self.cap is None else {id(group) for group in self.cap.groups}
+        groups = enumerate(self.optimizer.param_groups)
+        return [index for index, group in groups if id(group) in held and self._plans[index].scheduled]
 
     def _join(self) -> None:
         """Take in groups that were added since the scheduler was made, at the factor of the moment."""
@@ -698,6 +713,8 @@ class AdaptiveWarmup(LRScheduler):
                 "was made: make a new scheduler for it"
             )
         separate_rates(self.optimizer)
+        if self.cap is not None or self.schedule.rule.roles == "hidden":
+            give_late_roles(self.optimizer, len(self.base_lrs), None if self._model is None else self._model())
         self._plans = plan_groups(self.optimizer, self.schedule, self._asked)
         self._capped = self._find_capped()
         for index in range(len(self.base_lrs), len(groups)):
@@ -707,58 +724,53 @@ class AdaptiveWarmup(LRScheduler):
             self._scales.append(1.0)
             plan = self._plans[index]
             if plan.own is not None:
-                self._own[index] = _caught_up(plan.own, self._state.step)
+                self._own[index] = plan.own, _caught_up(plan.own, self._state.step)
             self._plain.append(0.0)
-            self._written.append(None)
+            self._last_lr.append(group["lr"])
             self._note(f"parameter group {index} joined ({plan.label})", self.factor, self.factor)
-
-    def _forget_step(self) -> None:
-        """Forget the losses of a step that was not made, and what the first step started on."""
-        self._loss.clear()
-        if self._state.step == 0 and not self._calibrated and self._has_its_turn():
-            self._start(None, shown=True)
-            self._set_lrs()
 
     def _has_its_turn(self) -> bool:
         """Return whether the rates are this scheduler's to set: a `SequentialLR` leaves those that wait at -1."""
         return bool(self.last_epoch >= 0)
 
+    def _another(self) -> AdaptiveWarmup | None:
+        """Return the scheduler that sets the optimizer's rates in place of this one."""
+        one = in_charge(self.optimizer)
+        return None if one is self else one
+
+    def _take_charge(self) -> None:
+        """Set the optimizer's rates from now on: of several schedulers the last one that was observed or stepped."""
+        if self._another() is not None and self._has_its_turn():
+            setattr(self.optimizer, _IN_CHARGE, weakref.ref(self))
+            groups = zip(self.optimizer.param_groups, self.base_lrs)  # noqa: B905 # some may have been added
+            self._last_lr = [_copied(group["lr"]) for group, _ in groups]  # what the other set is nothing to carry on
+
     def _rates_are_anothers(self) -> bool:
         """Return whether somebody has put 0 for the rates for a moment, as to have the optimizer make its state."""
-        rates = [(_on_host(group["lr"]), last) for group, last in zip(self.optimizer.param_groups, self._written)]  # noqa: B905
-        return any(lr == 0.0 and last != 0.0 for lr, last in rates)
+        pairs = zip(self.optimizer.param_groups, self._last_lr)  # noqa: B905 # groups may have been added
+        return any(_on_host(group["lr"]) == 0.0 != _on_host(last) for group, last in pairs)
 
-    def _should_have_stepped(self) -> bool:
-        """Return whether a call without an optimizer step is one too many; without gradients it need not step."""
-        if self._steps.any or self._trains:
-            return True
+    def _has_gradients(self) -> bool:
         return any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"])
 
-    def _exchanged(self, skipped: float | Tensor) -> Exchanged:
-        needs_loss = self.schedule.rule.needs_loss or any(self._own_schedule(i).rule.needs_loss for i in self._own)
-        taken = self._loss.take(skipped, alone=not needs_loss)
-        ready: PendingLoss | Exchanged | None = taken
-        if taken.late:
-            ready, self._late = self._late, taken
-        else:
-            self._late = None  # of a run on another device: its step is past
-        arrived = _read(ready) or Exchanged(None, False)
-        nothing = arrived.loss is None or not math.isfinite(arrived.loss)
-        self._without_loss = self._without_loss + 1 if nothing and not taken.late else 0
+    def _warn_without_losses(self, loss: float | None) -> None:
+        if loss is not None and math.isfinite(loss):
+            self._without_loss = 0
+            return
+        self._without_loss += 1
         if self._without_loss == _PATIENCE and self.phase != "decay" and self.schedule.rule.needs_loss:
             self._warn_once(
                 "no loss",
                 f"AdaptiveWarmup has seen no finite loss for {_PATIENCE} steps and can only go by the step count: "
                 "call scheduler.observe(loss) before step(), or step(loss)",
             )
-        return arrived
 
     # Events and warnings
 
     def _note(self, reason: str, before: float, after: float, role: str | None = None) -> None:
         loss = self._history.last_loss
         event = Event(step=self._state.step, loss=loss, before=before, after=after, reason=reason, role=role)
-        self._events = (*self._events, event)[-_MOST_EVENTS:]
+        self._events = (*self._events, event)[-MOST_EVENTS:]
         _LOG.info("%s", event)
 
     def _note_outside(self, before: float, after: float) -> None:
@@ -790,50 +802,11 @@ class AdaptiveWarmup(LRScheduler):
             self._warned.add(key)
             warn(message)
 
-    def _row(self, name: str, indices: list[int]) -> RoleRow:
-        first = indices[0]
-        plan, peak, lr = self._plans[first], float(self.base_lrs[first]), float(self._last_lr[first])
-        own = self._own.get(first)
-        state = self._state if own is None else own
-        schedule = self.schedule if plan.own is None else plan.own
-        decay = schedule.decay if isinstance(schedule.decay, str) else getattr(schedule.decay, "__name__", "own")
-        begins = "" if state.decay_start is None else f" from {state.decay_start}"
-        return RoleRow(
-            name=name,
-            groups=tuple(indices),
-            peak=peak,
-            factor=lr / peak if peak else 0.0,
-            lr=lr,
-            decay=f"{decay}{begins}" if plan.scheduled else "none",
-            phase=state.phase if plan.scheduled else "unscheduled",
-            held=first in self._capped and self._capping,
-        )
 
-
-def _rule_of(
-    rule: str | Rule[Any],
-    total_iters: int,
-    floor: float,
-    target_loss: float | Literal["auto"],
-    kappa: Callable[[], float],
-    max_warmup: float | None,
-) -> Rule[Any]:
-    check_count("total_iters", total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run")
-    if target_loss != "auto":
-        check_finite("target_loss", target_loss, "give the loss taken as optimal, or 'auto'")
-    if isinstance(rule, str):
-        settings = {} if max_warmup is None else {"max_warmup": max_warmup}
-        return by_name(rule, total_iters, floor=floor, target_loss=target_loss, kappa=kappa, **settings)
-    if not isinstance(rule, Rule):
-        raise ValueError(f"rule must be a rule of warmgap.rules or a name, got {rule!r}")
-    if target_loss != "auto":
-        warn(
-            f"target_loss={target_loss!r} has no effect beside a rule object, which has its own: give the rule by "
-            "name, or the target loss to the rule"
-        )
-    if max_warmup is None:
-        return rule
-    return dataclasses.replace(rule, max_warmup=check_fraction("max_warmup", max_warmup))  # type: ignore[type-var]
+def in_charge(optimizer: Optimizer) -> AdaptiveWarmup | None:
+    """Return the scheduler that sets an optimizer's rates, if any does; of several, the one used last."""
+    owner: Callable[[], AdaptiveWarmup | None] | None = getattr(optimizer, _IN_CHARGE, None)
+    return None if owner is None else owner()
 
 
 def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -> SpectralCap | None:
@@ -859,9 +832,10 @@ def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -
 def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
     watch(optimizer, scheduler)
     owner = weakref.ref(scheduler)
+    setattr(optimizer, _IN_CHARGE, owner)
 
     def loaded(_: Optimizer) -> None:
-        if (alive := owner()) is None or not alive._has_its_turn():
+        if (alive := owner()) is None or not alive._has_its_turn() or alive._another() is not None:
             return
         if len(optimizer.param_groups) > len(alive.base_lrs):
             alive._join()  # a host gave it back the groups that were added in the saved run
@@ -869,7 +843,7 @@ def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
             alive._write()
             for group, base in zip(optimizer.param_groups, alive.base_lrs, strict=True):
                 group["initial_lr"] = float(base) / group.get("lr_scale", 1.0)
-        alive._written = [_on_host(group["lr"]) for group in optimizer.param_groups]
+        alive._last_lr = [_copied(group["lr"]) for group in optimizer.param_groups]
 
     optimizer.register_load_state_dict_post_hook(loaded)
 
@@ -894,8 +868,8 @@ def _caught_up(schedule: Schedule, steps: int) -> ScheduleState:
     return state
 
 
-def _read(loss: PendingLoss | Exchanged | None) -> Exchanged | None:
-    return loss.read() if isinstance(loss, PendingLoss) else loss
+def _copied(lr: float | Tensor) -> float | Tensor:
+    return lr.clone() if isinstance(lr, Tensor) else lr
 
 
 def _on_host(lr: float | Tensor) -> float | None:
@@ -905,14 +879,13 @@ def _on_host(lr: float | Tensor) -> float | None:
     return lr
 
 
-def _current_form(state: Any) -> dict[str, Any]:
-    """Return a state in the form of this version; those of version 1 are turned into it."""
+def _current_form(state: Any, keys: Set[str]) -> dict[str, Any]:
+    """Return a state in the form of this version, with these keys; those of version 1 are turned into it."""
     if not isinstance(state, dict) or "version" not in state:
         raise ValueError("this is not the state of an AdaptiveWarmup: it has no version")
     saved = dict(state)
-    if saved["version"] == 1 and "late_loss" in saved:
-        late = saved.pop("late_loss")
-        count = len(saved["base_lrs"])
+    if saved["version"] == 1:
+        late = saved.pop("late_loss", None)
         saved |= {
             "version": STATE_VERSION,
             "late": None if late is None else [late, False],
@@ -920,7 +893,7 @@ def _current_form(state: Any) -> dict[str, Any]:
             "calibrated": True,
             "held": [1.0, False, None],
             "cap": None,
-            "scales": [1.0] * count,
+            "scales": [1.0] * len(saved.get("base_lrs", ())),
             "events": [],
             "history": History().to_dict(),
         }
@@ -929,10 +902,6 @@ def _current_form(state: Any) -> dict[str, Any]:
             f"this scheduler state has version {saved['version']!r}, this warmgap reads {STATE_VERSION} and 1: "
             "load it with the warmgap that saved it"
         )
-    keys = {
-        "version", "schedule", "own", "calibrated", "late", "held", "cap", "base_lrs", "scales", "events",
-        "history", "last_epoch", "_step_count",
-    }  # fmt: skip
     if saved.keys() != keys:
         raise ValueError(f"this is not the state of an AdaptiveWarmup: it needs {sorted(keys)}, got {sorted(saved)}")
     return saved
