@@ -123,6 +123,20 @@ SUITES: dict[str, list[Workload]] = {
         Workload(optimizer, rate, "stdlib", 4096, layers=3, width=128, steps=1000, batch=8, length=96)
         for optimizer, rate in (("lion", 1e-3), ("adamw", 3e-3), ("signum", 1e-3), ("muon", 2e-2))
     ],
+    "eighth": [
+        Workload("lion", 2e-3, "wiki", 512, layers=4, width=80, steps=300, batch=16),
+        Workload("signum", 2e-3, "wiki", layers=6, width=64, steps=300, batch=16, model="gpt2"),
+        Workload("adamw", 3e-3, "stdlib", 1024, layers=3, width=96, steps=300, batch=16, model="gpt2"),
+        Workload("muon", 2e-2, "stdlib", 512, layers=3, width=80, steps=300, batch=16),
+        Workload("normalized-sgd", 0.1, "stdlib", 512, layers=4, width=64, steps=300, batch=16),
+        Workload("normalized-sgd", 0.1, "stdlib", layers=3, width=80, steps=250, batch=16, model="gpt2"),
+        Workload("lion", 2e-3, "wiki", 1024, layers=2, width=112, steps=200, batch=32, model="gpt2"),
+        Workload("adamw", 5e-3, "stdlib", layers=10, width=48, steps=250, batch=16),
+        Workload("lion", 1e-3, "photos", layers=4, width=224, steps=400, batch=48, length=9, model="autoencoder"),
+        Workload("muon", 2e-2, "photos", layers=4, width=224, steps=400, batch=48, length=9, model="autoencoder"),
+        Workload("signum", 1e-3, "photos", layers=5, width=40, steps=250, batch=16, length=14, model="denoiser"),
+        Workload("lion", 1e-3, "photos", layers=6, width=28, steps=250, batch=16, length=14, model="denoiser"),
+    ],
 }
 MULTIPLES = (0.1, 1 / 3, 1.0, 3.0, 10.0)
 
@@ -163,6 +177,7 @@ CLOCKS = {
     "linear 40 %": Clock(warmup=0.4),
     "geometric 40 %": Clock(warmup=0.4, start=0.25),
     "geometric 40 %, hidden": Clock(warmup=0.4, start=0.25, hidden=True),
+    "linear 40 %, hidden": Clock(warmup=0.4, hidden=True),
 }
 METHODS = (*CLOCKS, "auto")
 

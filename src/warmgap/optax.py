@@ -29,7 +29,7 @@ except ModuleNotFoundError as _error:
 from warmgap import decay as decays
 from warmgap._ops import LARGEST
 from warmgap.rules import Rule, default_rho, rule_for
-from warmgap.rules.spectral import RANK, directions_of
+from warmgap.rules.spectral import RANK, directions_of, noise_edge
 from warmgap.schedule import Schedule, ScheduleState
 
 __all__ = [
@@ -424,7 +424,9 @@ def spectral_cap(
             if role == "hidden":
                 size, (left, right, values, _) = next(parts)
                 if rank > 1:
-                    excess = jnp.maximum(factor - bound * size / jnp.maximum(values, 1e-30), 0.0)
+                    edge = jnp.linalg.norm(x.astype(values.dtype)) * noise_edge((x.size // x.shape[-1], x.shape[-1]))
+                    limits = jnp.minimum(bound * size, factor * edge)
+                    excess = jnp.maximum(factor - limits / jnp.maximum(values, 1e-30), 0.0)
                     changed = changed - (right @ (left * excess).T).reshape(x.shape).astype(x.dtype)
             return changed
 

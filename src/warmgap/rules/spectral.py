@@ -97,6 +97,7 @@ def default_rho(total_iters: int | None = None) -> float:
     return max(RHO_LEAST, RHO * min(1.0, math.sqrt(_STEPS / total_iters)))
 
 
+LARGEST_ENTRY = 0.05  # the highest rate of what is stepped entry by entry beside Muon's matrices
 RANK = 8  # singular directions of a step that the cap follows
 
 
@@ -108,3 +109,18 @@ def directions_of(shape: Sequence[int], rank: int) -> int:
         (8, 2)
     """
     return min(rank, -(-min(shape) // 2))
+
+
+def noise_edge(shape: Sequence[int]) -> float:
+    """Return the spectral norm of a large matrix of independent entries, over its Frobenius norm.
+
+    A singular value above it comes of entries that go together: the edge of the Marchenko-Pastur law, with n rows and m
+    columns 1 / sqrt(n) + 1 / sqrt(m) of the Frobenius norm.
+
+    Source: Marchenko and Pastur 1967; as a limit for the steps of training: this project.
+
+    Example:
+        >>> noise_edge((64, 64))
+        0.25
+    """
+    return sum(1.0 / math.sqrt(side) for side in shape)

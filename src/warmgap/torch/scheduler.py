@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from warmgap._checks import check_finite, check_fraction, check_positive, warn
 from warmgap.geometry import check_norm
 from warmgap.rules import Rule, SpectralRule, rule_for
+from warmgap.rules.spectral import LARGEST_ENTRY
 from warmgap.schedule import MOST_EVENTS, Event, Schedule, ScheduleState
 from warmgap.torch import misuse
 from warmgap.torch.explain import History, Verdict, judged, picture, picture_html, role_table, sentences
@@ -25,6 +26,7 @@ from warmgap.torch.group_schedules import RoleTable, find_roles, give_late_roles
 from warmgap.torch.joining import check_joined, shadow_of
 from warmgap.torch.loss_mean import Exchanged, LossMean
 from warmgap.torch.recognition import optimizer_kappa
+from warmgap.torch.optimizers.muon import SECOND_RULES, Muon
 from warmgap.torch.spectral_cap import SpectralCap, separate_rates
 from warmgap.torch.steps import StepCount, watch
 
@@ -604,7 +606,13 @@ class AdaptiveWarmup(LRScheduler):
             factor = self._own[index][1].factor
         else:
             factor = self.schedule.factor_of(self._state, self._plans[index].role)
-        return float(self.base_lrs[index]) * factor * (self._cap_factor if index in self._capped else 1.0)
+        return self._peak_of(index) * factor * (self._cap_factor if index in self._capped else 1.0)
+
+    def _peak_of(self, index: int) -> float:
+        """Return the peak rate of a group; beside Muon's matrices, whose rates can be larger than others, a limited one."""
+        peak = float(self.base_lrs[index])
+        beside = isinstance(self.optimizer, Muon) and self.optimizer.param_groups[index]["rule"] in SECOND_RULES
+        return min(peak, LARGEST_ENTRY) if beside and self.cap is not None else peak
 
     def _set_lrs(self) -> None:
         """Carry on what others did to the rates, hold the hidden matrices under their cap, and write the rates."""
@@ -677,6 +685,10 @@ class AdaptiveWarmup(LRScheduler):
         self._carry()
         before, made, groups = self._state, self.factor, self.optimizer.param_groups
         if before.step == 0:
+            peaks = [float(peak) for index, peak in enumerate(self.base_lrs) if self._peak_of(index) < float(peak)]
+            if peaks:
+                share = LARGEST_ENTRY / max(peaks)
+                self._note(f"peak limited to {LARGEST_ENTRY} beside Muon's matrices", 1.0, share, "other")
             misuse.warn_of_sum(loss, (g for p, g in zip(self._plans, groups, strict=True) if p.role == "head"))
         self._history.add(before.step, loss, self._largest_factor, before.base)
         if before.phase != "decay":

@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from warmgap.rules.spectral import directions_of
+from warmgap.rules.spectral import directions_of, noise_edge
 from warmgap.torch.orthogonalize import as_matrix
 
 TOLERANCE = 1e-3
@@ -116,6 +116,8 @@ class Leading(NamedTuple):
         right: left M, shape (n, k, columns).
         values: The lengths of its rows, (n, k): estimates from below of the k largest singular values, in no order.
         start: What to go on from with the next matrices, shape (n, k, columns).
+        edge: The largest singular value that is to be expected of matrices of these sizes and of independent entries,
+            (n,): `warmgap.rules.noise_edge`.
 
     Example:
         >>> import torch
@@ -128,6 +130,7 @@ class Leading(NamedTuple):
     right: Tensor
     values: Tensor
     start: Tensor
+    edge: Tensor
 
 
 def leading(batch: Tensor, rank: int, start: Tensor | None = None) -> Leading:
@@ -176,4 +179,5 @@ def leading(batch: Tensor, rank: int, start: Tensor | None = None) -> Leading:
         longest = values.amax(dim=-1).clamp_min(TINY).view(-1, 1, 1)
         found = (lengths > _ROUNDING * longest) & (lengths < torch.inf)
         start = torch.where(found, right / lengths.clamp_min(TINY), start)
-    return Leading(left, right, values, start)
+    edge = torch.linalg.vector_norm(batch, dim=(1, 2)) * noise_edge(batch.shape[1:])
+    return Leading(left, right, values, start, edge)

@@ -35,7 +35,6 @@ STATE_VERSION = 2
 _KEYS = {"version", "ratios", "starts", "turn", "published"}
 
 _SMALL = 2**16  # entries of a matrix
-_NEAR = 1.5  # a step by so much below the cap is far from it
 _BUDGET = 2**24  # entries measured a step (28 matrices of 768 x 768); larger models are measured in turn
 _EXPERTS = 8  # matrices of a stack that are measured
 
@@ -131,6 +130,7 @@ class SpectralCap:
         self._optimizer = optimizer
         self._applies = apply
         self._source = _source(optimizer)
+        self._whole = type(optimizer).__name__ in WHOLE_STEP
         self.rank = self._default_rank() if rank == "auto" else check_count("rank", rank, minimum=1)
         self._roles = roles if roles is None or roles == "auto" else frozenset(roles)
         self._members: list[_Member] = []
@@ -170,7 +170,7 @@ class SpectralCap:
         if self._roles == "auto":
             if "embedding" not in roles:
                 return groups
-            held = ("hidden", "other") if type(self._optimizer).__name__ in WHOLE_STEP else ("hidden",)
+            held = ("hidden", "other") if self._whole else ("hidden",)
         return [group for group, role in zip(groups, roles, strict=True) if role in held]
 
     @property
@@ -400,8 +400,7 @@ class SpectralCap:
         return _Member(p, group, norm, sampled=self.rank == 1)
 
     def _default_rank(self) -> int:
-        whole_step = type(self._optimizer).__name__ in WHOLE_STEP
-        return 1 if self._source is None or whole_step else RANK
+        return 1 if self._source is None else RANK
 
     def _warn_of_vectors(self) -> None:
         """Say so, once, where what was a group of matrices holds vectors."""
@@ -469,10 +468,9 @@ class SpectralCap:
     # ------------------------------------------------------------------------------------------- measuring, cutting
 
     def _due(self, *, first: bool) -> list[_Run]:
-        """The parameters to measure: all near the cap and in a small model, else those whose turn it is."""
+        """The parameters to measure: all whose directions are followed, else, in a large model, those whose turn it is."""
         runs = [run for run in self._runs if run.measured]
-        # Every matrix is followed at every step that may come to the cap.
-        if first or (self.rank > 1 and self._peak * self.rate(self.base) * _NEAR > self.rho):
+        if first or self.rank > 1:
             return runs
         due: list[_Run] = []
         entries = 0
@@ -494,6 +492,7 @@ class SpectralCap:
                 some = [matrices[index] for index in batch.indices]
                 found = leading(some[0].unsqueeze(0) if len(some) == 1 else torch.stack(some), self.rank, batch.start)
                 extremes = torch.stack(torch.aminmax(found.values, dim=-1)).float()
+                extremes = extremes[1].expand(2, -1) if self._whole else extremes
                 # A matrix that stands still has no part in the median; one that is not finite keeps its ratios.
                 fits = torch.isfinite(extremes).all(0)
                 ratios = torch.where(extremes[1] > 0.0, extremes / batch.scale, torch.nan)
@@ -502,9 +501,11 @@ class SpectralCap:
         return followed
 
     def _cut(self, run: _Run, batch: _Batch, found: Leading, fits: Tensor, shrunk: float) -> None:
-        """Cut the followed singular values of the step just made, whose directions were measured, down to the cap."""
-        rate = run.group["lr"] * shrunk
-        excess = (rate - self.rho * batch.scale / found.values.clamp_min(TINY)).clamp_min(0.0)
+        """Cut the followed singular values of the step just made, whose directions were measured."""
+        rate, values = run.group["lr"] * shrunk, found.values.clamp_min(TINY)
+        excess = rate * (1.0 - found.edge.unsqueeze(1) / values).clamp_min(0.0)
+        if not self._whole:
+            excess = torch.maximum(excess, rate - self.rho * batch.scale / values)
         cuts = (excess > 0.0) & fits.unsqueeze(1)  # nothing of a step that is not finite
         if (overflow := self._overflow()) is not None:
             cuts = cuts & (overflow.to(cuts.device) == 0)
