@@ -346,11 +346,12 @@ def spectral_cap(
 ) -> optax.GradientTransformation:
     """Hold the updates of hidden matrices under a cap on their singular values: the last link of a chain.
 
-    The leading `rank` singular values of each update D_i are cut down to rho * sqrt(outputs_i / inputs_i), and the rest
-    is multiplied by min(1, rho / r), one factor for all: r is the median over i of the smallest singular value
-    followed, over sqrt(outputs_i / inputs_i). Other updates are left alone where there is an embedding, and share the
-    factor where there is none. See `warmgap.torch.SpectralCap`. A kernel has shape (..., inputs, outputs); one of more
-    than two dimensions counts as a matrix of shape (product of the others, outputs), one of four as a convolution.
+    The leading `rank` singular values of each update D_i are cut down to rho * sqrt(outputs_i / inputs_i), and to the
+    largest that independent entries of the same size would give (`warmgap.rules.noise_edge`); the rest is multiplied by
+    min(1, rho / r), one factor for all: r is the median over i of the smallest singular value followed, over
+    sqrt(outputs_i / inputs_i). Other updates are left alone where there is an embedding, and share the factor where
+    there is none. See `warmgap.torch.SpectralCap`. A kernel has shape (..., inputs, outputs); one of more than two
+    dimensions counts as a matrix of shape (product of the others, outputs), one of four as a convolution.
 
     Args:
         rho: The cap, above 0; `"auto"` takes `warmgap.rules.default_rho(total_iters)`.

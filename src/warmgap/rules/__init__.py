@@ -18,7 +18,7 @@ from warmgap.rules.linear import LinearRule
 from warmgap.rules.loss_ratio import LossRatioRule
 from warmgap.rules.measured import MeasuredRule
 from warmgap.rules.power import PowerRule
-from warmgap.rules.spectral import SpectralRule, default_rho
+from warmgap.rules.spectral import SpectralRule, default_rho, noise_edge
 
 __all__ = [
     "NAMES",
@@ -34,6 +34,7 @@ __all__ = [
     "SpectralRule",
     "by_name",
     "default_rho",
+    "noise_edge",
 ]
 
 for _module in pkgutil.iter_modules(__path__):

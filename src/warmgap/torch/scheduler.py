@@ -25,8 +25,8 @@ from warmgap.torch.explain import History, Verdict, judged, picture, picture_htm
 from warmgap.torch.group_schedules import RoleTable, find_roles, give_late_roles, peak_of, plan_groups
 from warmgap.torch.joining import check_joined, shadow_of
 from warmgap.torch.loss_mean import Exchanged, LossMean
-from warmgap.torch.recognition import optimizer_kappa
 from warmgap.torch.optimizers.muon import SECOND_RULES, Muon
+from warmgap.torch.recognition import optimizer_kappa
 from warmgap.torch.spectral_cap import SpectralCap, separate_rates
 from warmgap.torch.steps import StepCount, watch
 
@@ -609,7 +609,7 @@ class AdaptiveWarmup(LRScheduler):
         return self._peak_of(index) * factor * (self._cap_factor if index in self._capped else 1.0)
 
     def _peak_of(self, index: int) -> float:
-        """Return the peak rate of a group; beside Muon's matrices, whose rates can be larger than others, a limited one."""
+        """Return the peak rate of a group; beside Muon's matrices, which bear higher rates, a limited one."""
         peak = float(self.base_lrs[index])
         beside = isinstance(self.optimizer, Muon) and self.optimizer.param_groups[index]["rule"] in SECOND_RULES
         return min(peak, LARGEST_ENTRY) if beside and self.cap is not None else peak

@@ -51,16 +51,17 @@ WHOLE_STEP = frozenset({"SGD", "NormalizedSGD"})
 class SpectralCap:
     """Hold the steps of the hidden matrices W_i under a cap on their singular values.
 
-    What the step changes W_i by may have no singular value above `rho * sqrt(outputs_i / inputs_i)`. Inputs and outputs
-    of a convolution, a matrix of shape (outputs, inputs * taps), are its channels. Of each step the leading `rank`
-    singular directions are followed, and cut down to the cap one by one. The rest is held by one factor,
-    `min(1, rho / r)`, for all hidden matrices, so that their learning rates keep their ratios: `r` is the median over i
-    of the smallest singular value followed, over sqrt(outputs_i / inputs_i). With `rank=1` whole steps are scaled by
-    the factor, r is the median of their spectral norms, and only learning rates change.
+    What the step changes W_i by may have no singular value above `rho * sqrt(outputs_i / inputs_i)`, the cap, nor above
+    the edge, the largest that independent entries of the same size would give (`warmgap.rules.noise_edge`). Inputs and
+    outputs of a convolution, a matrix of shape (outputs, inputs * taps), are its channels. Of each step the leading
+    `rank` singular directions are followed, and cut one by one. The rest is held by one factor, `min(1, rho / r)`, for
+    all hidden matrices, so that their learning rates keep their ratios: `r` is the median over i of the smallest
+    singular value followed, over sqrt(outputs_i / inputs_i). With optimizers that make one step of all weights (SGD,
+    NormalizedSGD) whole steps are scaled by the factor, r is the median of their spectral norms, and directions are cut
+    at the edge only; with `rank=1` none is cut, and only learning rates change.
 
     Embedding, head, norms and biases are left alone, with two exceptions: in a model without an embedding (MLP,
-    convnet) all of them share the factor, and norms and biases share it with optimizers that make one step of all
-    weights (SGD, NormalizedSGD).
+    convnet) all of them share the factor, and norms and biases share it with SGD and NormalizedSGD.
 
     Works around any `torch.optim.Optimizer`. With the optimizers of `warmgap.torch` and lion_pytorch's Lion the
     directions are measured before each step is made, so that the cap is exact for that step but for what the followed
@@ -71,8 +72,8 @@ class SpectralCap:
     any other optimizer the rank is 1, some matrices a step are copied to measure the step just made, and the next one
     is held back; with a `rank` above 1 all hidden matrices are copied.
 
-    Far from the cap, models of more than 2^24 entries in hidden matrices are measured in turn, some matrices a step. No
-    step waits for the device, but the first (and with `apply` those of a rate that lies there). Sharded matrices
+    With rank 1, models of more than 2^24 entries in hidden matrices are measured in turn, some matrices a step. No step
+    waits for the device, but the first (and with `apply` those of a rate that lies there). Sharded matrices
     (DTensor) are gathered one at a time. A step within a CUDA graph can't be held, and is refused.
 
     Args:
@@ -82,8 +83,7 @@ class SpectralCap:
         roles: The roles that are held: `"auto"`, as said above; some names; or None for all groups, whose roles are
             then not asked, and every parameter of two or more dimensions is measured.
         rank: Singular directions of a step that are cut one by one, at least 1; of a small matrix at most half of its
-            smaller side. `"auto"` is 8 where the step is known without copies, and 1 elsewhere and for SGD and
-            NormalizedSGD, whose steps have no large direction that their gradients have not.
+            smaller side. `"auto"` is 8 where the step is known without copies, and 1 elsewhere.
         apply: Whether to set learning rates around each step; False leaves them to a scheduler, which calls `before`
             and `after`.
 
@@ -468,7 +468,7 @@ class SpectralCap:
     # ------------------------------------------------------------------------------------------- measuring, cutting
 
     def _due(self, *, first: bool) -> list[_Run]:
-        """The parameters to measure: all whose directions are followed, else, in a large model, those whose turn it is."""
+        """The parameters to measure: all where directions are followed, else, of a large model, those in turn."""
         runs = [run for run in self._runs if run.measured]
         if first or self.rank > 1:
             return runs
