@@ -127,6 +127,27 @@ def test_it_cuts_as_the_cap_of_torch_does() -> None:
     assert float(state.ratio) == pytest.approx(float(found.values.min()) / (30 / 40) ** 0.5, rel=1e-2)
 
 
+def test_updates_that_are_zero_leave_the_others_held() -> None:
+    start = {"embed": jnp.ones((4, 4)), **{name: jax.random.normal(jax.random.key(1), (32, 32)) for name in "abc"}}
+    frozen = start | {name: jnp.zeros((32, 32)) for name in "ab"}
+    cap = spectral_cap(0.1)
+    _, alone = cap.update({"embed": start["embed"], "c": start["c"]}, cap.init({"c": start["c"]}))
+    with jax.debug_nans(True):
+        held, state = cap.update(frozen, cap.init(start))
+    assert float(state.factor) == pytest.approx(float(alone.factor), rel=1e-5)
+    assert float(state.factor) < 0.1
+    assert not bool(held["a"].any())
+
+
+def test_a_step_whose_rows_are_orthogonal_to_those_of_the_last_is_held_too() -> None:
+    signs = jnp.ones((2, 24)).at[1, 12:].set(-1.0)
+    cap = spectral_cap(0.1)
+    state = cap.init({"dense": jnp.ones((16, 24))})
+    for index in range(4):  # outputs are columns
+        held, state = cap.update({"dense": jnp.ones((16, 1)) * signs[index % 2]}, state)
+        assert float(jnp.linalg.norm(held["dense"], 2)) <= 0.1001 * (24 / 16) ** 0.5
+
+
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="rank"):
         spectral_cap(0.1, rank=0)

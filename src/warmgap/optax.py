@@ -319,7 +319,7 @@ class SpectralCapState(NamedTuple):
 
     Attributes:
         ratio: Median of what the factor holds of the last updates, over sqrt(outputs_i / inputs_i), before it was held:
-            of each update's smallest singular value followed.
+            of each update's smallest singular value followed. Updates that are zero have no part in it.
         factor: What the last updates were multiplied by, in (0, 1], besides what was cut.
         starts: The directions followed in each hidden matrix, shape (outputs, k).
 
@@ -414,7 +414,9 @@ def spectral_cap(
             (scale(x), _leading(jax.lax.stop_gradient(x), start, state.ratio))
             for x, start in zip(hidden(updates, names), state.starts, strict=True)
         ]
-        ratio = jnp.median(jnp.stack([jnp.min(values) / size for size, (_, _, values, _) in measured]))
+        ratios = [jnp.min(values) / size for size, (_, _, values, _) in measured]
+        moves = [jnp.max(values) > 0.0 for _, (_, _, values, _) in measured]
+        ratio = _median_of_moving(jnp.stack(ratios), jnp.stack(moves))
         factor = jnp.where(ratio > bound, bound / jnp.where(ratio > bound, ratio, 1.0), 1.0)
         parts = iter(measured)
 
@@ -461,6 +463,14 @@ def roles_of(params: optax.Params) -> Any:
     return jax.tree_util.tree_map_with_path(role, params)
 
 
+def _median_of_moving(ratios: Array, moves: Array) -> Array:
+    """The median over the matrices that move, 0 where none does."""
+    ordered = jnp.sort(jnp.where(moves, ratios, -1.0))  # those that stand still come first
+    still, last = jnp.sum(~moves), ratios.size - 1
+    middle = [jnp.minimum((still + last + k) // 2, last) for k in (0, 1)]
+    return jnp.maximum((ordered[middle[0]] + ordered[middle[1]]) / 2.0, 0.0)
+
+
 def _leading(x: Array, start: Array, ratio: Array) -> tuple[Array, Array, Array, Array]:
     """The subspace method of `warmgap.torch.singular.leading`, of a kernel's transpose."""
     matrix = x.reshape(-1, x.shape[-1]).astype(start.dtype)  # inputs are its rows
@@ -469,7 +479,7 @@ def _leading(x: Array, start: Array, ratio: Array) -> tuple[Array, Array, Array,
         right = jnp.linalg.qr(matrix @ start)[0]
         left = matrix.T @ right
         values = jnp.linalg.norm(left, axis=0)
-        found = (values > 1e-30) & (values < jnp.inf)
+        found = (values > jnp.maximum(1e-30, 1e-5 * jnp.max(values))) & (values < jnp.inf)
         return left, right, values, jnp.where(found, left / jnp.where(found, values, 1.0), start)
 
     # Three more before the first step, when nothing was measured, and always where one direction is followed.

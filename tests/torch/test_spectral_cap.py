@@ -465,7 +465,8 @@ def test_a_first_group_that_stands_still_leaves_the_others_held(name: str) -> No
 
 @pytest.mark.parametrize("name", ["lion", "adamw"])
 def test_so_it_is_under_a_schedule_and_beside_a_group_that_it_leaves_alone(name: str) -> None:
-    for own in ({}, {0: None}):
+    choices: tuple[dict[int | str, Any], ...] = ({}, {0: None})
+    for own in choices:
         model, optimizer = first_at_rate_0(name)
         if own:
             optimizer.param_groups[0]["lr"] = 3e-4  # unscheduled, and below the cap

@@ -11,10 +11,9 @@ A step's size is its spectral norm over sqrt(outputs / inputs), the size that ch
 
 from __future__ import annotations
 
-import base64
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
 import torch
@@ -23,20 +22,17 @@ from torch.optim import Optimizer
 
 from warmgap._checks import check_count, check_positive, warn
 from warmgap.rules import default_rho
-from warmgap.rules.spectral import RANK, directions_of
-from warmgap.torch.layout import matrices_of
+from warmgap.rules.spectral import RANK
 from warmgap.torch.loss_mean import sent_to_host
-from warmgap.torch.orthogonalize import as_matrix
-from warmgap.torch.sharding import is_sharded, local, sharded_alike, sharding_of, whole
+from warmgap.torch.matrices import Batch, Member, Run, add_product, matrices_in, runs_of, settle
+from warmgap.torch.sharding import local
 from warmgap.torch.singular import TINY, Leading, leading
 from warmgap.torch.split import role_of
 
 STATE_VERSION = 2
 _KEYS = {"version", "ratios", "starts", "turn", "published"}
 
-_SMALL = 2**16  # entries of a matrix
 _BUDGET = 2**24  # entries measured a step (28 matrices of 768 x 768); larger models are measured in turn
-_EXPERTS = 8  # matrices of a stack that are measured
 
 SIGN_FIRST = frozenset({
     "Adam", "AdamW", "Adam8bit", "AdamW8bit", "PagedAdam", "PagedAdamW", "PagedAdam8bit", "PagedAdamW8bit",
@@ -132,11 +128,11 @@ class SpectralCap:
         self._source = _source(optimizer)
         self._whole = type(optimizer).__name__ in WHOLE_STEP
         self.rank = self._default_rank() if rank == "auto" else check_count("rank", rank, minimum=1)
-        self._roles = roles if roles is None or roles == "auto" else frozenset(roles)
-        self._members: list[_Member] = []
-        self._runs: list[_Run] = []
+        self._roles: Collection[str] | None = roles if roles is None or roles == "auto" else frozenset(roles)
+        self._members: list[Member] = []
+        self._runs: list[Run] = []
         self._laid_out: list[Any] = []  # the groups and parameters that these are of
-        self._copies: list[tuple[_Run, list[Tensor]]] = []
+        self._copies: list[tuple[Run, list[Tensor]]] = []
         self._followed: list[_Followed] = []  # in the step being made
         self._begun = False
         self._open = False  # whether a step's size is still to be made known: once a step, on every rank
@@ -165,12 +161,12 @@ class SpectralCap:
         groups = self._optimizer.param_groups
         if self._roles is None:
             return groups
-        roles = [role_of(group) for group in groups]
-        held: Iterable[str] = self._roles
-        if self._roles == "auto":
+        roles: list[Any] = [role_of(group) for group in groups]
+        held = self._roles
+        if held == "auto":
             if "embedding" not in roles:
                 return groups
-            held = ("hidden", "other") if self._whole else ("hidden",)
+            held = {"hidden", "other"} if self._whole else {"hidden"}
         return [group for group, role in zip(groups, roles, strict=True) if role in held]
 
     @property
@@ -287,7 +283,7 @@ class SpectralCap:
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain Python values; the directions followed are in base64."""
         self._arrive()
-        self._settle()
+        settle(self._runs)
         return {
             "version": STATE_VERSION,
             "ratios": [torch.stack([x.ratios for x in m.matrices], dim=1).tolist() for m in self._members],
@@ -306,7 +302,7 @@ class SpectralCap:
         version = state_dict.get("version") if isinstance(state_dict, dict) else None
         if version != 1 and not (version == STATE_VERSION and {*state_dict} == _KEYS):
             raise ValueError(f"this is not the state of a SpectralCap of version {STATE_VERSION}: {state_dict!r:.80}")
-        members = [self._member(p, group) for group in self._measured for p in _matrices(group)]
+        members = [self._member(p, group) for group in self._measured for p in matrices_in(group)]
         if version == STATE_VERSION:
             ratios = state_dict["ratios"]
             if ratios and [[len(row) for row in of] for of in ratios] != [[len(m.matrices)] * 2 for m in members]:
@@ -365,39 +361,24 @@ class SpectralCap:
             known = {(id(member.param), member.shape): member for member in self._members}
             members = []
             for group in self._measured:
-                for p in _matrices(group):
+                for p in matrices_in(group):
                     members.append(known.get((id(p), p.shape)) or self._member(p, group))
                     members[-1].group = group
             self._lay_out(members)
 
-    def _lay_out(self, members: list[_Member]) -> None:
+    def _lay_out(self, members: list[Member]) -> None:
         """Take these parameters, and decide which are measured together."""
-        self._settle()
-        self._members, self._laid_out, self._runs = members, self._layout(), []
-        entries = 0
-
-        def run(member: _Member) -> tuple[int, bool, int]:
-            nonlocal entries
-            entries += member.param.numel()
-            return id(member.group), math.isnan(member.norm), entries // _BUDGET
-
-        for _, some in itertools.groupby(members, run):
-            self._runs.append(_Run([*some]))
-
-    def _settle(self) -> None:
-        """Hand what is known of the matrices measured together back to each."""
-        for batch in (batch for run in self._runs for batch in run.batches):
-            for k, matrix in enumerate(batch.matrices):
-                matrix.ratios, matrix.start = batch.ratios[:, k], None if batch.start is None else batch.start[k]
+        settle(self._runs)
+        self._members, self._laid_out, self._runs = members, self._layout(), runs_of(members, _BUDGET)
 
     def _layout(self) -> list[Any]:
         return [(id(group), [(id(p), p.shape) for p in group["params"]]) for group in self._measured]
 
-    def _member(self, p: Tensor, group: dict[str, Any]) -> _Member:
+    def _member(self, p: Tensor, group: dict[str, Any]) -> Member:
         """A parameter, and the norm of its steps where the optimizer knows it."""
         optimizer: Any = self._optimizer
         norm = optimizer.direction_norm(group, p) if hasattr(optimizer, "direction_norm") else None
-        return _Member(p, group, norm, sampled=self.rank == 1)
+        return Member(p, group, norm, sampled=self.rank == 1)
 
     def _default_rank(self) -> int:
         return 1 if self._source is None else RANK
@@ -415,7 +396,7 @@ class SpectralCap:
 
     # --------------------------------------------------------------------------------------------------- directions
 
-    def _directions(self, *, first: bool) -> Callable[[_Run], list[Tensor]] | None:
+    def _directions(self, *, first: bool) -> Callable[[Run], list[Tensor]] | None:
         """What gives a step's directions at rate 1 before the step; None where they are not known then."""
         optimizer: Any = self._optimizer
         name = type(optimizer).__name__
@@ -433,7 +414,7 @@ class SpectralCap:
             return lambda run: [member.gradient().sign() for member in run.members]
         return (lambda run: [member.gradient() for member in run.members]) if name == "SGD" else None
 
-    def _lion(self, run: _Run) -> list[Tensor]:
+    def _lion(self, run: Run) -> list[Tensor]:
         """What Lion's next step takes from these parameters at rate 1."""
         state, weight = self._optimizer.state, 1.0 - run.group["betas"][0]
         found = []
@@ -446,7 +427,7 @@ class SpectralCap:
                 found.append(torch.lerp(average, gradient.to(average.dtype), weight).sign_())
         return found
 
-    def _adam(self, run: _Run) -> list[Tensor]:
+    def _adam(self, run: Run) -> list[Tensor]:
         """What the step of torch's Adam or AdamW just made took from these parameters at rate 1."""
         state, group = self._optimizer.state, run.group
         (beta1, beta2), eps = group["betas"], group["eps"]
@@ -467,12 +448,12 @@ class SpectralCap:
 
     # ------------------------------------------------------------------------------------------- measuring, cutting
 
-    def _due(self, *, first: bool) -> list[_Run]:
+    def _due(self, *, first: bool) -> list[Run]:
         """The parameters to measure: all where directions are followed, else, of a large model, those in turn."""
         runs = [run for run in self._runs if run.measured]
         if first or self.rank > 1:
             return runs
-        due: list[_Run] = []
+        due: list[Run] = []
         entries = 0
         while len(due) < len(runs) and (not due or entries + runs[self._turn % len(runs)].entries <= _BUDGET):
             due.append(runs[self._turn % len(runs)])
@@ -480,7 +461,7 @@ class SpectralCap:
             self._turn = (self._turn + 1) % len(runs)
         return due
 
-    def _measure(self, steps: Iterable[tuple[_Run, list[Tensor]]]) -> list[_Followed]:
+    def _measure(self, steps: Iterable[tuple[Run, list[Tensor]]]) -> list[_Followed]:
         """Measure directions at rate 1, and return the leading ones of the matrices."""
         followed = []
         for run, directions in steps:
@@ -500,7 +481,7 @@ class SpectralCap:
                 followed.append((run, batch, found, fits))
         return followed
 
-    def _cut(self, run: _Run, batch: _Batch, found: Leading, fits: Tensor, shrunk: float) -> None:
+    def _cut(self, run: Run, batch: Batch, found: Leading, fits: Tensor, shrunk: float) -> None:
         """Cut the followed singular values of the step just made, whose directions were measured."""
         rate, values = run.group["lr"] * shrunk, found.values.clamp_min(TINY)
         excess = rate * (1.0 - found.edge.unsqueeze(1) / values).clamp_min(0.0)
@@ -517,7 +498,7 @@ class SpectralCap:
         rows = zip(batch.matrices, left.unbind(), right.unbind(), strict=True)
         if run.plain:
             for matrix, one, other in rows:
-                _add(matrix.member.param.detach(), one, other)
+                add_product(matrix.member.param.detach(), one, other)
             return
         for member, some in itertools.groupby(rows, lambda row: row[0].member):
             member.add({matrix.index: (one, other) for matrix, one, other in some})
@@ -527,7 +508,7 @@ class SpectralCap:
         found = getattr(self._optimizer, "found_inf", None)
         return found if isinstance(found, Tensor) else None
 
-    def _shrink(self, copies: list[tuple[_Run, list[Tensor]]], factor: float) -> None:
+    def _shrink(self, copies: list[tuple[Run, list[Tensor]]], factor: float) -> None:
         """Take back a share of the first step, where its size is known only after it."""
         for run, olds in copies:
             for member, old in zip(run.members, olds, strict=True):
@@ -569,135 +550,8 @@ class SpectralCap:
             self._ratio, self._largest, self._peak = found
 
 
-class _Matrix:
-    """A matrix that is measured: a parameter, or one of several in it.
-
-    Attributes:
-        member: The parameter.
-        index: Which of its matrices it is.
-        shape: Rows and columns.
-        scale: sqrt(outputs / inputs) (of a convolution, its channels).
-        ratios: Smallest and largest singular value followed, over the scale; NaN before, and where it stands still.
-        start: What the last measurement left for the next, shape (k, columns); None before.
-    """
-
-    def __init__(self, member: _Member, index: int, shape: tuple[int, int], scale: float) -> None:
-        self.member, self.index, self.shape, self.scale = member, index, shape, scale
-        self.ratios = (member.norm / torch.tensor(scale)).expand(2).to(local(member.param).device)
-        self.start: Tensor | None = None
-
-
-class _Member:
-    """A parameter with matrices that are measured.
-
-    Attributes:
-        param: The parameter.
-        shape: Its shape.
-        group: Its group.
-        norm: The norm of its direction where that follows from its shape, else NaN.
-        sampled: Whether only eight matrices of a large stack of experts are measured.
-        sharded: Whether it is a DTensor.
-        plain: Whether it is one matrix as it lies, all of it here.
-        matrices: Its matrices.
-    """
-
-    def __init__(self, param: Tensor, group: dict[str, Any], norm: float | None, *, sampled: bool) -> None:
-        self.param, self.shape, self.group, self.sampled = param, param.shape, group, sampled
-        self.norm = math.nan if norm is None else norm
-        self.sharded = is_sharded(param)
-        self.plain = param.ndim == 2 and not (self.sharded or group.get("blocks") or group.get("transposed"))
-        taps = math.prod(param.shape[2:]) if group.get("kind") == "conv" else 1
-        self.matrices: list[_Matrix] = []
-        for index, matrix in enumerate(self.matrices_of(torch.empty(param.shape, device="meta"))):
-            rows, columns = matrix.shape
-            self.matrices.append(_Matrix(self, index, (rows, columns), math.sqrt(taps * rows / columns)))
-
-    def gradient(self) -> Tensor:
-        """Its gradient, this rank's shard of it; zeros where it has none."""
-        p, gradient = self.param, self.param.grad
-        if gradient is None:
-            return torch.zeros_like(local(p))
-        return local(sharded_alike(gradient, p)) if self.sharded else gradient
-
-    def matrices_of(self, x: Tensor) -> list[Tensor]:
-        """Its matrices, or those of what belongs to it."""
-        matrices = [as_matrix(matrix) for matrix in matrices_of(whole(x, self.param), self.group)]
-        return matrices[:: max(1, len(matrices) // _EXPERTS)] if self.sampled else matrices
-
-    def add(self, corrections: dict[int, tuple[Tensor, Tensor]]) -> None:
-        """Add to some of its matrices, each the product of a flat matrix's transpose and of a flat one."""
-        p = self.param.detach()
-        full = next(iter(corrections.values()))[0].new_zeros(p.shape) if self.sharded else p
-        for index, matrix in enumerate(matrices_of(full, self.group)):
-            if index in corrections:
-                _add(matrix, *corrections[index])
-        if self.sharded and (sharding := sharding_of(p)) is not None:
-            spans = [slice(*sharding.span(p.shape, sharding.here, dim)) for dim in range(p.ndim)]
-            local(p).add_(full[tuple(spans)])
-
-    def packed(self) -> str:
-        """The starts of its matrices as text; none where one is missing."""
-        flat = [matrix.start.cpu().reshape(-1) for matrix in self.matrices if matrix.start is not None]
-        return base64.b64encode(torch.cat(flat).numpy()).decode() if len(flat) == len(self.matrices) else ""
-
-    def load(self, ratios: list[list[float]], text: str, rank: int) -> None:
-        """Take up ratios, and the starts that a text holds, unless they are of another rank or precision."""
-        sizes = [(directions_of(matrix.shape, rank), matrix.shape[1]) for matrix in self.matrices]
-        counts = [math.prod(size) for size in sizes]
-        kept, device = bytearray(base64.b64decode(text)), local(self.param).device
-        dtype = torch.promote_types(self.param.dtype, torch.float32)
-        fits = len(kept) == sum(counts) * dtype.itemsize
-        starts = torch.frombuffer(kept, dtype=dtype).to(device).split(counts) if fits else [None] * len(counts)
-        for matrix, size, start, values in zip(self.matrices, sizes, starts, zip(*ratios, strict=True), strict=True):
-            matrix.ratios = torch.tensor(values, device=device)
-            matrix.start = None if start is None else start.view(size)
-
-
-class _Batch:
-    """Matrices of one shape that are measured together, each the `indices`-th of its run; the rest as in `_Matrix`."""
-
-    def __init__(self, indices: list[int], matrices: list[_Matrix]) -> None:
-        self.indices, self.matrices = indices, matrices
-        self.scale = torch.tensor(matrices[0].scale)
-        self.ratios = torch.stack([matrix.ratios for matrix in matrices], dim=1)
-        starts = [matrix.start for matrix in matrices if matrix.start is not None]
-        self.start = torch.stack(starts) if len(starts) == len(matrices) else None
-
-
-class _Run:
-    """Parameters of one group in a row, no more at once than are measured in a step, and their matrices by shape."""
-
-    def __init__(self, members: list[_Member]) -> None:
-        self.members, self.group = members, members[0].group
-        self.measured = math.isnan(members[0].norm)
-        self.plain = all(member.plain for member in members)
-        self.entries = sum(member.param.numel() for member in members)
-        matrices = [matrix for member in members for matrix in member.matrices]
-        alike: dict[Any, list[int]] = {}
-        for index, matrix in enumerate(matrices):
-            p = matrix.member.param
-            # Large ones each by itself on a CPU, where stacking costs more than it spares.
-            alone = p.device.type == "cpu" and math.prod(matrix.shape) > _SMALL
-            key = p.device, p.dtype, matrix.shape, matrix.scale, index if alone else None
-            alike.setdefault(key, []).append(index)
-        self.batches = [_Batch(indices, [matrices[index] for index in indices]) for indices in alike.values()]
-
-
-_Followed = tuple[_Run, _Batch, Leading, Tensor]
+_Followed = tuple[Run, Batch, Leading, Tensor]
 """What was found of a batch in the step being made, and of which matrices it is finite."""
-
-
-def _add(matrix: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left^T right to a matrix, or to a kernel."""
-    if matrix.ndim == 2 and matrix.dtype == left.dtype:
-        matrix.addmm_(left.mT, right)
-    else:
-        matrix += (left.mT @ right).view(matrix.shape)
-
-
-def _matrices(group: dict[str, Any]) -> list[Tensor]:
-    """The parameters of a group that are measured."""
-    return [p for p in group["params"] if p.ndim >= 2 and p.numel()]
 
 
 def _source(optimizer: Optimizer) -> Literal["directions", "state"] | None:
