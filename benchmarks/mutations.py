@@ -115,6 +115,7 @@ def notices(file: str, source: str) -> bool:
 
     sys.meta_path.insert(0, Replaced(f"warmgap.{file.replace('/', '.')}", source, str(SOURCE / f"warmgap/{file}.py")))
     tests = TORCH_TESTS if file.startswith("torch/") else CORE_TESTS
+    tests = sorted(tests, key=lambda path: file.rpartition("/")[2] not in path)  # its own first
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", *tests]) != 0
 

@@ -113,6 +113,21 @@ def test_promise_5_without_roles_one_warning_says_what_is_lost() -> None:
     AdaptiveWarmup(AdamW(model.parameters(), lr=0.1), 60, cap=None)  # there it makes no difference
 
 
+def test_three_matrices_without_roles_are_enough_to_ask_for_them() -> None:
+    def scheduler(matrices: int) -> AdaptiveWarmup:
+        return AdaptiveWarmup(AdamW([nn.Parameter(torch.eye(4)) for _ in range(matrices)], lr=0.1), 60)
+
+    scheduler(2)
+    with pytest.warns(UserWarning, match="the groups of AdamW have no roles"):
+        scheduler(3)
+
+
+def test_a_decay_may_begin_where_a_groups_own_warm_up_ends() -> None:
+    scheduler = linear(groups={0: {"warmup": 20, "decay_start": 0.2, "decay": "linear"}})
+    rates = [rate[0] for rate in constant_losses(scheduler, 23)]
+    assert rates[19:] == pytest.approx([20 / 21, 1.0, 1.0 - 1 / 80, 1.0 - 2 / 80])
+
+
 def test_a_published_rule_warms_up_the_hidden_matrices_alone() -> None:
     optimizer = Muon(split_parameters(language_model()), lr=1.0)
     scheduler = AdaptiveWarmup(optimizer, 100, rule=GapRule(kappa=10.0, target_loss=0.0))

@@ -124,10 +124,19 @@ def test_promise_8_one_call_an_epoch_is_named_at_once() -> None:
     scheduler.step(1.0)
 
 
+def test_four_steps_a_call_are_named_at_once() -> None:
+    optimizer = Lion(nn.Linear(4, 1).parameters(), lr=1e-3)
+    scheduler = AdaptiveWarmup(optimizer, 400)
+    for _ in range(4):
+        optimizer.step()
+    with pytest.warns(UserWarning, match="made 4 steps between two calls"):
+        scheduler.step(1.0)
+
+
 def test_two_steps_a_call_are_named_when_they_come_again() -> None:
     optimizer = Lion(nn.Linear(4, 1).parameters(), lr=1e-3)
     scheduler = AdaptiveWarmup(optimizer, 400)
-    for steps in (2, 1, 2):  # a host may make one of its own
+    for steps in (3, 1, 2):  # a host may make one of its own
         for _ in range(steps):
             optimizer.step()
         scheduler.step(1.0)
