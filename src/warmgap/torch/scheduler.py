@@ -30,11 +30,13 @@ from warmgap.torch.steps import StepCount, watch
 
 STATE_VERSION = 2
 
+IN_CHARGE = "_scheduled_by"
+"""The attribute of an optimizer that refers to its scheduler; of several to the one that was used last."""
+
 _PATIENCE = 10  # steps without any loss before a warning
 _IN_A_ROW = 3  # steps whose rate something else changed before a warning
 _CAPPED = 0.95  # an event says so where the cap takes away more than a twentieth
 _RELEASED = 1.1  # and where it leaves a tenth of room again
-_IN_CHARGE = "_scheduled_by"  # where an optimizer keeps a reference to its scheduler, the last one that was used
 
 _LOG = logging.getLogger(__name__)
 
@@ -721,13 +723,13 @@ class AdaptiveWarmup(LRScheduler):
 
     def _another(self) -> AdaptiveWarmup | None:
         """Return the scheduler that sets the optimizer's rates in place of this one."""
-        one = in_charge(self.optimizer)
-        return None if one is self else one
+        owner: Callable[[], AdaptiveWarmup | None] = getattr(self.optimizer, IN_CHARGE, lambda: None)
+        return None if (one := owner()) is self else one
 
     def _take_charge(self) -> None:
         """Set the optimizer's rates from now on: of several schedulers the last one that was observed or stepped."""
         if self._another() is not None and self._has_its_turn():
-            setattr(self.optimizer, _IN_CHARGE, weakref.ref(self))
+            setattr(self.optimizer, IN_CHARGE, weakref.ref(self))
             groups = zip(self.optimizer.param_groups, self.base_lrs)  # noqa: B905 # some may have been added
             self._last_lr = [_copied(group["lr"]) for group, _ in groups]  # what the other set is nothing to carry on
 
@@ -789,12 +791,6 @@ class AdaptiveWarmup(LRScheduler):
             warn(message)
 
 
-def in_charge(optimizer: Optimizer) -> AdaptiveWarmup | None:
-    """Return the scheduler that sets an optimizer's rates, if any does; of several, the one used last."""
-    owner: Callable[[], AdaptiveWarmup | None] | None = getattr(optimizer, _IN_CHARGE, None)
-    return None if owner is None else owner()
-
-
 def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -> SpectralCap | None:
     if isinstance(cap, SpectralCap):
         return cap
@@ -815,7 +811,7 @@ def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -
 def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
     watch(optimizer, scheduler)
     owner = weakref.ref(scheduler)
-    setattr(optimizer, _IN_CHARGE, owner)
+    setattr(optimizer, IN_CHARGE, owner)
 
     def loaded(_: Optimizer) -> None:
         if (alive := owner()) is None or not alive._has_its_turn() or alive._another() is not None:
