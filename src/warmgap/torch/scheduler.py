@@ -55,12 +55,16 @@ class AdaptiveWarmup(LRScheduler):
     A step that an AMP scaler skipped does not count, and its loss is dropped, also where a fused kernel skips it.
 
     Each group's rate is its own peak (times its `lr_scale`, where it has one) times the factor of its role. A group may
-    have a schedule of its own: see `groups`. A group that is added later takes the factor of that moment. Where
-    something else multiplies a group's rate between the steps (a chained scheduler, `ReduceLROnPlateau`, a callback),
-    the multiplication is carried on: groups keep the ratios that it left, and where it has ended, as a `LinearLR` does,
-    the rates are this schedule's own. One that sets rates outright, such as a `LambdaLR`, has the last word while it is
-    stepped later. `print(scheduler)` is one line, `print(scheduler.roles)` a table,
-    `print(scheduler.summary())` says what the rate did and why.
+    have a schedule of its own: see `groups`. A group that is added later takes the factor of that moment; without a
+    role, where the others have theirs, it is held back like the hidden matrices, unless the model says what it is.
+
+    Where something else multiplies a group's rate between the steps (a chained scheduler, `ReduceLROnPlateau`, a
+    callback), the multiplication is carried on: groups keep the ratios that it left, and where it has ended, as a
+    `LinearLR` does, the rates are this schedule's own. One that sets rates outright, such as a `LambdaLR`, has the last
+    word while it is stepped later. Of several `AdaptiveWarmup` on one optimizer the one used last sets the rates.
+
+    `print(scheduler)` is one line, `print(scheduler.roles)` a table, `print(scheduler.summary())` says what the rate
+    did and why.
 
     Args:
         optimizer: Any optimizer; the `lr` of each group is taken as its peak (its `initial_lr`, where an earlier
@@ -552,6 +556,7 @@ class AdaptiveWarmup(LRScheduler):
         self._step_count = saved["_step_count"]
         self._loss.restore(late)
         self._steps.reset()
+        self._take_charge()
         if self._has_its_turn():
             self._write()
 
@@ -610,6 +615,7 @@ class AdaptiveWarmup(LRScheduler):
 
     def _set_lrs(self) -> None:
         """Carry on what others did to the rates, hold the hidden matrices under their cap, and write the rates."""
+        self._take_charge()
         self._carry()
         self._hold()
         self._write()
@@ -727,7 +733,7 @@ class AdaptiveWarmup(LRScheduler):
         return None if (one := owner()) is self else one
 
     def _take_charge(self) -> None:
-        """Set the optimizer's rates from now on: of several schedulers the last one that was observed or stepped."""
+        """Set the optimizer's rates from now on: of several schedulers the one that was used last does."""
         if self._another() is not None and self._has_its_turn():
             setattr(self.optimizer, IN_CHARGE, weakref.ref(self))
             groups = zip(self.optimizer.param_groups, self.base_lrs)  # noqa: B905 # some may have been added
