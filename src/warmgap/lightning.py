@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,14 +19,13 @@ except ModuleNotFoundError as _error:
     raise _not_installed(_error, "warmgap.lightning", "lightning", "torch", "lightning") from None
 
 from warmgap.torch import AdaptiveWarmup
+from warmgap.torch.scheduler import IN_CHARGE
 
 __all__ = ["WarmupCallback", "configure_warmup"]
 
 _NEVER_CALLED = 10  # optimizer steps without a step of the scheduler after which a warning says so
 _ENDED = 0.9  # share of a schedule that a whole run makes at least
 _BACKBONE = 10.0  # by how much Lightning's finetuning callbacks lower the rate of what they unfreeze
-
-_configured: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
 
 def configure_warmup(optimizer: Optimizer, total_iters: int, **settings: Any) -> dict[str, Any]:
@@ -51,7 +49,6 @@ def configure_warmup(optimizer: Optimizer, total_iters: int, **settings: Any) ->
         ('step', 1000)
     """
     scheduler = AdaptiveWarmup(optimizer, total_iters, **settings)
-    _configured.add(optimizer)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -183,7 +180,7 @@ def _schedulers(trainer: Trainer) -> list[AdaptiveWarmup]:
 
 def _taken_out(trainer: Trainer) -> bool:
     """Return whether the trainer had an `AdaptiveWarmup`, and another callback has taken it away."""
-    if any(optimizer in _configured for optimizer in trainer.optimizers):
+    if any(hasattr(optimizer, IN_CHARGE) for optimizer in trainer.optimizers):
         return True
     scheduled = any("initial_lr" in group for optimizer in trainer.optimizers for group in optimizer.param_groups)
     return scheduled and not trainer.lr_scheduler_configs

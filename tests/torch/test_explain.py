@@ -13,11 +13,11 @@ from warmgap.torch import AdaptiveWarmup, Lion, split_parameters
 from warmgap.torch.explain import History
 
 
-def run(losses: list[float], lr: float = 1e-3, **settings: Any) -> AdaptiveWarmup:
+def run(losses: list[float], lr: float = 1e-3, total: int | None = None, **settings: Any) -> AdaptiveWarmup:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 16))
     optimizer = Lion(split_parameters(model), lr=lr)
-    scheduler = AdaptiveWarmup(optimizer, len(losses), **settings)
+    scheduler = AdaptiveWarmup(optimizer, total or len(losses), **settings)
     for t, loss in enumerate(losses):
         tokens = torch.randint(0, 16, (8, 4), generator=torch.Generator().manual_seed(t))
         nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
@@ -81,6 +81,57 @@ def test_a_summary_tells_the_events_and_the_gap() -> None:
     summary = run(FALLING[:40], rule="gap", target_loss=0.0).summary()
     assert "The rule follows the gap" in summary
     assert "step 0, loss 5: first loss seen" in summary
+
+
+def test_a_summary_tells_when_the_decay_begins_until_it_does() -> None:
+    scheduler = run(FALLING[:9], total=20, cap=None)
+    assert scheduler.phase == "decay"
+    assert "The decay begins" not in scheduler.summary()
+    assert "The decay begins at step 8." in run(FALLING[:7], total=20, cap=None).summary()
+
+
+def test_a_summary_shows_the_last_eight_events() -> None:
+    scheduler = run(FALLING[:2], total=20, cap=None)
+    for _ in range(7):
+        scheduler.scale_peak(1.0)
+    assert len(scheduler.events) == 8
+    assert "of which the last" not in scheduler.summary()
+    scheduler.scale_peak(1.0)
+    assert "9 events, of which the last:\n" in scheduler.summary()
+    assert scheduler.summary().count(", loss ") == 8
+
+
+def test_a_verdict_takes_fifty_steps_at_the_peak() -> None:
+    short, long = run(FALLING[:122], cap=None), run(FALLING[:125], cap=None)
+    assert "There is no verdict before 50 steps at the peak; this run had 49." in short.summary()
+    assert "There is no sign that it is too high." in long.summary()
+
+
+@pytest.mark.parametrize(
+    ("share", "room", "verdict"),
+    [
+        (0.079, 0.01, "unknown"),
+        (0.081, 0.01, "fine"),
+        (0.349, 0.999, "fine"),
+        (0.351, 0.01, "unknown"),
+        (0.2, 1.0, "unknown"),
+    ],
+)
+def test_a_peak_is_fine_where_the_cap_let_through_a_twelfth_to_a_third(share: float, room: float, verdict: str) -> None:
+    scheduler = run(FALLING[:3], total=200)
+    scheduler._history.peak_steps, scheduler._history.held, scheduler._history.room = 60, 60 * share, room
+    assert scheduler.verdict == verdict
+    assert ("No step came near" in scheduler.summary()) == (room == 1.0)
+
+
+def test_a_loss_stands_above_the_first_ones_where_all_of_the_last_sixteen_do() -> None:
+    scheduler = run(FALLING[:3], total=200, cap=None)
+    losses = [5.0, 5.0, 5.3, 5.5, *[4.0] * 40, *[5.4] * 16]
+    scheduler._history.rows = [(step, loss, 1.0, 1.0) for step, loss in enumerate(losses)]
+    scheduler._history.peak_steps = len(losses)
+    assert "nothing was learned" in scheduler.summary()
+    scheduler._history.rows[-1] = (len(losses), 5.3, 1.0, 1.0)
+    assert "nothing was learned" not in scheduler.summary()
 
 
 def test_the_picture_shows_rate_loss_and_events() -> None:

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, MultiStepLR, ReduceLROnPl
 
 from warmgap import decay
 from warmgap.rules import GapRule, LinearRule
-from warmgap.torch import AdaptiveWarmup, Lion, Muon, split_parameters
+from warmgap.torch import AdaptiveWarmup, Lion, Muon, SpectralCap, split_parameters
 
 
 def language_model() -> nn.Sequential:
@@ -111,6 +111,21 @@ def test_promise_5_without_roles_one_warning_says_what_is_lost() -> None:
     losses(model, scheduler.optimizer, scheduler, range(3))
     assert scheduler.factor == scheduler.optimizer.param_groups[0]["lr"] / 0.1 < 1.0
     AdaptiveWarmup(AdamW(model.parameters(), lr=0.1), 60, cap=None)  # there it makes no difference
+
+
+def test_three_matrices_without_roles_are_enough_to_ask_for_them() -> None:
+    def scheduler(matrices: int) -> AdaptiveWarmup:
+        return AdaptiveWarmup(AdamW([nn.Parameter(torch.eye(4)) for _ in range(matrices)], lr=0.1), 60)
+
+    scheduler(2)
+    with pytest.warns(UserWarning, match="the groups of AdamW have no roles"):
+        scheduler(3)
+
+
+def test_a_decay_may_begin_where_a_groups_own_warm_up_ends() -> None:
+    scheduler = linear(groups={0: {"warmup": 20, "decay_start": 0.2, "decay": "linear"}})
+    rates = [rate[0] for rate in constant_losses(scheduler, 23)]
+    assert rates[19:] == pytest.approx([20 / 21, 1.0, 1.0 - 1 / 80, 1.0 - 2 / 80])
 
 
 def test_a_published_rule_warms_up_the_hidden_matrices_alone() -> None:
@@ -222,6 +237,50 @@ def test_rates_changed_now_and_then_are_as_many_events() -> None:
         (4, 0.5, 0.25),
         (6, 0.25, 0.125),
     ]
+
+
+class SetCap(SpectralCap):
+    """A cap that measures nothing: its rates are set by hand."""
+
+    most = math.inf
+    limit = room = property(lambda self: self.most)
+
+    def before(self, *, closure: bool = False) -> None: ...
+
+    def after(self) -> None: ...
+
+
+def test_promise_9_what_the_cap_does_is_an_event_where_it_matters() -> None:
+    optimizer = Lion(split_parameters(language_model()), lr=0.1)
+    cap = SetCap(optimizer, rho=1.0, apply=False)
+    scheduler = AdaptiveWarmup(optimizer, 100, cap=cap)
+    happened = []
+    for share in (1.2, 0.96, 0.94, 0.9, 1.09, 1.11, 0.94):
+        cap.most, before = share * 0.1, len(scheduler.events)
+        scheduler.observe(2.0)
+        optimizer.step()
+        assert scheduler.factor == pytest.approx(min(1.0, share))
+        happened.append([event.reason for event in scheduler.events[before:] if "cap" in event.reason])
+        assert ("(held)" in repr(scheduler)) == scheduler.roles["hidden"].held == (share in (0.94, 0.9, 1.09))
+        scheduler.step()
+    held, released = ["step too large: held by the spectral cap"], ["released by the spectral cap"]
+    assert happened == [[], [], held, [], [], released, held]
+    assert "lr 0.094 to 0.1, rule" in repr(scheduler)
+    assert scheduler.events[-1].after == pytest.approx(0.94)
+
+
+def test_promise_8_a_rate_changed_at_four_steps_in_a_row_is_said() -> None:
+    scheduler = AdaptiveWarmup(Lion([nn.Parameter(torch.ones(4))], lr=1.0), 100)
+    for changes in (3, 0, 3):
+        for _ in range(changes):
+            constant_losses(scheduler, 1)
+            scheduler.optimizer.param_groups[0]["lr"] *= 0.99
+        constant_losses(scheduler, 2)
+    for _ in range(4):
+        constant_losses(scheduler, 1)
+        scheduler.optimizer.param_groups[0]["lr"] *= 0.99
+    with pytest.warns(UserWarning, match="something else .* changes the rate at every step too, and both multiply"):
+        constant_losses(scheduler, 1)
 
 
 def test_promise_9_every_change_is_an_event_and_a_log_record(caplog: pytest.LogCaptureFixture) -> None:
@@ -370,6 +429,7 @@ def test_a_group_that_is_added_takes_its_role_from_the_model() -> None:
 def test_a_group_added_with_a_schedule_of_its_own_is_where_that_would_be() -> None:
     scheduler = linear()
     constant_losses(scheduler, 3)
-    for own in ({"decay": "linear", "decay_start": 0.0}, {"warmup": 9}):
+    schedules: list[dict[str, Any]] = [{"decay": "linear", "decay_start": 0.0}, {"warmup": 9}]
+    for own in schedules:
         scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))], "schedule": own})
     assert constant_losses(scheduler, 2)[1] == pytest.approx([1.0, 0.96, 0.5])

@@ -124,10 +124,19 @@ def test_promise_8_one_call_an_epoch_is_named_at_once() -> None:
     scheduler.step(1.0)
 
 
+def test_four_steps_a_call_are_named_at_once() -> None:
+    optimizer = Lion(nn.Linear(4, 1).parameters(), lr=1e-3)
+    scheduler = AdaptiveWarmup(optimizer, 400)
+    for _ in range(4):
+        optimizer.step()
+    with pytest.warns(UserWarning, match="made 4 steps between two calls"):
+        scheduler.step(1.0)
+
+
 def test_two_steps_a_call_are_named_when_they_come_again() -> None:
     optimizer = Lion(nn.Linear(4, 1).parameters(), lr=1e-3)
     scheduler = AdaptiveWarmup(optimizer, 400)
-    for steps in (2, 1, 2):  # a host may make one of its own
+    for steps in (3, 1, 2):  # a host may make one of its own
         for _ in range(steps):
             optimizer.step()
         scheduler.step(1.0)
@@ -262,3 +271,24 @@ def test_a_scheduler_that_is_left_over_sets_no_rate(left_over: str) -> None:
     together, same = run(left_over)
     assert together == alone
     assert same.events == scheduler.events
+
+
+def test_a_scheduler_that_is_loaded_or_changed_sets_the_rates_again() -> None:
+    def change(used: AdaptiveWarmup) -> None:
+        used.extend(500)
+
+    def load(used: AdaptiveWarmup) -> None:
+        used.load_state_dict(used.state_dict())
+
+    changes: list[Callable[[AdaptiveWarmup], None]] = [change, load, lambda used: used.calibrate(lambda: 2.0)]
+    for use in changes:
+        optimizer = Lion([nn.Parameter(torch.ones(4))], lr=1e-3)
+        first = AdaptiveWarmup(optimizer, 400)
+        left_over = AdaptiveWarmup(optimizer, 400, rule="linear")
+        assert optimizer.param_groups[0]["lr"] < 1e-4
+        use(first)
+        assert first.get_last_lr() == [optimizer.param_groups[0]["lr"]] == [1e-3]
+        optimizer.step()
+        assert optimizer.param_groups[0]["lr"] in (1e-3, 1e-5)  # the floor, without evidence
+        assert left_over.get_last_lr() != first.get_last_lr()
+        assert all("outside" not in event.reason for event in first.events)

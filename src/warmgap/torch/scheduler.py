@@ -32,11 +32,13 @@ from warmgap.torch.steps import StepCount, watch
 
 STATE_VERSION = 2
 
+IN_CHARGE = "_scheduled_by"
+"""The attribute of an optimizer that refers to its scheduler; of several to the one that was used last."""
+
 _PATIENCE = 10  # steps without any loss before a warning
 _IN_A_ROW = 3  # steps whose rate something else changed before a warning
 _CAPPED = 0.95  # an event says so where the cap takes away more than a twentieth
 _RELEASED = 1.1  # and where it leaves a tenth of room again
-_IN_CHARGE = "_scheduled_by"  # where an optimizer keeps a reference to its scheduler, the last one that was used
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,12 +57,16 @@ class AdaptiveWarmup(LRScheduler):
     A step that an AMP scaler skipped does not count, and its loss is dropped, also where a fused kernel skips it.
 
     Each group's rate is its own peak (times its `lr_scale`, where it has one) times the factor of its role. A group may
-    have a schedule of its own: see `groups`. A group that is added later takes the factor of that moment. Where
-    something else multiplies a group's rate between the steps (a chained scheduler, `ReduceLROnPlateau`, a callback),
-    the multiplication is carried on: groups keep the ratios that it left, and where it has ended, as a `LinearLR` does,
-    the rates are this schedule's own. One that sets rates outright, such as a `LambdaLR`, has the last word while it is
-    stepped later. `print(scheduler)` is one line, `print(scheduler.roles)` a table,
-    `print(scheduler.summary())` says what the rate did and why.
+    have a schedule of its own: see `groups`. A group that is added later takes the factor of that moment; without a
+    role, where the others have theirs, it is held back like the hidden matrices, unless the model says what it is.
+
+    Where something else multiplies a group's rate between the steps (a chained scheduler, `ReduceLROnPlateau`, a
+    callback), the multiplication is carried on: groups keep the ratios that it left, and where it has ended, as a
+    `LinearLR` does, the rates are this schedule's own. One that sets rates outright, such as a `LambdaLR`, has the last
+    word while it is stepped later. Of several `AdaptiveWarmup` on one optimizer the one used last sets the rates.
+
+    `print(scheduler)` is one line, `print(scheduler.roles)` a table, `print(scheduler.summary())` says what the rate
+    did and why.
 
     Args:
         optimizer: Any optimizer; the `lr` of each group is taken as its peak (its `initial_lr`, where an earlier
@@ -552,6 +558,7 @@ class AdaptiveWarmup(LRScheduler):
         self._step_count = saved["_step_count"]
         self._loss.restore(late)
         self._steps.reset()
+        self._take_charge()
         if self._has_its_turn():
             self._write()
 
@@ -616,6 +623,7 @@ class AdaptiveWarmup(LRScheduler):
 
     def _set_lrs(self) -> None:
         """Carry on what others did to the rates, hold the hidden matrices under their cap, and write the rates."""
+        self._take_charge()
         self._carry()
         self._hold()
         self._write()
@@ -747,13 +755,13 @@ class AdaptiveWarmup(LRScheduler):
 
     def _another(self) -> AdaptiveWarmup | None:
         """Return the scheduler that sets the optimizer's rates in place of this one."""
-        one = in_charge(self.optimizer)
-        return None if one is self else one
+        owner: Callable[[], AdaptiveWarmup | None] = getattr(self.optimizer, IN_CHARGE, lambda: None)
+        return None if (one := owner()) is self else one
 
     def _take_charge(self) -> None:
-        """Set the optimizer's rates from now on: of several schedulers the last one that was observed or stepped."""
+        """Set the optimizer's rates from now on: of several schedulers the one that was used last does."""
         if self._another() is not None and self._has_its_turn():
-            setattr(self.optimizer, _IN_CHARGE, weakref.ref(self))
+            setattr(self.optimizer, IN_CHARGE, weakref.ref(self))
             groups = zip(self.optimizer.param_groups, self.base_lrs)  # noqa: B905 # some may have been added
             self._last_lr = [_copied(group["lr"]) for group, _ in groups]  # what the other set is nothing to carry on
 
@@ -815,12 +823,6 @@ class AdaptiveWarmup(LRScheduler):
             warn(message)
 
 
-def in_charge(optimizer: Optimizer) -> AdaptiveWarmup | None:
-    """Return the scheduler that sets an optimizer's rates, if any does; of several, the one used last."""
-    owner: Callable[[], AdaptiveWarmup | None] | None = getattr(optimizer, _IN_CHARGE, None)
-    return None if owner is None else owner()
-
-
 def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -> SpectralCap | None:
     if isinstance(cap, SpectralCap):
         if cap._applies or cap._optimizer is not optimizer:
@@ -844,7 +846,7 @@ def _cap_of(cap: Any, optimizer: Optimizer, total_iters: int, rule: Rule[Any]) -
 def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
     watch(optimizer, scheduler)
     owner = weakref.ref(scheduler)
-    setattr(optimizer, _IN_CHARGE, owner)
+    setattr(optimizer, IN_CHARGE, owner)
 
     def loaded(_: Optimizer) -> None:
         if (alive := owner()) is None or not alive._has_its_turn() or alive._another() is not None:
