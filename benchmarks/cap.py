@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from rates import OPTIMIZERS, SUITES, Clock, Workload, load, network, text_losses
+from warmgap.rules import noise_edge
 from warmgap.torch import split_parameters
 
 
@@ -40,6 +41,7 @@ class Variant:
             `"each"`.
         rank: Singular values that are cut one by one; the rest is scaled by a factor, by the smallest of these. 0:
             whole steps are scaled, by their norm.
+        edge: What these are cut at besides, as a multiple of `warmgap.rules.noise_edge`; infinite: nothing.
         roles: The roles whose steps are cut.
         until: Share of the run after which nothing is cut.
         decays: Whether the limit decays with the rate.
@@ -50,14 +52,19 @@ class Variant:
     against: str = "shape"
     pooled: str = "median"
     rank: int = 8
+    edge: float = 1.0
     roles: tuple[str, ...] = ("hidden",)
     until: float = 1.0
     decays: bool = False
 
 
 VARIANTS = {
-    "no cap": Variant(math.inf),
+    "no cap": Variant(math.inf, rank=0),
     "the cap": Variant(),
+    "no edge": Variant(edge=math.inf),
+    "the edge alone": Variant(1e9),
+    "edge x 0.5": Variant(edge=0.5),
+    "edge x 2": Variant(edge=2.0),
     "rho 0.02": Variant(0.02),
     "rho 0.045": Variant(0.045),
     "whole steps scaled": Variant(rank=0),
@@ -105,8 +112,9 @@ def cut(matrices: list[Tensor], before: list[Tensor], starts: list[float], limit
     for index, (matrix, old) in enumerate(zip(matrices, before, strict=True)):
         step = steps[index] * float(factors[index])
         if variant.rank:
-            (u, s, vh), top, most = parts[index], smallest[index] + 1, limit * references[index]
-            excess = (s[:top] * float(factors[index]) - most).clamp_min(0.0)
+            (u, s, vh), top = parts[index], smallest[index] + 1
+            edge = variant.edge * size(step, "frobenius") * noise_edge(step.shape)
+            excess = (s[:top] * float(factors[index]) - min(limit * references[index], edge)).clamp_min(0.0)
             step -= (u[:, :top] * excess) @ vh[:top]
         matrix.copy_(old + step)
     return float(factors[0])

@@ -123,4 +123,5 @@ def noise_edge(shape: Sequence[int]) -> float:
         >>> noise_edge((64, 64))
         0.25
     """
-    return sum(1.0 / math.sqrt(side) for side in shape)
+    rows, columns = shape
+    return 1.0 / math.sqrt(rows) + 1.0 / math.sqrt(columns)
