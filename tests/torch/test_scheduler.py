@@ -299,6 +299,26 @@ def test_promise_7_neither_observing_nor_stepping_reads_a_tensor(make: Any) -> N
     assert reads.count == OnDevice.reads == 1  # and the count can fail
 
 
+@pytest.mark.parametrize(("rate", "capped", "expected"), [(0.2, True, 0.05), (0.02, True, 0.02), (0.2, False, 0.2)])
+def test_beside_muons_matrices_the_peak_is_limited(rate: float, capped: bool, expected: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(16, 32), nn.Linear(32, 32), nn.Linear(32, 16))
+    optimizer = Muon(split_parameters(model), lr=rate)
+    scheduler = AdaptiveWarmup(optimizer, 40, cap="auto" if capped else None)
+    rates = []
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(model(torch.arange(16)), torch.arange(16))
+        loss.backward()
+        scheduler.observe(loss)
+        rates.append([group["lr"] for group in optimizer.param_groups if group["rule"] == "adamw"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == rates[15] == [pytest.approx(expected)] * 3
+    assert rates[28] == [pytest.approx(expected * 0.5)] * 3  # half way through the cosine
+    told = [event for event in scheduler.events if "beside Muon" in event.reason]
+    assert [(event.step, event.after) for event in told] == ([(0, pytest.approx(0.25))] if expected < rate else [])
+
+
 def test_micro_batches_are_weighed_by_their_tokens() -> None:
     model, _, _ = problem()
     whole, parts = Lion(model.parameters(), lr=1.0), Lion(model.parameters(), lr=1.0)

@@ -142,7 +142,8 @@ def _course(scheduler: AdaptiveWarmup) -> list[str]:
         f"{first[2]:.2g} at step {first[0]}, {middle[2]:.2g} at step {middle[0]}, {scheduler._largest_factor:.2g} now"
     )
     if cap is None or cap.scope != "all weights":
-        course += f"; of the others {first[3]:.2g}, {middle[3]:.2g}, {scheduler._state.base:.2g}"
+        others = [scheduler._share_beside * factor for factor in (first[3], middle[3], scheduler._state.base)]
+        course += "; of the others " + ", ".join(f"{factor:.2g}" for factor in others)
     return [f"Rate / peak of {what}: {course}."]
 
 

@@ -621,6 +621,12 @@ class AdaptiveWarmup(LRScheduler):
         beside = isinstance(self.optimizer, Muon) and self.optimizer.param_groups[index]["rule"] in SECOND_RULES
         return min(peak, LARGEST_ENTRY) if beside and self.cap is not None else peak
 
+    @property
+    def _share_beside(self) -> float:
+        """The share of their peak that groups get where that is limited; the least."""
+        peaks = ((self._peak_of(index), float(peak)) for index, peak in enumerate(self.base_lrs))
+        return min((limited / peak for limited, peak in peaks if peak > 0.0), default=1.0)
+
     def _set_lrs(self) -> None:
         """Carry on what others did to the rates, hold the hidden matrices under their cap, and write the rates."""
         self._take_charge()
@@ -693,9 +699,7 @@ class AdaptiveWarmup(LRScheduler):
         self._carry()
         before, made, groups = self._state, self.factor, self.optimizer.param_groups
         if before.step == 0:
-            peaks = [float(peak) for index, peak in enumerate(self.base_lrs) if self._peak_of(index) < float(peak)]
-            if peaks:
-                share = LARGEST_ENTRY / max(peaks)
+            if (share := self._share_beside) < 1.0:
                 self._note(f"peak limited to {LARGEST_ENTRY} beside Muon's matrices", 1.0, share, "other")
             misuse.warn_of_sum(loss, (g for p, g in zip(self._plans, groups, strict=True) if p.role == "head"))
         self._history.add(before.step, loss, self._largest_factor, before.base)
