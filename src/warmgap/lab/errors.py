@@ -18,3 +18,8 @@ class RuleError(UserError):
 
 class LostProcessError(UserError):
     """Another process of the same run has ended or does not answer."""
+
+
+def missing(what: str, package: str, install: str = "'warmgap[lab]'") -> str:
+    """The sentence on a package that is not installed."""
+    return f"{what} needs the package {package}: pip install {install}."

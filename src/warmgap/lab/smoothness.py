@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from warmgap.lab.config import TrainConfig
+from warmgap.lab.engines import Job, train_here
 from warmgap.lab.errors import UserError
 from warmgap.lab.pictures import STRONG
 from warmgap.lab.report import Section, print_table
 from warmgap.lab.report import write_page as write_sections
-from warmgap.lab.store import Result, Store
+from warmgap.lab.store import Store
 from warmgap.smoothness import (
     Fit,
     LayerFits,
@@ -56,16 +57,6 @@ _DRAWN = {
 """The fits that are drawn, those with rho = 2: colour, dashes, and name."""
 
 _MOST_BLOCKS = 16
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """How a run is measured; see `SmoothnessProbe`."""
-
-    every: int = 1
-    estimator: str = "same-batch"
-    norm: str = "auto"
-    target_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,37 +108,32 @@ class Analysis:
         ]
 
 
-def measure(config: TrainConfig, how: Measurement, rates: Sequence[float], folder: Path) -> bool:
-    """Train at each multiple of the peak rate, with a probe; False where a run was interrupted."""
+def measure(config: TrainConfig, rates: Sequence[float], folder: Path, **how: Any) -> bool:
+    """Train at each multiple of the peak rate, with a probe; False where a run was interrupted.
+
+    `how` are arguments of `SmoothnessProbe`.
+    """
+    from warmgap.torch import SmoothnessProbe
+
     base = config.resolve()
     if any(rate <= 0.0 for rate in rates) or len(set(rates)) != len(rates):
         raise UserError(f"The rates must be different factors above 0, got {', '.join(f'{rate:g}' for rate in rates)}.")
-    from warmgap.lab.train import train
-    from warmgap.torch import SmoothnessProbe
-
     assert base.lr is not None  # noqa: S101 - resolved
     with Store(folder) as store:
         for rate in rates:
             place = folder / f"rate-{rate:g}"
+
+            def make(optimizer: Any, model: Any, place: Path = place) -> SmoothnessProbe:
+                shutil.rmtree(place, ignore_errors=True)  # one that broke off begins again
+                return SmoothnessProbe(optimizer, model=model, path=place / RECORDS_FILE, **how)
+
             full = dataclasses.replace(base, lr=base.lr * rate)
-            identity = full.fingerprint()
-            store.add([(identity, place.name, full.numbers(), full.command(place))])
-            if not store.claim(identity):
-                raise UserError(
-                    f"{place} already holds a run: read it with warmgap smoothness {folder}, or give another --output."
-                )
-            shutil.rmtree(place, ignore_errors=True)  # one that broke off begins again
-
-            def make(optimizer: Any, model: Any, path: Path = place / RECORDS_FILE) -> SmoothnessProbe:
-                return SmoothnessProbe(optimizer, model=model, path=path, **vars(how))
-
+            busy = f"{place} already holds a run: read it with warmgap smoothness {folder}, or give another --output."
             try:
-                result = train(full, place, progress=True, probe=make)
-            except (ValueError, UserError) as error:
-                store.finish(identity, Result("failed", str(error)))
-                raise UserError(f"The run cannot be measured: {error}") from error
-            store.finish(identity, result)
-            if result.status == "interrupted":
+                run = train_here(store, Job(full.fingerprint(), full, place), place.name, busy, probe=make)
+            except ValueError as error:
+                raise UserError(f"The run cannot be measured: {error}.") from error
+            if run.status == "interrupted":
                 return False
     return True
 

@@ -246,21 +246,17 @@ class Store:
             columns = ", ".join(f"{name} = ?" for name in ended)
             db.execute(f"UPDATE runs SET {columns} WHERE id = ?", (*values, identity))  # noqa: S608
 
-    def runs(self) -> list[Run]:
-        """All runs, in the order in which they were asked for."""
-        return [self._run(row) for row in self._db.execute("SELECT * FROM runs ORDER BY rowid")]
+    def runs(self, identity: str | None = None) -> list[Run]:
+        """All runs in the order in which they were asked for; those of one id alone: none or one."""
+        rows = self._db.execute("SELECT * FROM runs WHERE ?1 IS NULL OR id = ?1 ORDER BY rowid", (identity,))
+        plain = (
+            {**row, **{name: json.loads(row[name]) for name in ("config", "versions") if row[name]}} for row in rows
+        )
+        return [Run(**row) for row in plain]
 
     def run(self, identity: str) -> Run:
-        """The run of this id."""
-        row = self._db.execute("SELECT * FROM runs WHERE id = ?", (identity,)).fetchone()
-        if row is None:
-            raise UserError(f"{self.path} holds no run {identity}.")
-        return self._run(row)
-
-    @staticmethod
-    def _run(row: sqlite3.Row) -> Run:
-        values = dict(row)
-        return Run(**values | {name: json.loads(values[name]) for name in ("config", "versions") if values[name]})
+        """The run of this id, which is there."""
+        return self.runs(identity)[0]
 
     def metrics(self, identity: str) -> dict[str, list[Any]]:
         """The metrics of a run by column, one value a step."""
