@@ -8,14 +8,12 @@ import pytest
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
 from warmgap.lab.smoothness import (
-    Findings,
     analyse,
     compare_rates,
     measure,
-    print_fits,
     read_trajectories,
+    report,
     write_layer_constants,
-    write_page,
 )
 from warmgap.lab.store import Store
 from warmgap.lab.train import train
@@ -45,10 +43,8 @@ def test_runs_are_measured_fitted_and_shown(
     with pytest.raises(UserError, match="No layer constants: Gluon's radii need constants in its own norms"):
         write_layer_constants(trajectories, radii)
 
-    findings = Findings.of(trajectories[:1])
-    page = write_page(findings, tmp_path / "smoothness.html").read_text()
+    page = report(trajectories[:1], tmp_path / "smoothness.html").read_text()
     assert page.count('draw("') == 2
-    print_fits(findings)
     assert "H0, H1" in capsys.readouterr().out
     with pytest.raises(UserError, match="already holds a run"):
         measure(config, [1.0], tmp_path)

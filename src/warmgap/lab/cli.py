@@ -363,13 +363,12 @@ class Smoothness(_Settings, _Method):
                 _out(f"Interrupted. What was measured so far can be read: warmgap smoothness {folder}")
                 return INTERRUPTED
         trajectories = smoothness.read_trajectories(self.records or [folder])
-        findings = smoothness.Findings.of(trajectories, target_loss=self.gap_from)
-        smoothness.print_fits(findings)
+        page = smoothness.report(trajectories, folder / "smoothness.html", target_loss=self.gap_from)
         if self.write_radii is not None:
             chosen = smoothness.write_layer_constants(trajectories, self.write_radii)
             _out(f"Layer constants of {chosen.name}: {self.write_radii}")
             _out(f"Next: warmgap train --optimizer gluon --radii {self.write_radii}")
-        _out(f"Page: {smoothness.write_page(findings, folder / 'smoothness.html')}")
+        _out(f"Page: {page}")
         return 0
 
 
