@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.errors import UserError, missing
+from warmgap.lab.errors import UserError, needs
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Result, Run, Store
 
@@ -86,7 +86,8 @@ def train_here(store: Store, job: Job, name: str, busy: str, **how: Any) -> Run:
     from warmgap.lab.train import train
 
     try:
-        result = train(job.config, job.folder, progress=True, sink=partial(store.write, job.id), **how)
+        with store.beating():
+            result = train(job.config, job.folder, progress=True, sink=partial(store.write, job.id), **how)
     except Exception as error:
         store.finish(job.id, Result("failed", str(error)))
         raise
@@ -283,11 +284,9 @@ class OnRay:
 
     def train(self, jobs: Sequence[Job], claim: Claim, stop: Interruption) -> Iterator[Message]:
         """See `Engine.train`."""
-        try:
+        with needs("A sweep on Ray", "ray", "'warmgap[cluster]'"):
             import ray
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-        except ImportError as error:
-            raise UserError(missing("A sweep on Ray", "ray", "'warmgap[cluster]'")) from error
         passed = {name: value for name, value in os.environ.items() if name in ("WARMGAP_CACHE", "OMP_NUM_THREADS")}
         quiet: dict[str, Any] = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": "warning"}
         ray.init(address=self.address, runtime_env={"env_vars": passed}, **quiet)
@@ -301,9 +300,8 @@ class OnRay:
             while len(under_way) < (self.jobs or len(jobs)) and (job := next(queue, None)):
                 threads = job.config.threads or 1
                 job = replace(job, config=replace(job.config, threads=threads), folder=job.folder.absolute())
-                needs = task.options(max_retries=_RETRIES, num_gpus=gpus, num_cpus=threads * self.processes)
-                reference = needs.remote(job, self.processes, inbox)
-                under_way[reference] = job
+                chosen = task.options(max_retries=_RETRIES, num_gpus=gpus, num_cpus=threads * self.processes)
+                under_way[chosen.remote(job, self.processes, inbox)] = job
                 yield "begin", job, None
             if not under_way:
                 break
