@@ -1,7 +1,7 @@
 """Where the runs of a sweep are trained: in processes of this machine, or on a Ray cluster.
 
-An engine takes jobs and yields messages: `("begin", job, None)`, `("rows", job, rows)`, `("end", job, result)`, and
-`("tick", None, None)` now and then. It writes nothing but checkpoints; the driver does.
+An engine takes jobs and yields messages: `("begin", job, None)`, `("rows", job, rows)` and `("end", job, result)`. It
+writes nothing but checkpoints; the driver does.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from warmgap.lab.errors import UserError, needs
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Result, Run, Store
 
-Message = tuple[str, "Job | None", Any]
+Message = tuple[str, "Job", Any]
 Claim = Callable[["Job"], bool]
 
-_LOOK_EVERY = 0.5  # seconds between two ticks
+_LOOK_EVERY = 0.5  # seconds between two looks at a request to stop
 _PATIENCE = 60.0  # seconds a worker has, after ctrl-C, to write its checkpoint
 _RETRIES = 10  # of a run whose node dies
 _JOB, _RESULT = "job.pkl", "result.pkl"  # what passes between a worker and the processes that torchrun starts
@@ -185,11 +185,9 @@ class Local:
                     return
                 ready = connection.wait([worker.pipe for worker in busy], timeout=_LOOK_EVERY)
                 for worker in busy:
-                    if worker.pipe in ready:
-                        job = worker.job
+                    if worker.pipe in ready and (job := worker.job):
                         kind, content = worker.hear(stop)
                         yield kind, job, content
-                yield "tick", None, None
                 if stop.requested and not deadline:
                     deadline = time.monotonic() + _PATIENCE
                     for worker in workers:
@@ -318,7 +316,6 @@ class OnRay:
                 except ray.exceptions.RayError as error:
                     result = Result("failed", str(error).splitlines()[0])
                 yield "end", under_way.pop(reference), result
-            yield "tick", None, None
             for reference in under_way if stop.requested else ():
                 with contextlib.suppress(Exception):
                     ray.cancel(reference, force=stop.impatient)

@@ -153,9 +153,11 @@ def _scored(cells: Sequence[Cell]) -> list[Section]:
 
 
 def _marked(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """Rows with the method's label, and a class for adaptive ones."""
+    """Rows with the method's label and a class for adaptive ones, without columns that are empty."""
+    empty = {name for name in (rows[0] if rows else ()) if not any(row[name] for row in rows)}
     return [
-        {**row, "method": label_of(row["method"]), "_class": "" if is_clock(row["method"]) else "adaptive"}
+        {name: cell for name, cell in row.items() if name not in empty}
+        | {"method": label_of(row["method"]), "_class": "" if is_clock(row["method"]) else "adaptive"}
         for row in rows
     ]
 

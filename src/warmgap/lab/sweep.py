@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.engines import Engine, Job, Local
 from warmgap.lab.errors import UserError
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Run, Store
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 INTERRUPTED = 130
 
@@ -83,7 +83,7 @@ def run_plan(
         console: Where to show progress; None shows nothing.
     """
     began = time.monotonic()
-    engine = engine or Local()
+    console = console or Console(quiet=True)
     jobs: dict[str, Job] = {}
     workloads: list[tuple[str, str]] = []
     for workload, config in plan:
@@ -96,18 +96,12 @@ def run_plan(
         )
         sweep = store.add_sweep(command, asked, workloads)
         waiting = [job for job in jobs.values() if not store.run(job.id).finished]
-        if console is not None and len(waiting) < len(jobs):
+        if len(waiting) < len(jobs):
             _say(console, f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.")
         if waiting:
             _prepare(waiting)
-            with Interruption(twice=True) as stop, _shown(console, len(waiting)) as display:
-                beaten = 0.0
-                for kind, job, content in engine.train(waiting, lambda job: store.claim(job.id), stop):
-                    if job is None:
-                        if time.monotonic() - beaten > 5.0:
-                            store.beat()
-                            beaten = time.monotonic()
-                        continue
+            with store.beating(), Interruption(twice=True) as stop, _shown(console, len(waiting)) as display:
+                for kind, job, content in (engine or Local()).train(waiting, lambda job: store.claim(job.id), stop):
                     if kind == "rows":
                         store.write(job.id, content)
                     elif kind == "end":
@@ -122,8 +116,7 @@ def _prepare(jobs: Sequence[Job]) -> None:
     from warmgap.lab.tasks import prepare
 
     configs = [job.config for job in jobs]
-    data = {(each.corpus, each.vocab_size, each.tokenizer, each.corpus_megabytes): each for each in configs}
-    for config in data.values():
+    for config in {(c.corpus, c.vocab_size, c.tokenizer, c.corpus_megabytes): c for c in configs}.values():
         prepare(config)
 
 
@@ -150,15 +143,12 @@ def _say(console: Console, sentence: str) -> None:
 
 
 @contextlib.contextmanager
-def _shown(console: Console | None, count: int) -> Iterator[Any]:
+def _shown(console: Console, count: int) -> Iterator[Any]:
     """Show all runs under way, on a terminal as bars, in a file as a line for each that ends."""
-    if console is None:
-        yield lambda *_: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
     columns = ("{task.description}", BarColumn(bar_width=10), MofNCompleteColumn(), "{task.fields[loss]}")
-    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, disable=console.quiet or not console.is_terminal
+    ) as bars:
         overall = bars.add_task("all runs", total=count, loss="")
         tasks: dict[str, Any] = {}
         ended = itertools.count(1)
