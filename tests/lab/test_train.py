@@ -36,7 +36,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseExceptio
         if self.step == step:
             if error is not None:
                 raise error
-            self.agreed = lambda _: True
+            self.accelerator.set_trigger()
         return one_step(self)
 
     monkeypatch.setattr(module._Run, "one_step", stopping)

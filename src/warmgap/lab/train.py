@@ -169,7 +169,9 @@ class _Run:
             saves = bool(config.save_every) and (self.step == config.steps or self.step % config.save_every == 0)
             looks = self.device.type == "cpu" or self.step % _READ_EVERY == 0 or self.step == config.steps
             if looks or evaluates or saves:
-                if self.agreed(stop.requested):
+                if stop.requested:
+                    self.accelerator.set_trigger()
+                if self.accelerator.check_trigger():  # set in any process: they must stop at the same step
                     self.status = "interrupted"
                 self.read(display, evaluates=evaluates)
                 if sink is not None and self.accelerator.is_main_process and time.monotonic() - last_sent > _SEND_EVERY:
@@ -237,13 +239,6 @@ class _Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             logits, classes = self.task.predict(model, rows)
         return nn.functional.cross_entropy(logits.float(), classes)
-
-    def agreed(self, flag: bool) -> bool:
-        """Whether any process has the flag: they must stop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        flags = self.accelerator.reduce(torch.tensor(float(flag), device=self.device), reduction="sum")
-        return bool(flags.item() > 0.0)
 
     def read(self, display: _Display, *, evaluates: bool) -> None:
         """Look at the steps made since the last look, write them down, and stop where a loss is no longer finite."""
