@@ -174,13 +174,13 @@ class Sweep(_Settings):
         from rich.console import Console
 
         from warmgap.lab.methods import varied
-        from warmgap.lab.sweep import Grid, report_outcome, run_plan
+        from warmgap.lab.sweep import grid, report_outcome, run_plan
 
         options = {"target": self.target_loss, "sigma": self.sigma, "kappa": self.kappa, "level": self.level}
         lists: dict[str, Any] = {name: getattr(self, name) for name in ("optimizers", "methods", "seeds", "rates")}
         lists["methods"] = varied(self.methods, options)
         base, console = self.config, Console()
-        plan = Grid(base, **lists).plan()
+        plan = grid(base, **lists)
         _warn_ignored(base)
         _err(f"{len(plan)} runs into {self.output}")
         command = command_line("sweep", lists, base.given(), {"output": self.output})
@@ -463,7 +463,7 @@ class Theory:
         return 1 if failed else 0
 
 
-_KINDS = (Train, Sweep, Report, Runs, Demo, Bench, Paper, Smoothness, Unified, Theory, Replay)
+_KINDS = (Demo, Train, Sweep, Report, Runs, Replay, Bench, Paper, Smoothness, Unified, Theory)
 COMMANDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
 

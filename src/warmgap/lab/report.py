@@ -71,7 +71,9 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
     page = Environment(loader=PackageLoader("warmgap.lab", "."), autoescape=True).get_template("report.html.j2")
     plotly = get_plotlyjs() if any(section.pictures for section in sections) else ""
     footer = f"{footer} Made by warmgap {__version__}.".strip()
-    text = page.render(title=title, lead=filter(None, lead), sections=sections, plotly=plotly, footer=footer)
+    text = page.render(
+        title=title, lead=filter(None, lead), sections=sections, plotly=plotly, footer=footer, filled=_filled
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -153,13 +155,16 @@ def _scored(cells: Sequence[Cell]) -> list[Section]:
 
 
 def _marked(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """Rows with the method's label and a class for adaptive ones, without columns that are empty."""
-    empty = {name for name in (rows[0] if rows else ()) if not any(row[name] for row in rows)}
+    """Rows with the method's label, and a class for adaptive ones."""
     return [
-        {name: cell for name, cell in row.items() if name not in empty}
-        | {"method": label_of(row["method"]), "_class": "" if is_clock(row["method"]) else "adaptive"}
+        {**row, "method": label_of(row["method"]), "_class": "" if is_clock(row["method"]) else "adaptive"}
         for row in rows
     ]
+
+
+def _filled(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that are not empty all the way down."""
+    return [name for name in (rows[0] if rows else ()) if name != "_class" and any(row[name] != "" for row in rows)]
 
 
 def _rows(cell: Cell, trials: Sequence[Trial], *, several: bool) -> list[Mapping[str, str]]:
@@ -225,7 +230,7 @@ def write_replay(losses: Any, shown: Mapping[str, Any], path: Path) -> Path:
     return write_page(path, "What the rules would have done", [lead], [section])
 
 
-_WIDE = ("95% interval", "warm-up, steps", "_class")
+_WIDE = ("95% interval", "warm-up, steps")
 """Columns that do not fit a terminal."""
 
 
@@ -247,7 +252,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = 
     """Print rows as a table, those of adaptive methods bold; only the widest column wraps, with `whole` none."""
     console = Console()
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    names = [name for name in (rows[0] if rows else ()) if name not in _WIDE]
+    names = [name for name in _filled(rows) if name not in _WIDE]
     widest = max(names, key=lambda name: max(len(str(row[name])) for row in rows), default=None)
     for name in names:
         table.add_column(name, no_wrap=whole or name != widest, overflow="fold")

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +25,27 @@ Plan = Sequence[tuple[str, TrainConfig]]
 """Runs, each with the name of its workload, which may be empty."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Every optimizer with every peak rate, every method and every seed."""
-
-    base: TrainConfig  # the settings that all runs share
-    optimizers: Sequence[str]  # names, or `name:lr` to give each its peak rate
-    methods: Sequence[str]
-    seeds: Sequence[int] = (0,)
-    rates: Sequence[float] = (1.0,)  # factors of the peak rate
-
-    def plan(self) -> Plan:
-        """The runs; all of one seed before the next seed."""
-        lists = {"optimizer": self.optimizers, "method": self.methods, "seed": self.seeds, "rate": self.rates}
-        if empty := [what for what, given in lists.items() if not given]:
-            raise UserError(f"The sweep has no {empty[0]}: give at least one.")
-        runs = []
-        seeds, optimizers = dict.fromkeys(self.seeds), dict.fromkeys(self.optimizers)
-        combinations = itertools.product(seeds, optimizers, dict.fromkeys(self.rates), dict.fromkeys(self.methods))
-        for seed, optimizer, rate, method in combinations:
-            name, _, lr = optimizer.partition(":")
-            try:
-                config = replace(self.base, optimizer=name, lr=float(lr) if lr else self.base.lr).resolve()
-            except ValueError:
-                raise UserError(f"The peak rate of {optimizer!r} is no number: write muon:0.02.") from None
-            assert config.lr is not None  # noqa: S101 - resolved
-            config = replace(config, lr=config.lr * rate, method=method, seed=seed)
-            runs.append(("", config.resolve()))
-        return runs
+def grid(
+    base: TrainConfig,  # the settings that all runs share
+    optimizers: Sequence[str],  # names, or `name:lr` to give each its peak rate
+    methods: Sequence[str],
+    seeds: Sequence[int] = (0,),
+    rates: Sequence[float] = (1.0,),  # factors of the peak rate
+) -> Plan:
+    """Every optimizer with every peak rate, every method and every seed; all of one seed before the next seed."""
+    lists: dict[str, Sequence[Any]] = {"seed": seeds, "optimizer": optimizers, "rate": rates, "method": methods}
+    if empty := [what for what, given in lists.items() if not given]:
+        raise UserError(f"The sweep has no {empty[0]}: give at least one.")
+    runs = []
+    for seed, optimizer, rate, method in itertools.product(*map(dict.fromkeys, lists.values())):
+        name, _, lr = optimizer.partition(":")
+        try:
+            config = replace(base, optimizer=name, lr=float(lr) if lr else base.lr).resolve()
+        except ValueError:
+            raise UserError(f"The peak rate of {optimizer!r} is no number: write muon:0.02.") from None
+        assert config.lr is not None  # noqa: S101 - resolved
+        runs.append(("", replace(config, lr=config.lr * rate, method=method, seed=seed).resolve()))
+    return runs
 
 
 def run_folder(config: TrainConfig) -> str:
