@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import json
 import math
+import os
 import pickle
 import platform
 import subprocess
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed import DistError
 
 from warmgap import decay as decays
 from warmgap.lab.checkpoints import STATE, WEIGHTS, checkpoint_name, final_weights, last_checkpoint, new_checkpoint
@@ -84,23 +86,20 @@ def train(
         torch.set_num_threads(full.threads)
     try:
         run = _Run(full, folder, probe, resume=resume)
-        with contextlib.ExitStack() as stack:
-            display = stack.enter_context(_display(full, shown=progress and run.accelerator.is_main_process))
-            stop = stack.enter_context(Interruption())
+        shown = progress and run.accelerator.is_main_process
+        with _display(full, shown=shown) as display, Interruption() as stop:
             return run.go(stop, display, sink)
     except RuntimeError as error:
         if not _lost(error):
             raise
         raise LostProcessError(
-            f"Process {run.accelerator.process_index} ends because another one of this run has ended or does not "
+            f"Process {os.environ.get('RANK', '0')} ends because another one of this run has ended or does not "
             "answer: run the same command with --resume, on any number of processes, to go on from the last checkpoint."
         ) from error
 
 
 def _lost(error: BaseException | None) -> bool:
-    """Return whether an error comes from talking to another process; gloo's have no class of their own."""
-    from torch.distributed import DistError
-
+    """Whether an error comes from talking to another process; gloo's have no class of their own."""
     if error is None:
         return False
     return isinstance(error, DistError) or "gloo/transport" in str(error) or _lost(error.__cause__)
@@ -118,7 +117,7 @@ class _Run:
     """The parts of a run, and the steps made so far."""
 
     def __init__(self, config: TrainConfig, folder: Path | None, probe: MakeProbe | None, *, resume: bool) -> None:
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.numbers = config, folder, config.numbers()
         # Without an accelerator it must be said, or it leaves the processes of `torchrun` each to itself.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.device = self.accelerator.device
@@ -313,7 +312,7 @@ class _Run:
         """All that a checkpoint holds besides the weights, as plain values and tensors."""
         return {
             "version": CHECKPOINT_VERSION,
-            "config": self.config.numbers(),
+            "config": self.numbers,
             "corpus_fingerprint": self.task.fingerprint,
             "step": self.step,
             "first_loss": self.first_loss,
@@ -350,7 +349,7 @@ class _Run:
                 f"The checkpoint {checkpoint} was written by another version of warmgap (form {version}, this one "
                 f"reads form {CHECKPOINT_VERSION}): use that version, or another --output."
             )
-        own, saved = self.config.numbers(), state["config"]
+        own, saved = self.numbers, state["config"]
         if different := [name for name in {**own, **saved} if saved.get(name) != own.get(name)]:
             name = different[0]
             raise UserError(
