@@ -43,8 +43,7 @@ def figure(trials: Sequence[Trial]) -> go.Figure:
     )  # fmt: skip
     rules = [trial for trial in trials if not trial.clock and trial.method != "published"]
     for trial in rules:
-        colour, dash = styles([each.method for each in rules])[trial.method]
-        line = {"color": colour, "dash": dash, "width": 3}
+        line = styles([each.method for each in rules])[trial.method]
         drawn.add_scatter(x=[0.0, 0.5], y=[trial.loss] * 2, mode="lines", line=line, name=label_of(trial.method))
     return drawn.update_xaxes(title="warm-up, share of the run").update_yaxes(title="final validation loss")
 

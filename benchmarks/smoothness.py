@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.smoothness import RECORDS_FILE, Measurement, measure
+from warmgap.lab.smoothness import RECORDS_FILE, measure
 from warmgap.lab.store import FILE, Store
 from warmgap.smoothness import Record, diagnose_step_length, fit_gap_linear, rate_dependence, read_records
 
@@ -181,7 +181,7 @@ def main() -> None:
             place = arguments.folder / f"{optimizer}-{seed}"
             for rate in RATES:
                 ended = status(place / f"rate-{rate:g}", arguments.steps) in ("done", "diverged")
-                if not ended and not measure(config, Measurement(every=EVERY), [rate], place):
+                if not ended and not measure(config, [rate], place, every=EVERY, target_loss=0.0):
                     raise SystemExit(130)
     print(report(arguments.folder, arguments.optimizers))
 

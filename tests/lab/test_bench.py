@@ -6,6 +6,7 @@ import pytest
 
 from warmgap.lab.bench import train_recipe
 from warmgap.lab.engines import Job, train_job
+from warmgap.lab.errors import UserError
 from warmgap.lab.recipes import Recipe
 from warmgap.lab.results import read_results
 from warmgap.lab.store import Store
@@ -74,3 +75,10 @@ def test_a_suite_is_trained_scored_and_shown(tmp_path: Path, capsys: pytest.Capt
     assert {trial.printed for trial in trials if trial.workload == "plain"} == {2.25, None}
     again = recipe.chosen(split="development", methods=["none"], seeds=[0])
     assert train_recipe(again, out, command="again", engine=Here(), quiet=True) == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["title = 'x'", "[[workload]]\nsteps = 3"])
+def test_a_suite_without_named_workloads_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "suite.toml").write_text(text)
+    with pytest.raises(UserError, match=r"must have workloads, \[\[workload\]\], each with a name"):
+        Recipe.load(str(tmp_path / "suite.toml"))

@@ -50,6 +50,7 @@ def test_the_help_of_train_is_in_groups(capsys: pytest.CaptureFixture[str]) -> N
         ("bake", "warmgap: Unrecognized options: bake"),
         ("train --never-heard-of", "--never-heard-of"),
         ("train --steps x", "invalid literal for int"),
+        ("train --tied maybe", "warmgap: Invalid choice 'maybe' for argument '--tied'"),
         ("train --method foo", "Unknown method 'foo'"),
         ("train --optimizer foo", "Unknown optimizer 'foo'"),
         ("sweep --methods", "has no method"),

@@ -16,11 +16,11 @@ from warmgap.lab.config import TrainConfig
 from warmgap.lab.engines import Engine, Job, Message, OnRay
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Store
-from warmgap.lab.sweep import Grid, run_plan
+from warmgap.lab.sweep import grid, run_plan
 from warmgap.lab.train import train
 
 BASE = TrainConfig(corpus="digits", model="mlp", steps=400, batch_size=8, eval_every=0, save_every=20)
-GRID = Grid(BASE, ("lion",), ("auto", "none"), seeds=(0, 1))
+PLAN = grid(BASE, ("lion",), ("auto", "none"), seeds=(0, 1))
 
 
 class Recorded:
@@ -49,7 +49,7 @@ def test_a_node_that_dies_costs_no_run(tmp_path: Path) -> None:
     second = cluster.add_node(num_cpus=1)
     engine = Recorded(OnRay(address=cluster.address), kill=lambda: cluster.remove_node(second, allow_graceful=False))
     try:
-        runs = run_plan(GRID.plan(), tmp_path / "ray", command="ray", engine=engine)  # type: ignore[arg-type]
+        runs = run_plan(PLAN, tmp_path / "ray", command="ray", engine=engine)  # type: ignore[arg-type]
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -58,5 +58,5 @@ def test_a_node_that_dies_costs_no_run(tmp_path: Path) -> None:
     assert all(engine.seen["end", run.id] == 1 for run in runs)
     with Store(tmp_path / "ray", create=False) as store:
         assert all(store.metrics(run.id)["step"] == list(range(1, 401)) for run in runs)
-    here = [train(replace(config, threads=1)).record["final_val_loss"] for _, config in GRID.plan()]
+    here = [train(replace(config, threads=1)).record["final_val_loss"] for _, config in PLAN]
     assert [run.final_val_loss for run in runs] == here

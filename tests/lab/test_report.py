@@ -110,6 +110,18 @@ def test_results_come_back_as_they_were_written(
     assert "Flatness" in out
 
 
+def test_columns_without_a_value_are_left_out(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = [trial for trial in read_runs(folder) if trial.method == "auto" and trial.seed == 0]
+    print_tables(alone)
+    table = capsys.readouterr().out
+    assert "final loss" in table
+    assert "verdict" not in table
+    clock = [trial for trial in read_runs(folder) if trial.lr == 0.01]
+    page = write_report([*alone, *clock], tmp_path / "report.html", title="A title", folder=folder)
+    rows = re.findall(r"<tr.*?</tr>", page.read_text()[page.read_text().index("Lion, tiny on wiki") :])
+    assert len({len(re.findall("<t[hd]>", row)) for row in rows if "95% interval" in row or "± " in row}) == 1
+
+
 def test_results_of_another_version_are_refused(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text('{"version": 1, "runs": []}')
     with pytest.raises(UserError, match="written by another version"):

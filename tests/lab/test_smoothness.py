@@ -8,15 +8,12 @@ import pytest
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
 from warmgap.lab.smoothness import (
-    Findings,
-    Measurement,
     analyse,
     compare_rates,
     measure,
-    print_fits,
     read_trajectories,
+    report,
     write_layer_constants,
-    write_page,
 )
 from warmgap.lab.store import Store
 from warmgap.lab.train import train
@@ -27,7 +24,7 @@ def test_runs_are_measured_fitted_and_shown(
     images: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = replace(images, steps=40, method="none")
-    assert measure(config, Measurement(), [0.5, 1.0], tmp_path)
+    assert measure(config, [0.5, 1.0], tmp_path)
     with Store(tmp_path, create=False) as store:
         measured = store.runs()
     assert [run.status for run in measured] == ["done", "done"]
@@ -46,19 +43,17 @@ def test_runs_are_measured_fitted_and_shown(
     with pytest.raises(UserError, match="No layer constants: Gluon's radii need constants in its own norms"):
         write_layer_constants(trajectories, radii)
 
-    findings = Findings.of(trajectories[:1])
-    page = write_page(findings, tmp_path / "smoothness.html").read_text()
+    page = report(trajectories[:1], tmp_path / "smoothness.html").read_text()
     assert page.count('draw("') == 2
-    print_fits(findings)
     assert "H0, H1" in capsys.readouterr().out
     with pytest.raises(UserError, match="already holds a run"):
-        measure(config, Measurement(), [1.0], tmp_path)
+        measure(config, [1.0], tmp_path)
 
 
 def test_two_optimizers_cannot_be_measured(images: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="torch-muon is two optimizers"):
-        measure(replace(images, optimizer="torch-muon"), Measurement(), [1.0], tmp_path)
+        measure(replace(images, optimizer="torch-muon"), [1.0], tmp_path)
     with pytest.raises(UserError, match="different factors above 0"):
-        measure(images, Measurement(), [1.0, 1.0], tmp_path)
+        measure(images, [1.0, 1.0], tmp_path)
     with pytest.raises(UserError, match=r"No smoothness.jsonl in or below"):
         read_trajectories([tmp_path])

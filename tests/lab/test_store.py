@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,18 @@ def test_no_two_drivers_train_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert two.claim(run)  # a run that failed is tried again
 
 
+def test_a_run_that_says_nothing_for_long_stays_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(tmp_path) as one, Store(tmp_path) as two:
+        run = a_run(one)
+        assert one.claim(run)
+        monkeypatch.setattr(module, "_STALE", 0.6)
+        with one.beating():
+            time.sleep(0.9)
+            assert not two.claim(run)
+        one._db.execute("UPDATE runs SET heartbeat = heartbeat - 1")
+        assert two.claim(run)
+
+
 def test_sweeps_and_folders(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         for name in ("a", "b"):
@@ -101,7 +114,8 @@ def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be used"):
         Store(tmp_path)
     (tmp_path / "runs.db").unlink()
-    Store(tmp_path).close()
+    with Store(tmp_path):
+        pass
     sqlite3.connect(tmp_path / "runs.db").execute("PRAGMA user_version=99")
     with pytest.raises(UserError, match="form 99, this one reads form 2"):
         Store(tmp_path)

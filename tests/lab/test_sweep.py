@@ -17,7 +17,7 @@ from warmgap.lab.config import TrainConfig
 from warmgap.lab.engines import Job, Local, train_job
 from warmgap.lab.errors import UserError
 from warmgap.lab.store import Result, Store
-from warmgap.lab.sweep import Grid, run_plan
+from warmgap.lab.sweep import Plan, grid, run_plan
 
 
 @dataclass
@@ -34,12 +34,12 @@ class Here:
                 yield "end", job, result or train_job(job)
 
 
-def grid(base: TrainConfig, **lists: Any) -> Grid:
-    return Grid(base, **({"optimizers": ("lion",), "methods": ("auto", "none")} | lists))
+def plan(base: TrainConfig, **lists: Any) -> Plan:
+    return grid(base, **({"optimizers": ("lion",), "methods": ("auto", "none")} | lists))
 
 
 def test_the_grid_is_every_combination_once(images: TrainConfig) -> None:
-    found = grid(images, optimizers=("lion", "muon:0.01", "lion"), rates=(1.0, 3.0), seeds=(0, 1)).plan()
+    found = plan(images, optimizers=("lion", "muon:0.01", "lion"), rates=(1.0, 3.0), seeds=(0, 1))
     runs = [(c.seed, c.optimizer, c.lr, c.method) for _, c in found]
     assert len(runs) == len(set(runs)) == 16
     assert [seed for seed, *_ in runs] == [0] * 8 + [1] * 8
@@ -50,18 +50,18 @@ def test_the_grid_is_every_combination_once(images: TrainConfig) -> None:
         ({"methods": ("x",)}, "Unknown method"),
     ):
         with pytest.raises(UserError, match=sentence):
-            grid(images, **lists).plan()
+            plan(images, **lists)
 
 
 def test_finished_runs_are_not_trained_again(images: TrainConfig, tmp_path: Path) -> None:
-    first = run_plan(grid(images).plan(), tmp_path, command="one", engine=Here())  # type: ignore[arg-type]
+    first = run_plan(plan(images), tmp_path, command="one", engine=Here())  # type: ignore[arg-type]
     assert [run.status for run in first] == ["done", "done"]
 
     def refuse(job: Job) -> Result:
         assert job.config.method == "hold:40%"
         return Result("failed", "no memory")
 
-    more = grid(images, methods=("auto", "none", "hold:40%")).plan()
+    more = plan(images, methods=("auto", "none", "hold:40%"))
     second = run_plan(more, tmp_path, command="two", engine=Here(refuse))  # type: ignore[arg-type]
     assert [run.status for run in second] == ["done", "done", "failed"]
     assert second[:2] == first
@@ -104,11 +104,11 @@ def test_a_pool_survives_a_worker_that_is_killed(images: TrainConfig, tmp_path: 
                         child.kill()
                 yield kind, job, content
 
-    runs = run_plan(grid(base, methods=("none", "hold:40%")).plan(), tmp_path, command="c", engine=Killing())
+    runs = run_plan(plan(base, methods=("none", "hold:40%")), tmp_path, command="c", engine=Killing())
     assert [run.status for run in runs] == ["failed", "done"]
     assert "ended with exit code -9" in runs[0].message
     short = Here()
-    runs = run_plan(grid(base, methods=("none", "hold:40%")).plan(), tmp_path, command="c", engine=short)  # type: ignore[arg-type]
+    runs = run_plan(plan(base, methods=("none", "hold:40%")), tmp_path, command="c", engine=short)  # type: ignore[arg-type]
     assert [run.status for run in runs] == ["done", "done"]
 
 

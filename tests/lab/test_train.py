@@ -13,7 +13,7 @@ import torch
 from warmgap.lab import train as module
 from warmgap.lab.checkpoints import last_checkpoint
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.errors import UserError
+from warmgap.lab.errors import LostProcessError, UserError
 from warmgap.lab.optimizers import OPTIMIZERS
 from warmgap.lab.store import METRICS, Result
 from warmgap.lab.train import train
@@ -36,7 +36,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseExceptio
         if self.step == step:
             if error is not None:
                 raise error
-            self.agreed = lambda _: True
+            self.accelerator.set_trigger()
         return one_step(self)
 
     monkeypatch.setattr(module._Run, "one_step", stopping)
@@ -169,3 +169,14 @@ def test_which_code_ran_is_known_without_git_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "_git", missing)
     assert module.code().startswith("sha256:")
     assert module.code() == module.code()
+
+
+def test_a_process_that_is_lost_before_the_first_step_is_told_too(
+    small: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: TrainConfig) -> None:
+        raise RuntimeError("gloo/transport/tcp: Connection closed by peer")
+
+    monkeypatch.setattr(module, "make_task", lost)
+    with pytest.raises(LostProcessError, match="Process 0 ends because another one"):
+        train(small)

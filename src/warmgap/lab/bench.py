@@ -7,11 +7,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from warmgap.lab.config import TrainConfig
+from rich.console import Console
+
+from warmgap.lab.config import MethodSettings, TrainConfig
 from warmgap.lab.engines import Engine
 from warmgap.lab.methods import WITH_TARGET, Method
 from warmgap.lab.model import size_of
 from warmgap.lab.recipes import Recipe, Workload
+from warmgap.lab.report import print_scores, print_tables, write_report
 from warmgap.lab.results import trial, write_results
 from warmgap.lab.sweep import INTERRUPTED, report_outcome, run_folder, run_plan
 
@@ -29,10 +32,6 @@ def train_recipe(
     Returns:
         Exit code: 0, 1 where a run failed, 130 where it was interrupted.
     """
-    from rich.console import Console
-
-    from warmgap.lab.report import print_scores, print_tables, write_report
-
     console = Console(quiet=quiet)
     bases = plan_of_bases(recipe)
     if bases:
@@ -62,7 +61,9 @@ def plan_of(recipe: Recipe, folder: Path) -> list[tuple[str, TrainConfig]]:
     found = []
     for seed, workload, rate in itertools.product(recipe.seeds, recipe.workloads, recipe.rates):
         for method in dict.fromkeys(workload.methods or recipe.methods):
-            config = _run(workload, method, seed, rate)
+            target = workload.config.target_loss if (Method.parse(method).rule or "") in WITH_TARGET else None
+            lr = float(f"{(_bare(workload).lr or 0.0) * rate:.6g}")
+            config = replace(workload.config, method=method, seed=seed, lr=lr, target_loss=target)
             if workload.start_from is not None:
                 base = replace(workload.start_from, seed=seed)
                 config = replace(config, start_from=folder / "bases" / run_folder(base.resolve()))
@@ -82,16 +83,9 @@ def plan_of_bases(recipe: Recipe) -> list[tuple[str, TrainConfig]]:
     ]
 
 
-def _run(workload: Workload, method: str, seed: int, rate: float) -> TrainConfig:
-    full = _bare(workload)
-    assert full.lr is not None  # noqa: S101 - resolved
-    target = workload.config.target_loss if (Method.parse(method).rule or "") in WITH_TARGET else None
-    return replace(workload.config, method=method, seed=seed, lr=float(f"{full.lr * rate:.6g}"), target_loss=target)
-
-
 def _bare(workload: Workload) -> TrainConfig:
     """The workload's settings, filled in, without its method's."""
-    return replace(workload.config, target_loss=None, method="auto", sigma=None, kappa=None, level=None).resolve()
+    return replace(workload.config, **vars(MethodSettings())).resolve()
 
 
 def cost(recipe: Recipe) -> str:
@@ -111,7 +105,12 @@ def cost(recipe: Recipe) -> str:
             f"{workload.name}: model {config.model}, {parameters:,} parameters, vocabulary {config.vocab_size}",
             f"  {config.steps:,} steps x {config.batch_size} x {config.sequence_length or 1} = {tokens:,} predictions",
             f"  {runs} runs: {', '.join(methods)}",
-            f"  {flops:.2g} flops, {flops / _A100 / 3600:.3g} hours of an A100 at 40 % of its peak",
+            f"  {_time(flops)} at 40 % of its peak",
         ]
         lines += [f"  the paper prints {loss:.3f} for {method}" for method, loss in workload.printed.items()]
-    return "\n".join([*filter(None, lines), f"All: {total:.2g} flops, {total / _A100 / 3600:.3g} hours of an A100"])
+    return "\n".join([*filter(None, lines), f"All: {_time(total)}"])
+
+
+def _time(flops: float) -> str:
+    hours = flops / _A100 / 3600
+    return f"{flops:.2g} flops, {'less than 0.01' if hours < 0.01 else f'{hours:.3g}'} hours of an A100"

@@ -25,35 +25,38 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def final_weights(folder: Path) -> Path:
     """The file of the weights that a finished run left in its folder."""
-    checkpoint = last_checkpoint(folder)
+    checkpoint = last_checkpoint(folder) or folder
     try:
-        info = json.loads((checkpoint / INFO).read_text(encoding="utf-8")) if checkpoint else None
-    except (OSError, ValueError):
-        info = None
-    if checkpoint is None or info is None:
-        raise UserError(f"{folder} holds no weights of a run: train it with --save-every above 0.")
+        info = json.loads((checkpoint / INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no weights of a run: train it with --save-every above 0.") from error
     if info["step"] != info["steps"]:
         raise UserError(f"The run in {folder} stands at step {info['step']} of {info['steps']}: finish it first.")
     return checkpoint / WEIGHTS
 
 
 @contextlib.contextmanager
-def new_checkpoint(folder: Path, step: int, steps: int) -> Iterator[Path]:
-    """A scratch folder that becomes the checkpoint of `step` if the block ends without an error; older ones then go."""
-    root = folder / "checkpoint"
-    root.mkdir(parents=True, exist_ok=True)
-    for left_over in root.glob(".new-*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    scratch = root / f".new-{step:08d}"
-    scratch.mkdir()
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A scratch folder that takes the place of `folder` if the block ends without an error."""
+    scratch = folder.with_name(f".new-{folder.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     try:
         yield scratch
-        (scratch / INFO).write_text(json.dumps({"step": step, "steps": steps}), encoding="utf-8")
-        whole = root / checkpoint_name(step)
-        scratch.rename(whole)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    for older in root.glob("step-*"):
+
+
+@contextlib.contextmanager
+def new_checkpoint(folder: Path, step: int, steps: int) -> Iterator[Path]:
+    """A scratch folder that becomes the checkpoint of `step` if the block ends without an error; older ones then go."""
+    whole = folder / "checkpoint" / checkpoint_name(step)
+    with written_whole(whole) as scratch:
+        yield scratch
+        (scratch / INFO).write_text(json.dumps({"step": step, "steps": steps}), encoding="utf-8")
+    for older in whole.parent.iterdir():
         if older != whole:
             shutil.rmtree(older, ignore_errors=True)

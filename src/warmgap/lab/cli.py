@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import itertools
 import os
 import re
 import sys
@@ -16,14 +15,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from warmgap import __version__
+from warmgap.lab.errors import UserError, missing
+
 try:
     import tyro
 except ModuleNotFoundError:
-    raise SystemExit("The command needs more packages: pip install 'warmgap[lab]'.") from None
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+    raise SystemExit(missing("The command warmgap", "tyro")) from None
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from warmgap import __version__
 from warmgap.lab.config import (
     GROUPS,
     DataSettings,
@@ -34,7 +35,6 @@ from warmgap.lab.config import (
     TrainConfig,
     command_line,
 )
-from warmgap.lab.errors import UserError
 from warmgap.lab.methods import EXAMPLES
 
 # Everything heavy is imported inside functions: help, and mistakes, come at once.
@@ -110,48 +110,38 @@ class Train(_Settings, _Method):
 
     def run(self) -> int:
         """Train; 0, 1 where the run diverged, 130 where it was interrupted and can be resumed."""
+        from warmgap.lab.engines import Job, train_here
+        from warmgap.lab.store import Store
+
         config = self.config
-        config.resolve()
         folder = self.output or Path("runs") / config.name
-        if os.environ.get("RANK", "0") != "0":  # one process of several speaks and writes
-            return self._worker(config, folder)
+        job = Job(config.fingerprint(), config, folder)
+        if os.environ.get("RANK", "0") != "0":
+            return self._follow(job)
         _warn_ignored(config)
         what = f"{config.optimizer} on {config.corpus}, model {config.model}, method {config.method}"
         _err(f"{what}, {config.steps} steps")
-        from warmgap.lab.store import Result, Store
-
-        identity = config.fingerprint()
         with Store(folder) as store:
-            known = any(run.id == identity for run in store.runs())
-            store.add([(identity, ".", config.numbers(), config.command(folder))])
-            run = store.run(identity)
+            known = store.runs(job.id)
             if known and not self.resume:
-                raise UserError(f"{folder} already holds this run ({run.status}): give --resume, or another --output.")
-            if run.finished:
-                return _report_end(run, folder)
-            if not store.claim(identity):
-                raise UserError(f"{folder} is being trained by another process: wait for it, or give another --output.")
-            from warmgap.lab.train import train
-
-            try:
-                result = train(
-                    config, folder, resume=self.resume, progress=True, sink=lambda rows: store.write(identity, rows)
+                raise UserError(
+                    f"{folder} already holds this run ({known[0].status}): give --resume, or another --output."
                 )
-            except UserError as error:
-                store.finish(identity, Result("failed", str(error)))
-                raise
-            store.finish(identity, result)
-            return _report_end(store.run(identity), folder)
+            if known and known[0].finished:
+                return _report_end(known[0], folder)
+            busy = f"{folder} is being trained by another process: wait for it, or give another --output."
+            return _report_end(train_here(store, job, ".", busy, resume=self.resume), folder)
 
-    def _worker(self, config: TrainConfig, folder: Path) -> int:
+    def _follow(self, job: Any) -> int:
+        """Train as one of several processes, of which the first speaks and writes."""
         from warmgap.lab.store import FILE, Store
         from warmgap.lab.train import train
 
-        if self.resume and (folder / FILE).exists():
-            with Store(folder, create=False) as store:
-                if any(run.finished for run in store.runs() if run.id == config.fingerprint()):
+        if self.resume and (job.folder / FILE).exists():
+            with Store(job.folder, create=False) as store:
+                if any(run.finished for run in store.runs(job.id)):
                     return 0
-        train(config, folder, resume=self.resume)
+        train(job.config, job.folder, resume=self.resume)
         return 0
 
 
@@ -184,17 +174,13 @@ class Sweep(_Settings):
         from rich.console import Console
 
         from warmgap.lab.methods import varied
-        from warmgap.lab.sweep import Grid, report_outcome, run_plan
+        from warmgap.lab.sweep import grid, report_outcome, run_plan
 
         options = {"target": self.target_loss, "sigma": self.sigma, "kappa": self.kappa, "level": self.level}
-        lists: dict[str, Any] = {
-            "optimizers": self.optimizers,
-            "methods": varied(self.methods, options),
-            "seeds": self.seeds,
-            "rates": self.rates,
-        }
-        base = self.config
-        plan, console = Grid(base, **lists).plan(), Console()
+        lists: dict[str, Any] = {name: getattr(self, name) for name in ("optimizers", "methods", "seeds", "rates")}
+        lists["methods"] = varied(self.methods, options)
+        base, console = self.config, Console()
+        plan = grid(base, **lists)
         _warn_ignored(base)
         _err(f"{len(plan)} runs into {self.output}")
         command = command_line("sweep", lists, base.given(), {"output": self.output})
@@ -372,18 +358,17 @@ class Smoothness(_Settings, _Method):
             folder = folder or Path("runs") / f"smoothness-{config.optimizer}"
             _err(f"Measuring {len(self.rates)} runs of {config.optimizer} into {folder}")
             norm = "gluon" if self.write_radii is not None and self.norm == "auto" else self.norm
-            how = smoothness.Measurement(self.every, self.estimator, norm, self.gap_from or 0.0)
-            if not smoothness.measure(config, how, self.rates, folder):
+            how = {"every": self.every, "estimator": self.estimator, "norm": norm, "target_loss": self.gap_from or 0.0}
+            if not smoothness.measure(config, self.rates, folder, **how):
                 _out(f"Interrupted. What was measured so far can be read: warmgap smoothness {folder}")
                 return INTERRUPTED
         trajectories = smoothness.read_trajectories(self.records or [folder])
-        findings = smoothness.Findings.of(trajectories, target_loss=self.gap_from)
-        smoothness.print_fits(findings)
+        page = smoothness.report(trajectories, folder / "smoothness.html", target_loss=self.gap_from)
         if self.write_radii is not None:
             chosen = smoothness.write_layer_constants(trajectories, self.write_radii)
             _out(f"Layer constants of {chosen.name}: {self.write_radii}")
             _out(f"Next: warmgap train --optimizer gluon --radii {self.write_radii}")
-        _out(f"Page: {smoothness.write_page(findings, folder / 'smoothness.html')}")
+        _out(f"Page: {page}")
         return 0
 
 
@@ -478,7 +463,7 @@ class Theory:
         return 1 if failed else 0
 
 
-_KINDS = (Train, Sweep, Report, Runs, Demo, Bench, Paper, Smoothness, Unified, Theory, Replay)
+_KINDS = (Demo, Train, Sweep, Report, Runs, Replay, Bench, Paper, Smoothness, Unified, Theory)
 COMMANDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
 
@@ -489,15 +474,11 @@ def parse(arguments: Sequence[str]) -> Any:
         UserError: They ask for none.
         SystemExit: They ask for help.
     """
-    union: Any = None
-    for name, command in COMMANDS.items():
-        kind: Any = Annotated[command, subcommand(name)]
-        union = kind if union is None else union | kind
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                union,
+            return tyro.extras.subcommand_cli_from_dict(
+                {**COMMANDS},
                 args=list(arguments),
                 prog="warmgap",
                 description="The learning-rate schedule without a warm-up to tune: train, compare, and see.",
@@ -511,14 +492,13 @@ def parse(arguments: Sequence[str]) -> Any:
 
 def _sentence(box: str, arguments: Sequence[str]) -> str:
     """What the parser's box says, in one sentence."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
-    lines = [line.strip(" │|") for line in plain if not re.search("[-─]{3}", line)]
-    text = " ".join(itertools.dropwhile(lambda line: ":" not in line, lines))
-    text = re.split(" For full helptext| Argument helptext| in warmgap ", text)[0]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]  # after the title
+    text = " ".join(line.strip(" │|") for line in plain if not re.search("[-─]{3}", line))
+    text = re.split(" For full helptext| Argument helptext| Got errors:| in warmgap ", text)[0]
     text = re.sub(r" Perhaps you meant: (--\S+).*", r"; perhaps you meant \1", text)
-    text = text.replace(" Available subcommands: ", "; there are ")
+    text = text.replace(" Available subcommands: ", "; there are ").strip().rstrip(".")
     known = [word for word in arguments[:1] if word in COMMANDS]
-    return f"{text.strip().rstrip('.')}: see {' '.join(['warmgap', *known])} --help."
+    return f"{text[:1].upper()}{text[1:]}: see {' '.join(['warmgap', *known])} --help."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -547,8 +527,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explained(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        package = (error.name or str(error)).partition(".")[0]
-        return f"This command needs the package {package}: pip install 'warmgap[lab]'."
+        return missing("This command", (error.name or str(error)).partition(".")[0])
     if not isinstance(error, OSError):
         return str(error)
     where = f" ({error.filename})" if error.filename else ""

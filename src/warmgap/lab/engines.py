@@ -1,7 +1,7 @@
 """Where the runs of a sweep are trained: in processes of this machine, or on a Ray cluster.
 
-An engine takes jobs and yields messages: `("begin", job, None)`, `("rows", job, rows)`, `("end", job, result)`, and
-`("tick", None, None)` now and then. It writes nothing but checkpoints; the driver does.
+An engine takes jobs and yields messages: `("begin", job, None)`, `("rows", job, rows)` and `("end", job, result)`. It
+writes nothing but checkpoints; the driver does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -25,14 +26,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.errors import UserError
+from warmgap.lab.errors import UserError, needs
 from warmgap.lab.interruption import Interruption
-from warmgap.lab.store import Result
+from warmgap.lab.store import Result, Run, Store
 
-Message = tuple[str, "Job | None", Any]
+Message = tuple[str, "Job", Any]
 Claim = Callable[["Job"], bool]
 
-_LOOK_EVERY = 0.5  # seconds between two ticks
+_LOOK_EVERY = 0.5  # seconds between two looks at a request to stop
 _PATIENCE = 60.0  # seconds a worker has, after ctrl-C, to write its checkpoint
 _RETRIES = 10  # of a run whose node dies
 _JOB, _RESULT = "job.pkl", "result.pkl"  # what passes between a worker and the processes that torchrun starts
@@ -69,9 +70,29 @@ def train_job(job: Job, report: Callable[[Any], None] | None = None) -> Result:
         return Result("failed", f"{type(error).__name__}: {first} (see {job.folder / 'error.txt'})")
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def train_here(store: Store, job: Job, name: str, busy: str, **how: Any) -> Run:
+    """Train one run in this process, shown on its standard error stream; return it as the database then holds it.
+
+    Args:
+        store: Where it is written down, under the folder's name `name`.
+        job: The run.
+        name: See `store`.
+        busy: What to say where it is finished, or another process has it.
+        how: More arguments of `train`.
+    """
+    store.add([(job.id, name, job.config.numbers(), job.config.command(job.folder))])
+    if not store.claim(job.id):
+        raise UserError(busy)
+    from warmgap.lab.train import train
+
+    try:
+        with store.beating():
+            result = train(job.config, job.folder, progress=True, sink=partial(store.write, job.id), **how)
+    except Exception as error:
+        store.finish(job.id, Result("failed", str(error)))
+        raise
+    store.finish(job.id, result)
+    return store.run(job.id)
 
 
 def visible_gpus() -> list[str]:
@@ -110,9 +131,10 @@ class _Worker:
             kind, content = self.pipe.recv()
         except (EOFError, OSError):
             self.job = None
-            code = self.end()
-            died = f"its process ended with exit code {code} (out of memory, or killed?)"
+            died = f"its process ended with exit code {self.end()} (out of memory, or killed?)"
             return "end", Result("interrupted") if stop.requested else Result("failed", died)
+        if kind == "end":
+            self.job = None
         return kind, content
 
     def interrupt(self) -> None:
@@ -146,44 +168,38 @@ class Local:
     def train(self, jobs: Sequence[Job], claim: Claim, stop: Interruption) -> Iterator[Message]:
         """See `Engine.train`."""
         gpus = visible_gpus()
-        slots = max(1, (len(gpus) or cores()) // self.processes)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        slots = max(1, (len(gpus) or cores) // self.processes)
         places = [slot % slots * self.processes for slot in range(min(len(jobs), self.jobs or slots))]
         workers = [_Worker(",".join(gpus[place : place + self.processes]), self.processes) for place in places]
-        queue = _granted(jobs, claim, stop)
-        asked_at: float | None = None
+        queue = (job for job in jobs if not stop.requested and claim(job))
+        deadline = 0.0
         try:
-            for worker, first in zip(workers, queue, strict=False):
-                worker.give(first)
-                yield "begin", first, None
-            while busy := [worker for worker in workers if worker.job]:
+            while True:
+                for worker in workers:
+                    if worker.job is None and (job := next(queue, None)):
+                        worker.give(job)
+                        yield "begin", job, None
+                busy = [worker for worker in workers if worker.job]
+                if not busy:
+                    return
                 ready = connection.wait([worker.pipe for worker in busy], timeout=_LOOK_EVERY)
                 for worker in busy:
-                    if worker.pipe not in ready:
-                        continue
-                    job = worker.job
-                    kind, content = worker.hear(stop)
-                    yield kind, job, content
-                    if kind == "end":
-                        worker.job = next(queue, None)
-                        if worker.job is not None:
-                            worker.give(worker.job)
-                            yield "begin", worker.job, None
-                yield "tick", None, None
-                if stop.requested and asked_at is None:
-                    asked_at = time.monotonic()
+                    if worker.pipe in ready and (job := worker.job):
+                        kind, content = worker.hear(stop)
+                        yield kind, job, content
+                if stop.requested and not deadline:
+                    deadline = time.monotonic() + _PATIENCE
                     for worker in workers:
                         worker.interrupt()
-                if asked_at is not None and (stop.impatient or time.monotonic() - asked_at > _PATIENCE):
+                if deadline and (stop.impatient or time.monotonic() > deadline):
                     break
         finally:
             for worker in workers:
                 worker.end()
-        for worker in busy:
-            yield "end", worker.job, Result("interrupted")
-
-
-def _granted(jobs: Sequence[Job], claim: Claim, stop: Interruption) -> Iterator[Job]:
-    return (job for job in jobs if not stop.requested and claim(job))
+        for worker in workers:
+            if worker.job is not None:
+                yield "end", worker.job, Result("interrupted")
 
 
 def _work(pipe: Connection, gpus: str, processes: int) -> None:
@@ -266,32 +282,24 @@ class OnRay:
 
     def train(self, jobs: Sequence[Job], claim: Claim, stop: Interruption) -> Iterator[Message]:
         """See `Engine.train`."""
-        try:
+        with needs("A sweep on Ray", "ray", "'warmgap[cluster]'"):
             import ray
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-        except ImportError as error:
-            raise UserError("Runs on Ray need that package: pip install 'warmgap[cluster]'.") from error
         passed = {name: value for name, value in os.environ.items() if name in ("WARMGAP_CACHE", "OMP_NUM_THREADS")}
-        ray.init(
-            address=self.address,
-            ignore_reinit_error=True,
-            log_to_driver=False,
-            logging_level="warning",
-            runtime_env={"env_vars": passed},
-        )
+        quiet: dict[str, Any] = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": "warning"}
+        ray.init(address=self.address, runtime_env={"env_vars": passed}, **quiet)
         gpus = self.processes if ray.cluster_resources().get("GPU", 0) >= self.processes else 0
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         inbox = ray.remote(_Inbox).options(num_cpus=0, scheduling_strategy=here).remote()
         task = ray.remote(_ray_task)
-        queue = _granted(jobs, claim, stop)
+        queue = (job for job in jobs if not stop.requested and claim(job))
         under_way: dict[Any, Job] = {}
         while True:
             while len(under_way) < (self.jobs or len(jobs)) and (job := next(queue, None)):
                 threads = job.config.threads or 1
                 job = replace(job, config=replace(job.config, threads=threads), folder=job.folder.absolute())
-                needs = task.options(max_retries=_RETRIES, num_gpus=gpus, num_cpus=threads * self.processes)
-                reference = needs.remote(job, self.processes, inbox)
-                under_way[reference] = job
+                chosen = task.options(max_retries=_RETRIES, num_gpus=gpus, num_cpus=threads * self.processes)
+                under_way[chosen.remote(job, self.processes, inbox)] = job
                 yield "begin", job, None
             if not under_way:
                 break
@@ -308,7 +316,6 @@ class OnRay:
                 except ray.exceptions.RayError as error:
                     result = Result("failed", str(error).splitlines()[0])
                 yield "end", under_way.pop(reference), result
-            yield "tick", None, None
             for reference in under_way if stop.requested else ():
                 with contextlib.suppress(Exception):
                     ray.cancel(reference, force=stop.impatient)

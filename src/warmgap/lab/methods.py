@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from warmgap import decay as decays
 from warmgap.lab.errors import UserError
@@ -113,7 +113,7 @@ class Method:
             raise UserError(f"A method warms up {' or '.join(ROLES)}, got {roles!r} in {text!r}.")
         method = self if roles is None else replace(self, roles=roles)
         if name in RULES and length is None:
-            return replace(method, rule=name).with_options(**_read_options(text, name, options))
+            return replace(method, rule=name).with_options(**_read_options(text, options))
         if options:
             raise UserError(f"A clock schedule has no options, got {text!r}.")
         if name == "none" and length is None:
@@ -127,9 +127,10 @@ class Method:
     def with_options(self, **options: float | None) -> Method:
         """The method with these options of its rule; those that are None stay as they are."""
         given = {name: value for name, value in options.items() if value is not None}
-        for name in given:
-            if self.rule is None or name not in RULES[self.rule]:
-                raise UserError(f"The method {self} has no use for {name}: leave it out.")
+        known = RULES.get(self.rule or "", ())
+        if unknown := [name for name in given if name not in known]:
+            has = f"leave it out, or give one of {', '.join(known)}" if known else "leave it out"
+            raise UserError(f"The method {self} has no use for {unknown[0]}: {has}.")
         return replace(self, options=tuple(sorted((dict(self.options) | given).items())))
 
     def __str__(self) -> str:
@@ -177,10 +178,6 @@ class Method:
             parts.append(f"peak to {self.hold}")
         return ", ".join(parts) + (f", {self.decay}" if self.decay else "")
 
-    def warmup_steps(self, total: int) -> int | None:
-        """Steps of warm-up of a clock schedule; None for a rule, which ends its own."""
-        return None if self.rule else self.warmup.steps(total)
-
     def check(self, total: int) -> None:
         """Check that the method fits a run of `total` steps."""
         for what, length in (("warm-up", self.warmup), ("hold", self.hold)):
@@ -206,17 +203,12 @@ class Method:
         return rising * base, base if self.roles == "hidden" else rising * base
 
 
-def _read_options(text: str, rule: str, options: str) -> dict[str, float]:
-    found = {}
-    for option in filter(None, options.split(",")):
-        name, _, value = option.partition("=")
-        if name not in RULES[rule]:
-            raise UserError(f"The rule {rule} has no option {name!r} in {text!r}; it has: {', '.join(RULES[rule])}.")
-        try:
-            found[name] = float(value)
-        except ValueError:
-            raise UserError(f"The option {name} takes a number, got {value!r} in {text!r}.") from None
-    return found
+def _read_options(text: str, options: str) -> dict[str, float]:
+    pairs = [option.partition("=") for option in filter(None, options.split(","))]
+    try:
+        return {name: float(value) for name, _, value in pairs}
+    except ValueError:
+        raise UserError(f"The options of a rule are numbers, got {text!r}.") from None
 
 
 def varied(methods: Sequence[str], options: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
@@ -233,7 +225,7 @@ def varied(methods: Sequence[str], options: Mapping[str, Sequence[float]]) -> tu
     return tuple(dict.fromkeys(map(str, found)))
 
 
-def decay_by_name(name: str) -> Any:
+def decay_by_name(name: str) -> decays.Decay:
     """The decay of that name: progress in [0, 1] in, factor out."""
     return decays.by_name(name) if name in decays.NAMES else _one_minus_sqrt
 

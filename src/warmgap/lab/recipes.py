@@ -71,6 +71,8 @@ class Recipe:
             raise UserError(f"{path} is no TOML file: {error}.") from error
         base = data.pop("base", {})
         workloads = [_workload(base, dict(each)) for each in data.pop("workload", ())]
+        if not all(workload.name for workload in workloads) or not workloads:
+            raise UserError(f"{path} must have workloads, [[workload]], each with a name.")
         known = {field.name for field in dataclasses.fields(cls)} - {"workloads"} | {"base", "workload"}
         if unknown := sorted(data.keys() - known):
             raise UserError(f"A recipe has no {unknown[0]!r}, got one in {path}: it has {', '.join(sorted(known))}.")
@@ -78,28 +80,20 @@ class Recipe:
         given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
         return cls(**given, workloads=tuple(workloads))
 
-    def chosen(
-        self,
-        *,
-        split: str | None = None,
-        workloads: Sequence[str] = (),
-        methods: Sequence[str] = (),
-        seeds: Sequence[int] = (),
-        rates: Sequence[float] = (),
-    ) -> Recipe:
-        """The recipe with these of its workloads, and these methods, seeds and rates where they are given."""
+    def chosen(self, *, split: str | None = None, workloads: Sequence[str] = (), **lists: Sequence[Any]) -> Recipe:
+        """The recipe with these of its workloads, and these `methods`, `seeds` and `rates` where they are given."""
         names = [workload.name for workload in self.workloads]
         if unknown := [name for name in workloads if name not in names]:
             raise UserError(f"Unknown workload {unknown[0]!r}: choose from {', '.join(names)}.")
         left = [
-            replace(workload, methods=() if methods else workload.methods)
+            replace(workload, methods=() if lists.get("methods") else workload.methods)
             for workload in self.workloads
             if workload.name in (workloads or names) and split in (None, workload.split)
         ]
         if not left:
             raise UserError(f"No workload is of the split {split!r}: choose development or test.")
-        given: dict[str, Any] = {"methods": tuple(methods), "seeds": tuple(seeds), "rates": tuple(rates)}
-        return replace(self, workloads=tuple(left), **{name: value for name, value in given.items() if value})
+        given: dict[str, Any] = {name: tuple(values) for name, values in lists.items() if values}
+        return replace(self, workloads=tuple(left), **given)
 
     def scaled(self, scale: str, *, corpus: str | None = None) -> Recipe:
         """The recipe at a share of its size.
@@ -134,12 +128,11 @@ def rows(paper: str) -> list[str]:
 
 
 def _workload(base: Mapping[str, Any], data: dict[str, Any]) -> Workload:
-    name, split = data.pop("name"), data.pop("split", "")
-    start, printed = data.pop("start_from", None), data.pop("printed", {})
-    methods = tuple(data.pop("methods", ()))
+    start, methods = data.pop("start_from", None), tuple(data.pop("methods", ()))
+    known = {"name": "", **{name: data.pop(name) for name in ("name", "split", "printed") if name in data}}
     config = from_plain({**base, **data})
     started = None if start is None else from_plain({**base, **data, **start})
-    return Workload(name, config, split, started, printed, methods)
+    return Workload(**known, config=config, start_from=started, methods=methods)
 
 
 def _scaled(workload: Workload, share: float, corpus: str | None, methods: Sequence[str]) -> Workload:

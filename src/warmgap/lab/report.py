@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader
+from plotly.offline import get_plotlyjs
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-from warmgap.lab import scores
+from warmgap import __version__
+from warmgap.lab import pictures, scores
 from warmgap.lab.errors import UserError
 from warmgap.lab.results import Trial, is_clock, label_of
 from warmgap.lab.scores import Cell
@@ -45,8 +51,8 @@ class Section:
         """The anchor."""
         return "".join(sign if sign.isalnum() else "-" for sign in self.title.lower())
 
-    def draw(self, figure: Any, caption: str) -> None:
-        """Add a picture."""
+    def draw(self, figure: Any, caption: str) -> Any:
+        """Add a picture, and return it."""
         figure.update_layout(
             template="none",
             margin={"l": 60, "r": 15, "t": 20, "b": 50},
@@ -57,19 +63,17 @@ class Section:
         )
         number = len(self.pictures)
         self.pictures.append({"id": f"{self.id}-{number}", "json": figure.to_json(), "caption": caption})
+        return figure
 
 
 def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section], footer: str = "") -> Path:
     """Write a page that holds everything it shows."""
-    from jinja2 import Environment, PackageLoader
-    from plotly.offline import get_plotlyjs
-
-    from warmgap import __version__
-
     page = Environment(loader=PackageLoader("warmgap.lab", "."), autoescape=True).get_template("report.html.j2")
     plotly = get_plotlyjs() if any(section.pictures for section in sections) else ""
     footer = f"{footer} Made by warmgap {__version__}.".strip()
-    text = page.render(title=title, lead=filter(None, lead), sections=sections, plotly=plotly, footer=footer)
+    text = page.render(
+        title=title, lead=filter(None, lead), sections=sections, plotly=plotly, footer=footer, filled=_filled
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -83,8 +87,6 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
 
     Beside it comes `overview.png` where there are several rates, and `options.png` where an option of a rule varies.
     """
-    from warmgap.lab import pictures
-
     cells = scores.cells(trials)
     sections = _scored(cells)
     flat, varied = [], []
@@ -93,19 +95,20 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
         members = [trial for trial in trials if trial.workload == workload]
         section = Section(workload)
         if len(own) > 1:
-            flat.append((workload, pictures.rates_picture(own)))
-            section.draw(
-                flat[-1][1],
-                "Final loss against peak rate: mean over seeds, each seed a dot. What is far above the rest is cut.",
+            caption = (
+                "Final loss against peak rate: mean over seeds, each seed a dot. What is far above the rest is cut."
             )
+            flat.append((workload, section.draw(pictures.rates_picture(own), caption)))
         for cell in own:
             for option, by_rest in pictures.option_groups(cell.methods).items():
-                varied.append((f"{cell.name}, peak rate {cell.lr:.3g}", pictures.option_picture(cell, option, by_rest)))
                 caption = f"Final loss against the {option} of a rule, peak rate {cell.lr:.3g}; dashes: other methods."
-                section.draw(varied[-1][1], caption)
-        shown = _typical(members)
-        if any(trial.run for trial in shown):
-            words = f"peak rate {shown[0].lr:.3g}, seed {shown[0].seed}. A diamond is something that the schedule did."
+                figure = section.draw(pictures.option_picture(cell, option, by_rest), caption)
+                varied.append((f"{cell.name}, peak rate {cell.lr:.3g}", figure))
+        rate = min(own, key=lambda cell: float(cell.losses.mean())).lr if own else members[0].lr
+        seed = min(trial.seed for trial in members if trial.lr == rate)
+        shown = [trial for trial in members if trial.run and (trial.lr, trial.seed) == (rate, seed)]
+        if shown:
+            words = f"peak rate {rate:.3g}, seed {seed}. A diamond is something that the schedule did."
             section.draw(pictures.curves_picture(shown), f"Learning rate and training loss, {words}")
         section.tables.append([row for cell in own for row in _rows(cell, members, several=len(own) > 1)])
         section.runs = [_run(trial) for trial in members if trial.run is not None]
@@ -114,31 +117,29 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
         if figures and len(figures) <= 4:
             path.parent.mkdir(parents=True, exist_ok=True)
             pictures.save_png(figures, path.with_name(f"{name}.png"))
+    footer = ""
+    if (folder / FILE).exists():
+        with Store(folder, create=False) as store:
+            footer = "; ".join(sweep["command"] for sweep in store.sweeps())
     lead = [notes, f"{len(trials)} runs of {len({trial.workload for trial in trials})} workloads. {READING}"]
-    return write_page(path, title, lead, sections, footer=_commands(folder))
+    return write_page(path, title, lead, sections, footer=footer and f"Made by: {footer}.")
 
 
 def _scored(cells: Sequence[Cell]) -> list[Section]:
     """Scores over workloads, of the test and of the others, where there are enough of them."""
-    from warmgap.lab import pictures
-
     found: list[Section] = []
     usable = scores.judged(cells)
+    reference = scores.best_clock(usable)
     for split in dict.fromkeys(cell.split for cell in usable):
         own = [cell for cell in usable if cell.split == split]
-        if len(own) < 2:
-            continue
-        try:
-            reference = scores.best_clock(usable)
-        except ValueError:
+        if len(own) < 2 or reference is None:
             continue
         ranked = scores.score(own, reference=reference)
         section = Section(f"Scores over {len(own)} {split} workloads".replace("  ", " "), [] if found else [SCORES])
         section.text.append(f"The best clock schedule is {label_of(reference)}.")
         section.draw(pictures.profile_picture(ranked), "Performance profile: higher and further left is better.")
-        section.draw(
-            pictures.regret_picture(own, [score.method for score in ranked[:8]]), "Regret, workload by workload."
-        )
+        shown = [score.method for score in ranked[:8]]
+        section.draw(pictures.regret_picture(own, shown), "Regret, workload by workload.")
         section.tables.append(_marked(scores.summary_rows(ranked)))
         found.append(section)
     if flat := scores.flatness(cells):
@@ -161,15 +162,9 @@ def _marked(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     ]
 
 
-def _typical(trials: Sequence[Trial]) -> list[Trial]:
-    """A run of each method, at the rate of the lowest mean loss and the first seed."""
-    by_rate: dict[float, list[float]] = {}
-    for trial in trials:
-        if trial.loss is not None:
-            by_rate.setdefault(trial.lr, []).append(trial.loss)
-    rate = min(by_rate, key=lambda lr: statistics.mean(by_rate[lr]), default=trials[0].lr)
-    seed = min(trial.seed for trial in trials)
-    return [trial for trial in trials if trial.lr == rate and trial.seed == seed] or list(trials[:1])
+def _filled(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that are not empty all the way down."""
+    return [name for name in (rows[0] if rows else ()) if name != "_class" and any(row[name] != "" for row in rows)]
 
 
 def _rows(cell: Cell, trials: Sequence[Trial], *, several: bool) -> list[Mapping[str, str]]:
@@ -219,18 +214,8 @@ def _run(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _commands(folder: Path) -> str:
-    if not (folder / FILE).exists():
-        return ""
-    with Store(folder, create=False) as store:
-        commands = "; ".join(sweep["command"] for sweep in store.sweeps())
-    return f"Made by: {commands}." if commands else ""
-
-
 def write_replay(losses: Any, shown: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a replay: the recorded losses, the factors of each rule, and what it did."""
-    from warmgap.lab import pictures
-
     section = Section("Replay")
     caption = "Recorded loss, and rate / peak of the weights each rule governs."
     section.draw(pictures.replay_picture(losses, shown), caption)
@@ -245,7 +230,7 @@ def write_replay(losses: Any, shown: Mapping[str, Any], path: Path) -> Path:
     return write_page(path, "What the rules would have done", [lead], [section])
 
 
-_WIDE = ("95% interval", "warm-up, steps", "_class")
+_WIDE = ("95% interval", "warm-up, steps")
 """Columns that do not fit a terminal."""
 
 
@@ -265,13 +250,9 @@ def print_scores(trials: Sequence[Trial]) -> None:
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = False) -> None:
     """Print rows as a table, those of adaptive methods bold; only the widest column wraps, with `whole` none."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console()
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    names = [name for name in (rows[0] if rows else ()) if name not in _WIDE]
+    names = [name for name in _filled(rows) if name not in _WIDE]
     widest = max(names, key=lambda name: max(len(str(row[name])) for row in rows), default=None)
     for name in names:
         table.add_column(name, no_wrap=whole or name != widest, overflow="fold")
@@ -281,6 +262,3 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = 
         wide = console.measure(table, options=console.options.update(max_width=300)).maximum
         console.width = max(console.width, wide)
     console.print(table)
-
-
-__all__ = ["Section", "print_scores", "print_table", "print_tables", "write_page", "write_report"]

@@ -163,6 +163,7 @@ def recorded_losses(place: Path, run: str | None = None) -> Any:
         runs = [each for each in store.runs() if run in (None, each.id, each.folder)]
         if len(runs) != 1:
             names = ", ".join(each.folder for each in store.runs())
-            raise UserError(f"{place} holds {len(runs)} runs of that name: give one with --run, of {names}.")
+            count = f"{len(runs)} runs" if run is None else f"no run {run}"
+            raise UserError(f"{place} holds {count}: give one with --run, of {names}.")
         losses = [math.nan if loss is None else loss for loss in store.metrics(runs[0].id)["loss"]]
         return Losses(tuple(losses), total_iters=runs[0].config["steps"])

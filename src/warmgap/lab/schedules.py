@@ -39,7 +39,7 @@ class ClockSchedule:
         self.steps = 0
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        self.warmup_iters: int | None = method.warmup_steps(total)
+        self.warmup_iters: int | None = method.warmup.steps(total) if method.rule is None else None
         self._set()
 
     def observe(self, loss: Any, weight: float = 1.0) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
+from scipy.integrate import trapezoid
 
 from warmgap.lab.results import Trial, is_clock
 
@@ -72,7 +74,7 @@ class Cell:
 
 def shared(found: Sequence[Cell]) -> list[str]:
     """The methods that every one of these cells has."""
-    return [method for method in found[0].methods if all(method in cell.methods for cell in found)]
+    return [method for method in found[0].methods if all(method in cell.methods for cell in found)] if found else []
 
 
 def cells(trials: Sequence[Trial]) -> list[Cell]:
@@ -125,19 +127,14 @@ class Score:
         return "cannot tell" if self.p >= 1 - CONFIDENCE else ("better" if self.against < 0 else "worse")
 
 
-def best_clock(found: Sequence[Cell]) -> str:
+def best_clock(found: Sequence[Cell]) -> str | None:
     """The clock schedule with the lowest mean regret in deviations over the development cells (all, if there are none).
 
-    Only schedules that every one of these cells has are candidates.
-
-    Raises:
-        ValueError: There is none.
+    Only schedules that every one of these cells has are candidates; None where there are none.
     """
     chosen = [cell for cell in found if cell.split == "development"] or list(found)
     names = [method for method in shared(chosen) if is_clock(method)]
-    if not names:
-        raise ValueError("no clock schedule was tried on every workload")
-    return min(names, key=lambda name: float(np.mean([cell.regret(name) for cell in chosen])))
+    return min(names, key=lambda name: float(np.mean([cell.regret(name) for cell in chosen])), default=None)
 
 
 def score(found: Sequence[Cell], *, reference: str) -> list[Score]:
@@ -145,8 +142,6 @@ def score(found: Sequence[Cell], *, reference: str) -> list[Score]:
 
     `reference` is the best clock schedule.
     """
-    from scipy import stats
-
     result, methods = [], shared(found)
     for method in methods:
         regrets = np.array([cell.regret(method) for cell in found])
@@ -181,8 +176,6 @@ def flatness(found: Sequence[Cell]) -> dict[str, dict[str, float]]:
     The envelope is the lowest mean loss of any method at each rate; heights are averaged over the logarithm of the
     rate. Only workloads with three rates or more, and methods that have all of them.
     """
-    from scipy.integrate import trapezoid
-
     result: dict[str, dict[str, float]] = {}
     for workload in dict.fromkeys(cell.workload for cell in found):
         own = sorted((cell for cell in found if cell.workload == workload), key=lambda cell: cell.lr)
@@ -198,8 +191,6 @@ def flatness(found: Sequence[Cell]) -> dict[str, dict[str, float]]:
 
 def interval(values: Any) -> tuple[float, float]:
     """Student's interval of a mean; infinite for fewer than two values."""
-    from scipy import stats
-
     data = np.asarray(values, dtype=float)
     if len(data) < 2:
         return -math.inf, math.inf

@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from plotly.graph_objects import Figure
+from plotly.subplots import make_subplots
 
 from warmgap.lab.config import TrainConfig
+from warmgap.lab.engines import Job, train_here
 from warmgap.lab.errors import UserError
 from warmgap.lab.pictures import STRONG
-from warmgap.lab.report import Section, print_table
-from warmgap.lab.report import write_page as write_sections
-from warmgap.lab.store import Result, Store
+from warmgap.lab.report import Section, print_table, write_page
+from warmgap.lab.store import Store
 from warmgap.smoothness import (
     Fit,
     LayerFits,
@@ -34,9 +36,6 @@ from warmgap.smoothness import (
     rate_dependence,
     read_records,
 )
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 RECORDS_FILE = "smoothness.jsonl"
 """Records in the folder of a run."""
@@ -59,16 +58,6 @@ _MOST_BLOCKS = 16
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """How a run is measured; see `SmoothnessProbe`."""
-
-    every: int = 1
-    estimator: str = "same-batch"
-    norm: str = "auto"
-    target_loss: float = 0.0
-
-
-@dataclass(frozen=True)
 class Trajectory:
     """The records of one run, with its name in tables and its file."""
 
@@ -82,6 +71,14 @@ class Trajectory:
         norms = "/".join(sorted({record.norm for record in self.records}))
         estimators = "/".join(sorted({record.estimator for record in self.records}))
         return f"{self.name}: {len(self.records)} records, {estimators}, norm {norms}"
+
+    @property
+    def rate(self) -> float:
+        """The factor of the peak rate that the folder of its file names; 1 where it names none."""
+        try:
+            return float(self.path.parent.name.removeprefix("rate-"))
+        except ValueError:
+            return 1.0
 
 
 @dataclass(frozen=True)
@@ -117,37 +114,32 @@ class Analysis:
         ]
 
 
-def measure(config: TrainConfig, how: Measurement, rates: Sequence[float], folder: Path) -> bool:
-    """Train at each multiple of the peak rate, with a probe; False where a run was interrupted."""
+def measure(config: TrainConfig, rates: Sequence[float], folder: Path, **how: Any) -> bool:
+    """Train at each multiple of the peak rate, with a probe; False where a run was interrupted.
+
+    `how` are arguments of `SmoothnessProbe`.
+    """
+    from warmgap.torch import SmoothnessProbe
+
     base = config.resolve()
     if any(rate <= 0.0 for rate in rates) or len(set(rates)) != len(rates):
         raise UserError(f"The rates must be different factors above 0, got {', '.join(f'{rate:g}' for rate in rates)}.")
-    from warmgap.lab.train import train
-    from warmgap.torch import SmoothnessProbe
-
     assert base.lr is not None  # noqa: S101 - resolved
     with Store(folder) as store:
         for rate in rates:
             place = folder / f"rate-{rate:g}"
+
+            def make(optimizer: Any, model: Any, place: Path = place) -> SmoothnessProbe:
+                shutil.rmtree(place, ignore_errors=True)  # one that broke off begins again
+                return SmoothnessProbe(optimizer, model=model, path=place / RECORDS_FILE, **how)
+
             full = dataclasses.replace(base, lr=base.lr * rate)
-            identity = full.fingerprint()
-            store.add([(identity, place.name, full.numbers(), full.command(place))])
-            if not store.claim(identity):
-                raise UserError(
-                    f"{place} already holds a run: read it with warmgap smoothness {folder}, or give another --output."
-                )
-            shutil.rmtree(place, ignore_errors=True)  # one that broke off begins again
-
-            def make(optimizer: Any, model: Any, path: Path = place / RECORDS_FILE) -> SmoothnessProbe:
-                return SmoothnessProbe(optimizer, model=model, path=path, **vars(how))
-
+            busy = f"{place} already holds a run: read it with warmgap smoothness {folder}, or give another --output."
             try:
-                result = train(full, place, progress=True, probe=make)
-            except (ValueError, UserError) as error:
-                store.finish(identity, Result("failed", str(error)))
-                raise UserError(f"The run cannot be measured: {error}") from error
-            store.finish(identity, result)
-            if result.status == "interrupted":
+                run = train_here(store, Job(full.fingerprint(), full, place), place.name, busy, probe=make)
+            except ValueError as error:
+                raise UserError(f"The run cannot be measured: {error}.") from error
+            if run.status == "interrupted":
                 return False
     return True
 
@@ -226,30 +218,21 @@ def compare_rates(trajectories: Sequence[Trajectory]) -> list[tuple[str, Sequenc
             groups.setdefault(trajectory.path.parent.parent, []).append(trajectory)
     found: list[tuple[str, Sequence[Trajectory], list[str]]] = []
     for place, members in groups.items():
-        records = {_rate(run.path): run.records for run in members}
-        sentences = []
-        for compare in (rate_dependence, layer_dependence) if len(records) > 1 else ():
+        sentences: list[str] = []
+        for compare in (rate_dependence, layer_dependence) if len(members) > 1 else ():
             # Runs too short for a comparison say so in their own tables; records without blocks have no layers.
             with contextlib.suppress(ValueError):
-                sentences.append(compare(records).sentence)
+                sentences.append(compare({run.rate: run.records for run in members}).sentence)
         if sentences:
             found.append((place.name, members, sentences))
     return found
-
-
-def _rate(path: Path) -> float:
-    """The factor of the peak rate that the folder of a run's records names; 1 where it names none."""
-    try:
-        return float(path.parent.name.removeprefix("rate-"))
-    except ValueError:
-        return 1.0
 
 
 def write_layer_constants(trajectories: Sequence[Trajectory], path: Path) -> Trajectory:
     """Write the layer constants of the run nearest to rate 1 to a file for `warmgap train --radii`; return that run."""
     from warmgap.torch.gluon_fits import write_radii
 
-    chosen = min(trajectories, key=lambda run: abs(math.log(_rate(run.path))))
+    chosen = min(trajectories, key=lambda run: abs(math.log(run.rate)))
     try:
         write_radii(path, fit_layers(chosen.records))
     except ValueError as error:
@@ -257,34 +240,13 @@ def write_layer_constants(trajectories: Sequence[Trajectory], path: Path) -> Tra
     return chosen
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What the records of several runs say: each with its fits, and those at several rates compared."""
+def report(trajectories: Sequence[Trajectory], path: Path, *, target_loss: float | None = None) -> Path:
+    """Print a table of fits a run, with what to think of them, and write a page with their pictures.
 
-    runs: Sequence[tuple[Trajectory, Analysis]]
-    rates: Sequence[tuple[str, Sequence[Trajectory], list[str]]]
-    target_loss: float | None = None  # the loss that gaps are taken to; None as recorded
-
-    @classmethod
-    def of(cls, trajectories: Sequence[Trajectory], *, target_loss: float | None = None) -> Findings:
-        """Analyse these runs."""
-        runs = [(each, analyse(each, target_loss=target_loss)) for each in trajectories]
-        return cls(runs, compare_rates(trajectories), target_loss)
-
-
-def print_fits(findings: Findings) -> None:
-    """Print a table of fits a run, and what to think of them."""
-    for trajectory, analysis in findings.runs:
-        print_table(trajectory.heading, analysis.rows())
-        print(*analysis.notes, "", sep="\n")  # noqa: T201
-    for name, members, sentences in findings.rates:
-        print(f"{name}, {len(members)} rates.", *sentences)  # noqa: T201
-
-
-def write_page(findings: Findings, path: Path) -> Path:
-    """Write a page with pictures and fits."""
-    sections, target_loss = [], findings.target_loss
-    for name, members, sentences in findings.rates:
+    `target_loss` is the loss that gaps are taken to; None takes them as recorded.
+    """
+    sections, compared = [], compare_rates(trajectories)
+    for name, members, sentences in compared:
         section = Section(f"{name}: several rates", sentences)
         caption = (
             "If the ratio belongs to the function, the clouds lie on top of each other. If it only follows the step "
@@ -292,7 +254,10 @@ def write_page(findings: Findings, path: Path) -> Path:
         )
         section.draw(_rates_picture(members, target_loss), caption)
         sections.append(section)
-    for trajectory, analysis in findings.runs:
+    for trajectory in trajectories:
+        analysis = analyse(trajectory, target_loss=target_loss)
+        print_table(trajectory.heading, analysis.rows())
+        print(*analysis.notes, "", sep="\n")  # noqa: T201
         section = Section(trajectory.heading, analysis.notes, tables=[analysis.rows()])
         if analysis.fits:
             caption = "A dot is a measured step, coloured by when it was made. The run goes from right to left."
@@ -301,7 +266,9 @@ def write_page(findings: Findings, path: Path) -> Path:
             caption = "Each block's own ratio, in its own norm; the line is an (H0, H1) envelope over 95 % of the dots."
             section.draw(_blocks_picture(trajectory.records, target_loss), caption)
         sections.append(section)
-    return write_sections(path, "Curvature and the loss gap", [READING], sections)
+    for name, members, sentences in compared:
+        print(f"{name}, {len(members)} rates.", *sentences)  # noqa: T201
+    return write_page(path, "Curvature and the loss gap", [READING], sections)
 
 
 def _columns(records: Sequence[Record], target_loss: float | None) -> Any:
@@ -315,12 +282,10 @@ def _columns(records: Sequence[Record], target_loss: float | None) -> Any:
 
 
 def _trajectory_picture(trajectory: Trajectory, fits: Sequence[Fit], target_loss: float | None) -> Figure:
-    import plotly.graph_objects as go
-
     gaps, ratios, steps = _columns(trajectory.records, target_loss)
     bar = {"title": "step", "thickness": 10}
     marker = {"color": steps, "colorscale": "Viridis", "size": 5, "colorbar": bar}
-    figure = go.Figure(go.Scatter(x=gaps, y=ratios, mode="markers", marker=marker, name="measured"))
+    figure = Figure().add_scatter(x=gaps, y=ratios, mode="markers", marker=marker, name="measured")
     grid = np.geomspace(gaps.min(), gaps.max(), 200)
     for fit in fits:
         style = _DRAWN.get((fit.assumption, fit.method))
@@ -334,9 +299,7 @@ def _trajectory_picture(trajectory: Trajectory, fits: Sequence[Fit], target_loss
 
 
 def _rates_picture(members: Sequence[Trajectory], target_loss: float | None) -> Figure:
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Figure()
     columns = [_columns(run.records, target_loss) for run in members]
     for at, (run, (gaps, ratios, _)) in enumerate(zip(members, columns, strict=True)):
         marker = {"color": STRONG[at % len(STRONG)], "size": 5, "opacity": 0.6, "symbol": at}
@@ -345,8 +308,6 @@ def _rates_picture(members: Sequence[Trajectory], target_loss: float | None) -> 
 
 
 def _blocks_picture(records: Sequence[Record], target_loss: float | None) -> Figure:
-    from plotly.subplots import make_subplots
-
     names = list(block_names(records))
     if len(names) > _MOST_BLOCKS:
         names = [names[round(at)] for at in np.linspace(0, len(names) - 1, _MOST_BLOCKS)]

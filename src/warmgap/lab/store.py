@@ -13,14 +13,15 @@ import os
 import secrets
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from warmgap.lab.errors import UserError
+from warmgap.lab.errors import UserError, needs
 
 FILE = "runs.db"
 VERSION = 2
@@ -126,8 +127,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, 1, VERSION):
                 raise UserError(
@@ -143,15 +143,11 @@ class Store:
         host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
         self._owner = f"{host}:{os.getpid()}:{secrets.token_hex(4)}"
 
-    def close(self) -> None:
-        """Close the database."""
-        self._db.close()
-
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self._db.close()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -176,18 +172,17 @@ class Store:
     def add_sweep(self, command: str, asked: Any, runs: Sequence[tuple[str, str]]) -> int:
         """Write down a sweep with its runs, (id, workload) each; return its number."""
         with self._writing() as db:
-            db.execute(
+            (number,) = db.execute(
                 "INSERT INTO sweeps (command, asked) VALUES (?, ?) "
-                "ON CONFLICT (command) DO UPDATE SET asked = excluded.asked",
+                "ON CONFLICT (command) DO UPDATE SET asked = excluded.asked RETURNING id",
                 (command, json.dumps(asked, default=str)),
-            )
-            number = int(db.execute("SELECT id FROM sweeps WHERE command = ?", (command,)).fetchone()[0])
+            ).fetchone()
             db.execute("DELETE FROM sweep_runs WHERE sweep = ?", (number,))
             db.executemany(
                 "INSERT OR IGNORE INTO sweep_runs (sweep, run, workload, position) VALUES (?, ?, ?, ?)",
                 ((number, run, workload, position) for position, (run, workload) in enumerate(runs)),
             )
-        return number
+        return int(number)
 
     def add_seconds(self, sweep: int, seconds: float) -> None:
         """Add wall time to a sweep."""
@@ -223,6 +218,23 @@ class Store:
         """Say that this process lives, for all runs that it has."""
         self._db.execute("UPDATE runs SET heartbeat = ? WHERE owner = ?", (time.time(), self._owner))
 
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Beat in the background: tokenizing, or a step of a large model, may take longer than a claim lasts."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(_STALE / 6):
+                self.beat()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def write(self, identity: str, rows: Sequence[Sequence[Any]]) -> None:
         """Write rows of metrics, in the columns of `METRICS`; a step that is there is replaced."""
         if rows:
@@ -246,35 +258,31 @@ class Store:
             columns = ", ".join(f"{name} = ?" for name in ended)
             db.execute(f"UPDATE runs SET {columns} WHERE id = ?", (*values, identity))  # noqa: S608
 
-    def runs(self) -> list[Run]:
-        """All runs, in the order in which they were asked for."""
-        return [self._run(row) for row in self._db.execute("SELECT * FROM runs ORDER BY rowid")]
+    def runs(self, identity: str | None = None) -> list[Run]:
+        """All runs in the order in which they were asked for; those of one id alone: none or one."""
+        rows = self._db.execute("SELECT * FROM runs WHERE ?1 IS NULL OR id = ?1 ORDER BY rowid", (identity,))
+        plain = (
+            {**row, **{name: json.loads(row[name]) for name in ("config", "versions") if row[name]}} for row in rows
+        )
+        return [Run(**row) for row in plain]
 
     def run(self, identity: str) -> Run:
-        """The run of this id."""
-        row = self._db.execute("SELECT * FROM runs WHERE id = ?", (identity,)).fetchone()
-        if row is None:
-            raise UserError(f"{self.path} holds no run {identity}.")
-        return self._run(row)
-
-    @staticmethod
-    def _run(row: sqlite3.Row) -> Run:
-        values = dict(row)
-        return Run(**values | {name: json.loads(values[name]) for name in ("config", "versions") if values[name]})
+        """The run of this id, which is there."""
+        return self.runs(identity)[0]
 
     def metrics(self, identity: str) -> dict[str, list[Any]]:
         """The metrics of a run by column, one value a step."""
-        columns = list(zip(*self._rows(identity), strict=True)) or [()] * len(METRICS)
-        return {name: list(column) for name, column in zip(METRICS, columns, strict=True)}
+        rows = self._rows(identity)
+        return {name: [row[name] for row in rows] for name in METRICS}
 
-    def _rows(self, identity: str) -> list[Any]:
+    def _rows(self, identity: str) -> list[sqlite3.Row]:
         query = f"SELECT {', '.join(METRICS)} FROM metrics WHERE run = ? ORDER BY step"  # noqa: S608
         return self._db.execute(query, (identity,)).fetchall()
 
     def events(self, identity: str) -> list[dict[str, Any]]:
         """The events of a run."""
-        rows = self._db.execute(f"SELECT {', '.join(EVENTS)} FROM events WHERE run = ? ORDER BY number", (identity,))  # noqa: S608
-        return [dict(row) for row in rows]
+        query = f"SELECT {', '.join(EVENTS)} FROM events WHERE run = ? ORDER BY number"  # noqa: S608
+        return [dict(row) for row in self._db.execute(query, (identity,))]
 
     def sweeps(self) -> list[dict[str, Any]]:
         """The sweeps: command, what was asked, seconds, and the ids and workloads of the runs."""
@@ -296,23 +304,24 @@ class Store:
         runs, path = self.runs(), Path(target)
         if target in _TRACKERS:
             return self._track(target, runs)
+        if path.suffix not in (".json", ".csv", ".parquet"):
+            raise UserError(f"Export to a .json, .csv or .parquet file, or {', '.join(_TRACKERS)}; got {target!r}.")
         if path.suffix == ".json":
             data = [vars(run) | {"metrics": self.metrics(run.id), "events": self.events(run.id)} for run in runs]
             path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
             return target
-        names = ("run", "folder", *METRICS)
         rows = [(run.id, run.folder, *row) for run in runs for row in self._rows(run.id)]
+        names = ("run", "folder", *METRICS)
         if path.suffix == ".csv":
             with path.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([names, *rows])
-        elif path.suffix == ".parquet":
+            return target
+        with needs("Export to Parquet", "pyarrow"):
             import pyarrow
             import pyarrow.parquet
-
-            table = pyarrow.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
-            pyarrow.parquet.write_table(table, path)
-        else:
-            raise UserError(f"Export to a .json, .csv or .parquet file, or tensorboard, wandb, mlflow; got {target!r}.")
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows]), path
+        )
         return target
 
     def _track(self, target: str, runs: Sequence[Run]) -> str:
@@ -325,16 +334,13 @@ class Store:
                 "mlflow": {"experiment_name": self.folder.name, "run_name": run.folder},
                 "wandb": {"run_name": self.folder.name},
             }
-            try:
+            with needs(f"Export to {target}", target):
                 tracker = getattr(tracking, _TRACKERS[target])(**places[target])
                 tracker.start()
-            except (ImportError, NameError) as error:
-                raise UserError(f"Export to {target} needs that package: pip install {target}.") from error
             tracker.store_init_configuration({k: str(v) if isinstance(v, list) else v for k, v in run.config.items()})
-            for row in self._rows(run.id):
-                values = dict(zip(METRICS, row, strict=True))
-                step, _ = values.pop("step"), values.pop("phase")
-                tracker.log({name: value for name, value in values.items() if value is not None}, step=step)
+            for row in map(dict, self._rows(run.id)):
+                step = row.pop("step")
+                tracker.log({name: value for name, value in row.items() if isinstance(value, float)}, step=step)
             tracker.finish()
         return str(folder) if target == "tensorboard" else target
 
@@ -349,8 +355,7 @@ class Store:
         )  # fmt: skip
         for path in paths:
             data = json.loads(path.read_text(encoding="utf-8"))
-            config = dict(data["config"])
-            config["method"] = config.pop("rule")
+            config = {name if name != "rule" else "method": value for name, value in data["config"].items()}
             key = json.dumps([path.parent.name, config], sort_keys=True)
             identity = hashlib.sha256(key.encode()).hexdigest()[:16]
             lines = path.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -6,9 +6,12 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.engines import Engine, Job, Local
@@ -16,43 +19,33 @@ from warmgap.lab.errors import UserError
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Run, Store
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 INTERRUPTED = 130
 
 Plan = Sequence[tuple[str, TrainConfig]]
 """Runs, each with the name of its workload, which may be empty."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Every optimizer with every peak rate, every method and every seed."""
-
-    base: TrainConfig  # the settings that all runs share
-    optimizers: Sequence[str]  # names, or `name:lr` to give each its peak rate
-    methods: Sequence[str]
-    seeds: Sequence[int] = (0,)
-    rates: Sequence[float] = (1.0,)  # factors of the peak rate
-
-    def plan(self) -> Plan:
-        """The runs; all of one seed before the next seed."""
-        lists = {"optimizer": self.optimizers, "method": self.methods, "seed": self.seeds, "rate": self.rates}
-        if empty := [what for what, given in lists.items() if not given]:
-            raise UserError(f"The sweep has no {empty[0]}: give at least one.")
-        runs = []
-        seeds, optimizers = dict.fromkeys(self.seeds), dict.fromkeys(self.optimizers)
-        combinations = itertools.product(seeds, optimizers, dict.fromkeys(self.rates), dict.fromkeys(self.methods))
-        for seed, optimizer, rate, method in combinations:
-            name, _, lr = optimizer.partition(":")
-            try:
-                config = replace(self.base, optimizer=name, lr=float(lr) if lr else self.base.lr).resolve()
-            except ValueError:
-                raise UserError(f"The peak rate of {optimizer!r} is no number: write muon:0.02.") from None
-            assert config.lr is not None  # noqa: S101 - resolved
-            config = replace(config, lr=config.lr * rate, method=method, seed=seed)
-            runs.append(("", config.resolve()))
-        return runs
+def grid(
+    base: TrainConfig,  # the settings that all runs share
+    optimizers: Sequence[str],  # names, or `name:lr` to give each its peak rate
+    methods: Sequence[str],
+    seeds: Sequence[int] = (0,),
+    rates: Sequence[float] = (1.0,),  # factors of the peak rate
+) -> Plan:
+    """Every optimizer with every peak rate, every method and every seed; all of one seed before the next seed."""
+    lists: dict[str, Sequence[Any]] = {"seed": seeds, "optimizer": optimizers, "rate": rates, "method": methods}
+    if empty := [what for what, given in lists.items() if not given]:
+        raise UserError(f"The sweep has no {empty[0]}: give at least one.")
+    runs = []
+    for seed, optimizer, rate, method in itertools.product(*map(dict.fromkeys, lists.values())):
+        name, _, lr = optimizer.partition(":")
+        try:
+            config = replace(base, optimizer=name, lr=float(lr) if lr else base.lr).resolve()
+        except ValueError:
+            raise UserError(f"The peak rate of {optimizer!r} is no number: write muon:0.02.") from None
+        assert config.lr is not None  # noqa: S101 - resolved
+        runs.append(("", replace(config, lr=config.lr * rate, method=method, seed=seed).resolve()))
+    return runs
 
 
 def run_folder(config: TrainConfig) -> str:
@@ -83,7 +76,7 @@ def run_plan(
         console: Where to show progress; None shows nothing.
     """
     began = time.monotonic()
-    engine = engine or Local()
+    console = console or Console(quiet=True)
     jobs: dict[str, Job] = {}
     workloads: list[tuple[str, str]] = []
     for workload, config in plan:
@@ -96,18 +89,12 @@ def run_plan(
         )
         sweep = store.add_sweep(command, asked, workloads)
         waiting = [job for job in jobs.values() if not store.run(job.id).finished]
-        if console is not None and len(waiting) < len(jobs):
+        if len(waiting) < len(jobs):
             _say(console, f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.")
         if waiting:
             _prepare(waiting)
-            with Interruption(twice=True) as stop, _shown(console, len(waiting)) as display:
-                beaten = 0.0
-                for kind, job, content in engine.train(waiting, lambda job: store.claim(job.id), stop):
-                    if job is None:
-                        if time.monotonic() - beaten > 5.0:
-                            store.beat()
-                            beaten = time.monotonic()
-                        continue
+            with store.beating(), Interruption(twice=True) as stop, _shown(console, len(waiting)) as display:
+                for kind, job, content in (engine or Local()).train(waiting, lambda job: store.claim(job.id), stop):
                     if kind == "rows":
                         store.write(job.id, content)
                     elif kind == "end":
@@ -122,8 +109,7 @@ def _prepare(jobs: Sequence[Job]) -> None:
     from warmgap.lab.tasks import prepare
 
     configs = [job.config for job in jobs]
-    data = {(each.corpus, each.vocab_size, each.tokenizer, each.corpus_megabytes): each for each in configs}
-    for config in data.values():
+    for config in {(c.corpus, c.vocab_size, c.tokenizer, c.corpus_megabytes): c for c in configs}.values():
         prepare(config)
 
 
@@ -150,15 +136,12 @@ def _say(console: Console, sentence: str) -> None:
 
 
 @contextlib.contextmanager
-def _shown(console: Console | None, count: int) -> Iterator[Any]:
+def _shown(console: Console, count: int) -> Iterator[Any]:
     """Show all runs under way, on a terminal as bars, in a file as a line for each that ends."""
-    if console is None:
-        yield lambda *_: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
     columns = ("{task.description}", BarColumn(bar_width=10), MofNCompleteColumn(), "{task.fields[loss]}")
-    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, disable=console.quiet or not console.is_terminal
+    ) as bars:
         overall = bars.add_task("all runs", total=count, loss="")
         tasks: dict[str, Any] = {}
         ended = itertools.count(1)

@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import json
 import math
+import os
 import pickle
 import platform
 import subprocess
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed import DistError
 
 from warmgap import decay as decays
 from warmgap.lab.checkpoints import STATE, WEIGHTS, checkpoint_name, final_weights, last_checkpoint, new_checkpoint
@@ -40,9 +42,6 @@ from warmgap.lab.tasks import make_task
 from warmgap.torch import AdaptiveWarmup
 from warmgap.torch.recognition import optimizer_kappa
 
-__all__ = ["TrainConfig", "train"]
-
-
 MakeProbe = Callable[[torch.optim.Optimizer, nn.Module], Any]
 """Makes what looks at the steps: `measure(closure, step=...)` is a context around each, see `SmoothnessProbe`."""
 
@@ -53,7 +52,6 @@ CHECKPOINT_VERSION = 4
 _EVAL_BATCH = 4096  # predictions evaluated at once
 _READ_EVERY = 10  # steps between two looks of the host at the device's numbers
 _SEND_EVERY = 0.5  # seconds between two calls of the sink
-_KEPT = ("step", "first_loss", "best_val_loss", "final_val_loss")  # attributes of a run that a checkpoint holds
 _PACKAGES = ("warmgap", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
@@ -88,23 +86,20 @@ def train(
         torch.set_num_threads(full.threads)
     try:
         run = _Run(full, folder, probe, resume=resume)
-        with contextlib.ExitStack() as stack:
-            display = stack.enter_context(_display(full, shown=progress and run.accelerator.is_main_process))
-            stop = stack.enter_context(Interruption())
+        shown = progress and run.accelerator.is_main_process
+        with _display(full, shown=shown) as display, Interruption() as stop:
             return run.go(stop, display, sink)
     except RuntimeError as error:
         if not _lost(error):
             raise
         raise LostProcessError(
-            f"Process {run.accelerator.process_index} ends because another one of this run has ended or does not "
+            f"Process {os.environ.get('RANK', '0')} ends because another one of this run has ended or does not "
             "answer: run the same command with --resume, on any number of processes, to go on from the last checkpoint."
         ) from error
 
 
 def _lost(error: BaseException | None) -> bool:
-    """Return whether an error comes from talking to another process; gloo's have no class of their own."""
-    from torch.distributed import DistError
-
+    """Whether an error comes from talking to another process; gloo's have no class of their own."""
     if error is None:
         return False
     return isinstance(error, DistError) or "gloo/transport" in str(error) or _lost(error.__cause__)
@@ -122,7 +117,7 @@ class _Run:
     """The parts of a run, and the steps made so far."""
 
     def __init__(self, config: TrainConfig, folder: Path | None, probe: MakeProbe | None, *, resume: bool) -> None:
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.numbers = config, folder, config.numbers()
         # Without an accelerator it must be said, or it leaves the processes of `torchrun` each to itself.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.device = self.accelerator.device
@@ -137,11 +132,10 @@ class _Run:
         if config.start_from is not None:
             self.start_from(config.start_from)
         self.parallel: nn.Module = self.accelerator.prepare_model(self.network)
-        assert config.lr is not None  # noqa: S101 - resolved
-        settings = {name: getattr(config, name) for name in ("betas", "momentum", "second_lr", "radii")}
+        names = ("lr", "weight_decay", "betas", "momentum", "second_lr", "radii")
         try:
             self.optimizers = OPTIMIZERS[config.optimizer].build(
-                self.network, config.lr, config.weight_decay, **settings
+                self.network, **{name: getattr(config, name) for name in names}
             )
             self.schedulers = _schedulers(config, self.optimizers)
         except ValueError as error:
@@ -154,10 +148,7 @@ class _Run:
         self.step = 0
         self.status = "running"
         self.first_loss = math.nan
-        self.best_val_loss: float | None = None
-        self.final_val_loss: float | None = None
-        self.seconds_before = 0.0
-        self.started = time.monotonic()
+        self.started = time.monotonic()  # less what came before it was resumed
         self.metrics: list[list[Any]] = []
         self.pending: list[tuple[Tensor, list[Any]]] = []
         self.sent = 0
@@ -177,7 +168,9 @@ class _Run:
             saves = bool(config.save_every) and (self.step == config.steps or self.step % config.save_every == 0)
             looks = self.device.type == "cpu" or self.step % _READ_EVERY == 0 or self.step == config.steps
             if looks or evaluates or saves:
-                if self.agreed(stop.requested):
+                if stop.requested:
+                    self.accelerator.set_trigger()
+                if self.accelerator.check_trigger():  # set in any process: they must stop at the same step
                     self.status = "interrupted"
                 self.read(display, evaluates=evaluates)
                 if sink is not None and self.accelerator.is_main_process and time.monotonic() - last_sent > _SEND_EVERY:
@@ -246,13 +239,6 @@ class _Run:
             logits, classes = self.task.predict(model, rows)
         return nn.functional.cross_entropy(logits.float(), classes)
 
-    def agreed(self, flag: bool) -> bool:
-        """Whether any process has the flag: they must stop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        flags = self.accelerator.reduce(torch.tensor(float(flag), device=self.device), reduction="sum")
-        return bool(flags.item() > 0.0)
-
     def read(self, display: _Display, *, evaluates: bool) -> None:
         """Look at the steps made since the last look, write them down, and stop where a loss is no longer finite."""
         rows = [row for _, row in self.pending]
@@ -260,14 +246,13 @@ class _Run:
             row[1] = loss if math.isfinite(loss) else None
         self.pending = []
         if any(row[1] is None for row in rows):
-            self.status, evaluates = "diverged", False
-        val_loss = self.evaluate() if evaluates else None
-        if val_loss is not None and not math.isfinite(val_loss):
-            self.status, val_loss = "diverged", None
-        if val_loss is not None:
-            self.best_val_loss = val_loss if self.best_val_loss is None else min(val_loss, self.best_val_loss)
-            self.final_val_loss = val_loss if self.step == self.config.steps else None
-        rows[-1][-1] = val_loss
+            self.status = "diverged"
+        elif evaluates:
+            val_loss = self.evaluate()
+            if math.isfinite(val_loss):
+                rows[-1][-1] = val_loss
+            else:
+                self.status = "diverged"
         self.metrics += rows
         display(rows[-1])
 
@@ -286,13 +271,13 @@ class _Run:
 
     def record(self) -> dict[str, Any]:
         """The columns of `runs` on this run."""
-        scheduler, seconds = self.schedulers[0], self.seconds()
+        scheduler, seconds = self.schedulers[0], time.monotonic() - self.started
         predictions = self.step * self.config.batch_size * self.task.predictions
         return {
             "step": self.step,
             "first_loss": self.first_loss if math.isfinite(self.first_loss) else None,
-            "final_val_loss": self.final_val_loss,
-            "best_val_loss": self.best_val_loss,
+            "final_val_loss": self.metrics[-1][-1] if self.step == self.config.steps else None,
+            "best_val_loss": min((row[-1] for row in self.metrics if row[-1] is not None), default=None),
             "warmup_iters": scheduler.warmup_iters,
             "target_loss": scheduler.target_loss,
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
@@ -307,10 +292,6 @@ class _Run:
             "verdict": scheduler.verdict,
         }
 
-    def seconds(self) -> float:
-        """Wall time of the run, with what came before it was resumed."""
-        return self.seconds_before + time.monotonic() - self.started
-
     def save(self) -> None:
         """Write a checkpoint; the one before it stays until the new one is whole."""
         folder = self.folder
@@ -319,24 +300,23 @@ class _Run:
             if last is None or last.name != checkpoint_name(self.step):
                 with new_checkpoint(folder, self.step, self.config.steps) as scratch:
                     # Written by Python, whose errors say what is wrong with the disk; the libraries' own do not.
-                    (scratch / WEIGHTS).write_bytes(safetensors.torch.save(self.weights()))
+                    # A tied parameter comes once.
+                    weights = {name: each.detach().contiguous() for name, each in self.network.named_parameters()}
+                    (scratch / WEIGHTS).write_bytes(safetensors.torch.save(weights))
                     buffer = io.BytesIO()
                     torch.save(self.state(), buffer)
                     (scratch / STATE).write_bytes(buffer.getbuffer())
         self.accelerator.wait_for_everyone()
 
-    def weights(self) -> dict[str, Tensor]:
-        """The parameters by name, a tied one once."""
-        return {name: parameter.detach().contiguous() for name, parameter in self.network.named_parameters()}
-
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds besides the weights, as plain values and tensors."""
         return {
             "version": CHECKPOINT_VERSION,
-            "config": self.config.numbers(),
+            "config": self.numbers,
             "corpus_fingerprint": self.task.fingerprint,
-            **{name: getattr(self, name) for name in _KEPT},
-            "seconds": self.seconds(),
+            "step": self.step,
+            "first_loss": self.first_loss,
+            "seconds": time.monotonic() - self.started,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "random": torch.get_rng_state(),
@@ -358,17 +338,18 @@ class _Run:
 
     def load(self, checkpoint: Path) -> None:
         """Go on from a checkpoint."""
+        damaged = f"The checkpoint {checkpoint} is damaged: delete that folder and resume again."
         try:
             state = torch.load(checkpoint / STATE, map_location=self.device, weights_only=True)
             version = state["version"]
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise UserError(f"The checkpoint {checkpoint} is damaged: delete that folder and resume again.") from error
+            raise UserError(damaged) from error
         if version != CHECKPOINT_VERSION:
             raise UserError(
                 f"The checkpoint {checkpoint} was written by another version of warmgap (form {version}, this one "
                 f"reads form {CHECKPOINT_VERSION}): use that version, or another --output."
             )
-        own, saved = self.config.numbers(), state["config"]
+        own, saved = self.numbers, state["config"]
         if different := [name for name in {**own, **saved} if saved.get(name) != own.get(name)]:
             name = different[0]
             raise UserError(
@@ -387,13 +368,10 @@ class _Run:
             for scheduler, saved_state in zip(self.schedulers, state["schedulers"], strict=True):
                 scheduler.load_state_dict(saved_state)
         except Exception as error:  # safetensors raises its own kinds
-            raise UserError(
-                f"The checkpoint {checkpoint} cannot be read ({error}): delete that folder and resume again."
-            ) from error
+            raise UserError(damaged) from error
         torch.set_rng_state(state["random"].cpu())
-        for name in _KEPT:
-            setattr(self, name, state[name])
-        self.seconds_before = state["seconds"]
+        self.step, self.first_loss = state["step"], state["first_loss"]
+        self.started -= state["seconds"]
         self.metrics = json.loads(state["metrics"])
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
+from warmgap.lab.train import train
 from warmgap.smoothness import UnifiedCheck, pooled, unified_figure
 from warmgap.torch import TrajectoryChecker
 
@@ -43,8 +44,6 @@ class _Points:
 
 def check_runs(config: TrainConfig, seeds: Sequence[int], every: int, folder: Path) -> Checks | None:
     """Train a run of each seed and check it; None where one was interrupted."""
-    from warmgap.lab.train import train
-
     steps = config.resolve().steps
     if every < 1 or steps <= every:
         raise UserError(f"A point is taken every N-th of the {steps} steps, two at least: give a smaller --every.")
