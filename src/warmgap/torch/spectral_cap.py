@@ -140,8 +140,7 @@ class SpectralCap:
         self._turn = 0
         self._warned = False
         self._ratio: float | None = None
-        self._largest = 0.0  # median of the spectral norms over the scales, and
-        self._peak = math.inf  # the highest of them
+        self._largest = 0.0  # median of the spectral norms over the scales
         self._late: tuple[list[Tensor], Any] | None = None
         self.agree: Callable[[Tensor], Tensor] = _own
         self.rate: Callable[[dict[str, Any]], float] = _rate
@@ -289,7 +288,7 @@ class SpectralCap:
             "ratios": [torch.stack([x.ratios for x in m.matrices], dim=1).tolist() for m in self._members],
             "starts": [member.packed() for member in self._members],
             "turn": self._turn,
-            "published": None if self._ratio is None else [self._ratio, self._largest, self._peak],
+            "published": None if self._ratio is None else [self._ratio, self._largest],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -314,7 +313,7 @@ class SpectralCap:
                 member.load(of_member, text, self.rank)
         self._lay_out(members)
         self._late, self._begun, self._turn = None, False, state_dict.get("turn", 0)
-        self._ratio, self._largest, self._peak = state_dict.get("published") or (None, 0.0, math.inf)
+        self._ratio, self._largest, *_ = state_dict.get("published") or (None, 0.0)  # there was a third number
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles; what is on its way from a device is read."""
@@ -529,8 +528,7 @@ class SpectralCap:
             weight = rate / base if rate > 0.0 else math.nan  # at rate 0 it stands still
             parts += [(batch.ratios if rate == base else batch.ratios * weight).to(device) for batch in run.batches]
         ratios = torch.cat(parts, dim=1)
-        medians = torch.nanquantile(ratios, 0.5, dim=1)
-        found = self.agree(torch.stack([*medians.unbind(), ratios[1].nan_to_num(0.0).amax()]))
+        found = self.agree(torch.nanquantile(ratios, 0.5, dim=1))
         if found.device.type != "cuda":
             self._set(found.tolist())
             return
@@ -547,7 +545,7 @@ class SpectralCap:
 
     def _set(self, found: list[float]) -> None:
         if all(map(math.isfinite, found)) and found[1] > 0.0:
-            self._ratio, self._largest, self._peak = found
+            self._ratio, self._largest = found
 
 
 _Followed = tuple[Run, Batch, Leading, Tensor]
