@@ -400,7 +400,7 @@ def add_late(given: str) -> tuple[AdaptiveWarmup, list[dict[str, Any]]]:
     optimizer = Lion(groups, lr=0.1)
     scheduler = AdaptiveWarmup(optimizer, 60, model=model if given == "model" else None)
     losses(model, optimizer, scheduler, range(3))
-    late = [[*model[4].parameters()], [model[3].weight], [model[3].bias]]
+    late: list[list[Any]] = [[*model[4].parameters()], [model[3].weight], [model[3].bias]]
     if given != "model":
         late = [[p for params in late[1:] for p in params]]
     for params in late:
@@ -410,11 +410,24 @@ def add_late(given: str) -> tuple[AdaptiveWarmup, list[dict[str, Any]]]:
 
 
 def test_promise_5_a_group_added_without_a_role_is_held_and_said() -> None:
-    with pytest.warns(UserWarning, match=r"group 5 was added without a role, .* add the groups of split_parameters\("):
+    with pytest.warns(UserWarning, match=r"group 5 has no role, .* put the groups of split_parameters\(module\) in"):
         scheduler, (late,) = add_late("nothing")
     assert (late["role"], late["lr"]) == ("hidden", scheduler.optimizer.param_groups[1]["lr"])
     assert late["lr"] < 0.05
     assert add_late("role")[1][0]["lr"] == late["lr"]  # which says nothing
+
+
+def test_promise_5_a_group_without_a_role_beside_others_is_held_and_said() -> None:
+    def fresh(last: dict[str, Any]) -> AdaptiveWarmup:
+        model = language_model()
+        groups = [{"params": [model[0].weight], "role": "embedding"}, {"params": [model[1].weight], "role": "hidden"}]
+        return AdaptiveWarmup(Lion([*groups, {"params": [model[3].weight], **last}], lr=0.1), 60)
+
+    with pytest.warns(UserWarning, match=r"parameter group 2 has no role, where others have theirs"):
+        scheduler = fresh({})
+    assert scheduler.roles["hidden"].groups == (1, 2)
+    for said in ({"role": "head"}, {"schedule": "constant"}):
+        assert fresh(said).roles["hidden"].groups == (1,)
 
 
 def test_a_group_that_is_added_takes_its_role_from_the_model() -> None:

@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, Literal
 
-from warmgap._checks import check_count, check_finite, check_fraction, warn
+from warmgap._checks import check_count, check_finite, warn
 from warmgap.rules._rule import RULES, LossDriven, Rule, RuleState
 from warmgap.rules.gap import GapRule
 from warmgap.rules.guard import DivergenceGuard
@@ -127,7 +127,7 @@ def rule_for(
     """
     if target_loss != "auto":
         check_finite("target_loss", target_loss, "give the loss taken as optimal, or 'auto'")
-    settings = {} if max_warmup is None else {"max_warmup": check_fraction("max_warmup", max_warmup)}
+    settings = {} if max_warmup is None else {"max_warmup": max_warmup}
     if isinstance(rule, str):
         return by_name(rule, total_iters, floor=floor, target_loss=target_loss, kappa=kappa, **settings)
     if not isinstance(rule, Rule):

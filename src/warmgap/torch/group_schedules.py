@@ -68,34 +68,35 @@ def find_roles(
     return matrices < 3 or any(group.get("role") == "hidden" for group in optimizer.param_groups)
 
 
-def give_late_roles(optimizer: Optimizer, first: int, model: nn.Module | None) -> None:
-    """Give the groups from index `first` on, which were added late, a role where those before have them.
+def give_rest_roles(optimizer: Optimizer, model: nn.Module | None) -> None:
+    """Give groups without a role one, where others have theirs, as those that were added late.
 
     A group with hidden matrices is hidden as a whole. It is not split: hosts save and load it as they added it.
 
     Args:
         optimizer: The optimizer.
-        first: The index of the first group that was added.
         model: The model, or None to go by the names that torch keeps of named parameters.
 
     Warns:
         UserWarning: If a group is hidden that may hold other weights too.
     """
-    late = [(i, g) for i, g in enumerate(optimizer.param_groups) if i >= first and role_of(g) is None]
-    if not late or not any(role_of(group) == "hidden" for group in optimizer.param_groups[:first]):
+    roles_now = [role_of(group) for group in optimizer.param_groups]
+    if None not in roles_now or "hidden" not in roles_now:
         return
     if model is not None:
         known: Mapping[Tensor, str] = {p: said["role"] for p, said in layouts_of(model).items()}
     else:
         known = roles_from_names(optimizer) or {}
-    for index, group in late:
+    for index, group in enumerate(optimizer.param_groups):
+        if roles_now[index] is not None or group.get("schedule", "inherit") in (None, "constant"):
+            continue
         roles = {known.get(p, "hidden" if p.ndim >= 2 else "other") for p in group["params"]}
         group["role"] = next((role for role in ("hidden", "embedding", "head") if role in roles), "other")
         if group["role"] == "hidden" and (len(roles) > 1 or not all(p in known for p in group["params"])):
             warn(
-                f"parameter group {index} was added without a role, and all of it is held back like the hidden "
-                "matrices, which alone need it: add the groups of split_parameters(module) in its place, or give it "
-                "the key 'role'"
+                f"parameter group {index} has no role, where others have theirs, and all of it is held back like the "
+                "hidden matrices, which alone need it: put the groups of split_parameters(module) in its place, or "
+                "give it the key 'role'"
             )
 
 

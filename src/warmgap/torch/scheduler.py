@@ -22,7 +22,7 @@ from warmgap.rules.spectral import LARGEST_ENTRY
 from warmgap.schedule import MOST_EVENTS, Event, Schedule, ScheduleState
 from warmgap.torch import misuse
 from warmgap.torch.explain import History, Verdict, judged, picture, picture_html, role_table, sentences
-from warmgap.torch.group_schedules import RoleTable, find_roles, give_late_roles, peak_of, plan_groups
+from warmgap.torch.group_schedules import GroupPlan, RoleTable, find_roles, give_rest_roles, peak_of, plan_groups
 from warmgap.torch.joining import check_joined, shadow_of
 from warmgap.torch.loss_mean import Exchanged, LossMean
 from warmgap.torch.optimizers.muon import SECOND_RULES, Muon
@@ -151,13 +151,13 @@ class AdaptiveWarmup(LRScheduler):
         kappa = partial(optimizer_kappa, optimizer, norm)
         rule = rule_for(rule, total_iters, floor=floor, target_loss=target_loss, kappa=kappa, max_warmup=max_warmup)
         self.schedule = Schedule(total_iters, rule, decay)
+        self.optimizer = optimizer
         self._asked = dict(groups or {})
         self._model = None if model is None else weakref.ref(model)
         has_roles = find_roles(optimizer, model, roles)
-        separate_rates(optimizer)
-        self._plans = plan_groups(optimizer, self.schedule, self._asked)
-        self._loss = LossMean(process_group)
         self.cap = _cap_of(cap, optimizer, total_iters, rule)
+        self._plans = self._planned()
+        self._loss = LossMean(process_group)
         self._capped: list[int] = []  # the groups that the cap holds, in its order
         if not has_roles and (self.cap is not None or rule.roles == "hidden"):
             warn(
@@ -184,7 +184,6 @@ class AdaptiveWarmup(LRScheduler):
         self._scales: list[float] = []  # what others have multiplied the rates by
         self._plain: list[float] = []  # the rates as set here, before that
         _connect(optimizer, self)
-        self.optimizer = optimizer
         if self.cap is not None:
             self.cap.agree, self.cap.rate, self.cap.lead = self._loss.highest, self._rate_of, self._lead
             self._capped = self._find_capped()
@@ -723,6 +722,13 @@ class AdaptiveWarmup(LRScheduler):
         self._log_new(before)
         self._set_lrs()
 
+    def _planned(self) -> list[GroupPlan]:
+        """Return the plan of each group; one without a role gets one, where others have theirs and it matters."""
+        separate_rates(self.optimizer)
+        if self.cap is not None or self.schedule.rule.roles == "hidden":
+            give_rest_roles(self.optimizer, None if self._model is None else self._model())
+        return plan_groups(self.optimizer, self.schedule, self._asked)
+
     def _find_capped(self) -> list[int]:
         held = set() if self.cap is None else {id(group) for group in self.cap.groups}
         groups = enumerate(self.optimizer.param_groups)
@@ -736,10 +742,7 @@ class AdaptiveWarmup(LRScheduler):
                 f"the optimizer has {len(groups)} parameter groups, and had {len(self.base_lrs)} when this scheduler "
                 "was made: make a new scheduler for it"
             )
-        separate_rates(self.optimizer)
-        if self.cap is not None or self.schedule.rule.roles == "hidden":
-            give_late_roles(self.optimizer, len(self.base_lrs), None if self._model is None else self._model())
-        self._plans = plan_groups(self.optimizer, self.schedule, self._asked)
+        self._plans = self._planned()
         self._capped = self._find_capped()
         for index in range(len(self.base_lrs), len(groups)):
             group = groups[index]
