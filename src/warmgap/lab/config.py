@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from warmgap.lab.corpus import BYTES, NAMES, TRAINED
+from warmgap.lab.corpus import BYTES, NAMES, TRAINED, hash_file
 from warmgap.lab.errors import UserError
 from warmgap.lab.methods import DECAYS, EXAMPLES, RULES, WITH_TARGET, Method
 from warmgap.lab.model import DIGITS, IMAGE_MODELS, SIZES, size_of
@@ -205,11 +205,11 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
         if full.start_from is not None:
             from warmgap.lab.checkpoints import final_weights
 
-            found["start_from"] = _hash(final_weights(full.start_from))
+            found["start_from"] = hash_file(final_weights(full.start_from))[:16]
         if full.radii is not None:
             if not full.radii.is_file():
                 raise UserError(f"There is no file {full.radii}: warmgap smoothness --write-radii makes one.")
-            found["radii"] = _hash(full.radii)
+            found["radii"] = hash_file(full.radii)[:16]
         return found
 
     def fingerprint(self) -> str:
@@ -260,10 +260,6 @@ def _words(settings: Mapping[str, Any]) -> list[str]:
     for name, value in settings.items():
         found += [_flag(name), *map(str, value if isinstance(value, tuple | list) else [value])]
     return found
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _flag(name: str) -> str:

@@ -112,7 +112,7 @@ class Tokens:
         """Whether every shard still has the hash in the manifest; reads all of them."""
         parts = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["shards"]
         shards = itertools.chain.from_iterable(parts.values())
-        return all(_hash_file(self.folder / shard["file"]) == shard["sha256"] for shard in shards)
+        return all(hash_file(self.folder / shard["file"]) == shard["sha256"] for shard in shards)
 
 
 def cache_folder() -> Path:
@@ -191,7 +191,7 @@ def _build(name: str, texts: Texts, vocab_size: int, tokenizer: str, folder: Pat
         if part == "validation":
             held_out_bytes += sum(len(_utf8(text)) for text in chunk)
     for shard in itertools.chain.from_iterable(shards.values()):
-        shard["sha256"] = _hash_file(folder / shard["file"])
+        shard["sha256"] = hash_file(folder / shard["file"])
     counts = {part: sum(shard["tokens"] for shard in own) for part, own in shards.items()}
     if not all(counts.values()):
         raise UserError(f"Corpus {name!r} holds too little text to train on and to hold some out: give a longer one.")
@@ -426,7 +426,8 @@ def _streamed(name: str, repository: str, configuration: str | None, limit: floa
         raise UserError(f"Reading {name!r} broke off after {size / 1e6:.1f} MB, nothing was kept: {reason}") from error
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
