@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,10 @@ CLOCKS = {
     "cosine": Clock(),
     "hold 40 %": Clock(hold=0.4),
     "hold 60 %": Clock(hold=0.6),
+    "hold 80 %": Clock(hold=0.8),
     "linear 10 %": Clock(warmup=0.1),
     "linear 10 %, hold 40 %": Clock(warmup=0.1, hold=0.4),
+    "linear 10 %, hold 60 %": Clock(warmup=0.1, hold=0.6),
     "linear 40 %": Clock(warmup=0.4),
     "geometric 40 %": Clock(warmup=0.4, start=0.25),
     "geometric 40 %, hidden": Clock(warmup=0.4, start=0.25, hidden=True),
@@ -477,7 +480,7 @@ def main() -> None:
     parser.add_argument("--suite", choices=SUITES, default="test")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--multiples", type=float, nargs="+", default=list(MULTIPLES))
+    parser.add_argument("--multiples", type=lambda text: float(Fraction(text)), nargs="+", default=list(MULTIPLES))
     parser.add_argument("--share", default="0/1")
     given = parser.parse_args()
     if given.command == "table":
