@@ -115,13 +115,15 @@ def noise_edge(shape: Sequence[int]) -> float:
     """Return the spectral norm of a large matrix of independent entries, over its Frobenius norm.
 
     A singular value above it comes of entries that go together: the edge of the Marchenko-Pastur law, with n rows and m
-    columns 1 / sqrt(n) + 1 / sqrt(m) of the Frobenius norm.
+    columns 1 / sqrt(n) + 1 / sqrt(m) of the Frobenius norm. Of a matrix with 16 rows or columns, or fewer, such as
+    LoRA's, the eight directions that are followed are half or more, and there is no noise to tell them from: it is 2,
+    above every singular value.
 
     Source: Marchenko and Pastur 1967; as a limit for the steps of training: this project.
 
     Example:
-        >>> noise_edge((64, 64))
-        0.25
+        >>> noise_edge((64, 64)), noise_edge((8, 64))
+        (0.25, 2.0)
     """
     rows, columns = shape
-    return 1.0 / math.sqrt(rows) + 1.0 / math.sqrt(columns)
+    return 1.0 / math.sqrt(rows) + 1.0 / math.sqrt(columns) if min(rows, columns) > 2 * RANK else 2.0
