@@ -122,7 +122,7 @@ class Leading(NamedTuple):
     Example:
         >>> import torch
         >>> found = leading(torch.diag(torch.tensor([3.0, 1.0, 2.0])).unsqueeze(0), 2)
-        >>> [round(value, 2) for value in found.values[0].tolist()]
+        >>> [round(value, 1) for value in found.values[0].tolist()]
         [3.0, 2.0]
     """
 
