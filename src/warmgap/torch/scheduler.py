@@ -185,7 +185,8 @@ class AdaptiveWarmup(LRScheduler):
         self._plain: list[float] = []  # the rates as set here, before that
         _connect(optimizer, self)
         if self.cap is not None:
-            self.cap.agree, self.cap.rate, self.cap.lead = self._loss.highest, self._rate_of, self._lead
+            self.cap.agree = self._loss.highest
+            self.cap.serve(self)
             self._capped = self._find_capped()
         super().__init__(optimizer, last_epoch)
 
@@ -575,6 +576,8 @@ class AdaptiveWarmup(LRScheduler):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         _connect(self.optimizer, self)  # a copied optimizer has lost its hooks
+        if self.cap is not None:
+            self.cap.serve(self)
 
     # Rates
 

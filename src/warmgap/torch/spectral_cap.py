@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +43,16 @@ SIGN_FIRST = frozenset({
 
 WHOLE_STEP = frozenset({"SGD", "NormalizedSGD"})
 """Class names of optimizers whose step is one vector for the whole model: norms and biases take a large share of it."""
+
+
+class Scheduling(Protocol):
+    """What a cap asks of the scheduler that sets the rates."""
+
+    def _rate_of(self, group: dict[str, Any]) -> float:
+        """Return the rate of a group, without waiting for a device."""
+
+    def _lead(self) -> dict[str, Any] | None:
+        """Return the group whose rate the cap's figures speak of."""
 
 
 class SpectralCap:
@@ -88,8 +99,6 @@ class SpectralCap:
         rank: The rank as a number.
         agree: Makes one of what each rank of a process group measured, entry by entry; called once a step, and must not
             wait for the device.
-        rate: Gives the rate of a group on the host; by default it is read, which waits where it is on a device.
-        lead: Gives the group that is `base`, or None.
 
     Raises:
         TypeError: If `optimizer` is not an optimizer.
@@ -143,8 +152,7 @@ class SpectralCap:
         self._largest = 0.0  # median of the spectral norms over the scales
         self._late: tuple[list[Tensor], Any] | None = None
         self.agree: Callable[[Tensor], Tensor] = _own
-        self.rate: Callable[[dict[str, Any]], float] = _rate
-        self.lead: Callable[[], dict[str, Any] | None] = _nobody
+        self._scheduler: Callable[[], Scheduling | None] = _nobody
         if not self._measured:
             raise ValueError(
                 f"none of the groups of {type(optimizer).__name__} has a role of a matrix to hold (roles={roles!r}): "
@@ -168,10 +176,20 @@ class SpectralCap:
             held = {"hidden", "other"} if self._whole else {"hidden"}
         return [group for group, role in zip(groups, roles, strict=True) if role in held]
 
+    def serve(self, scheduler: Scheduling) -> None:
+        """Go by the rates that a scheduler knows; it is not kept alive."""
+        self._scheduler = weakref.ref(scheduler)
+
+    def rate(self, group: dict[str, Any]) -> float:
+        """Return the rate of a group on the host; without a scheduler it is read, which waits where a device has it."""
+        scheduler = self._scheduler()
+        return float(group["lr"]) if scheduler is None else scheduler._rate_of(group)
+
     @property
     def base(self) -> dict[str, Any]:
         """The group whose rate `ratio`, `limit` and `room` speak of: the first that is held and has a rate above 0."""
-        if (lead := self.lead()) is not None:
+        scheduler = self._scheduler()
+        if scheduler is not None and (lead := scheduler._lead()) is not None:
             return lead
         groups = self.groups
         return next((group for group in groups if self.rate(group) > 0.0), groups[0])
@@ -318,7 +336,7 @@ class SpectralCap:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles; what is on its way from a device is read."""
         self._arrive()
-        return self.__dict__.copy()
+        return self.__dict__ | {"_scheduler": _nobody}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -577,10 +595,6 @@ def _own(ratio: Tensor) -> Tensor:
 
 def _nobody() -> None:
     return None
-
-
-def _rate(group: dict[str, Any]) -> float:
-    return float(group["lr"])
 
 
 def _set_rate(group: dict[str, Any], lr: float | Tensor) -> None:
