@@ -77,19 +77,19 @@ class SpectralRule(Rule[RuleState]):
 
 RHO = 0.03  # of runs of up to _STEPS steps; in longer ones it falls with the square root of their length
 RHO_LEAST = 0.01
-_STEPS = 1000
+_STEPS = 300
 
 
 def default_rho(total_iters: int | None = None) -> float:
     """Return the spectral cap that `rho="auto"` stands for in a run of that many steps.
 
-    It is 0.03 up to 1,000 steps, or where the length is unknown, then 0.03 * sqrt(1000 / total_iters), at least 0.01:
-    the spectral norm of a step over sqrt(outputs / inputs).
+    It is 0.03 up to 300 steps, or where the length is unknown, then 0.03 * sqrt(300 / total_iters), at least 0.01: the
+    spectral norm of a step over sqrt(outputs / inputs).
 
     Source: this project; the runs are in LOG.md.
 
     Example:
-        >>> default_rho(500), default_rho(4000)
+        >>> default_rho(200), default_rho(1200)
         (0.03, 0.015)
     """
     if total_iters is None:
