@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from rates import OPTIMIZERS, SUITES, Clock, Workload, load, network, text_losses
 from warmgap.rules import noise_edge
+from warmgap.rules.spectral import ABOVE_EDGE
 from warmgap.torch import split_parameters
 
 
@@ -62,7 +63,6 @@ VARIANTS = {
     "no cap": Variant(math.inf, rank=0),
     "the cap": Variant(),
     "no edge": Variant(edge=math.inf),
-    "the edge alone": Variant(1e9),
     "edge x 0.5": Variant(edge=0.5),
     "edge x 2": Variant(edge=2.0),
     "rho 0.02": Variant(0.02),
@@ -114,7 +114,8 @@ def cut(matrices: list[Tensor], before: list[Tensor], starts: list[float], limit
         if variant.rank:
             (u, s, vh), top = parts[index], smallest[index] + 1
             edge = variant.edge * size(step, "frobenius") * noise_edge(step.shape)
-            excess = (s[:top] * float(factors[index]) - min(limit * references[index], edge)).clamp_min(0.0)
+            most = limit * references[index]
+            excess = (s[:top] * float(factors[index]) - min(most, max(edge, ABOVE_EDGE * most))).clamp_min(0.0)
             step -= (u[:, :top] * excess) @ vh[:top]
         matrix.copy_(old + step)
     return float(factors[0])

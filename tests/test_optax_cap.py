@@ -64,25 +64,25 @@ def test_a_convolution_is_measured_by_its_channels() -> None:
 
 @pytest.mark.parametrize("rank", [1, 8])
 def test_small_updates_pass_bit_for_bit_and_zero_ones_make_no_nan(rank: int) -> None:
-    start = {"embed": jnp.ones((8, 4)), "dense": {"kernel": jnp.ones((96, 64)), "bias": jnp.ones(64)}}
-    noise = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), start)
+    start = params()
     cap = spectral_cap(0.1, rank=rank)
     with jax.debug_nans(True):
         for size in (0.0, 1e-6):
-            updates = jax.tree.map(lambda x, size=size: size * jnp.sign(x), noise)  # independent: below the edge
+            updates = jax.tree.map(lambda x, size=size: jnp.full_like(x, size), start)
             held, state = cap.update(updates, cap.init(start))
             assert all(map(jnp.array_equal, jax.tree.leaves(held), jax.tree.leaves(updates)))
             assert float(state.factor) == 1.0
 
 
-def test_what_is_above_the_edge_is_cut_at_any_size() -> None:
+@pytest.mark.parametrize(("size", "expected"), [(0.07, 0.5), (0.03, 0.03 / 0.0816)])
+def test_what_sticks_out_is_cut_to_half_the_cap(size: float, expected: float) -> None:
     start = {"embed": jnp.ones((8, 4)), "kernel": jnp.ones((96, 64))}
     cap = spectral_cap(0.1)
-    updates = jax.tree.map(lambda x: 1e-6 * x, start)  # of rank 1
+    updates = {"embed": start["embed"], "kernel": size * start["kernel"] / (96 * 64) ** 0.5}  # of rank 1
     held, _ = cap.update(updates, cap.init(start))
     assert jnp.array_equal(held["embed"], updates["embed"])
-    share = jnp.linalg.norm(held["kernel"], 2) / jnp.linalg.norm(updates["kernel"], 2)
-    assert float(share) == pytest.approx(1 / 96**0.5 + 1 / 64**0.5, rel=1e-3)
+    limit = 0.1 * (64 / 96) ** 0.5
+    assert float(jnp.linalg.norm(held["kernel"], 2)) == pytest.approx(expected * limit, rel=2e-3)
 
 
 def test_it_goes_under_vmap_and_beside_the_schedule() -> None:

@@ -29,7 +29,7 @@ except ModuleNotFoundError as _error:
 from warmgap import decay as decays
 from warmgap._ops import LARGEST
 from warmgap.rules import Rule, default_rho, rule_for
-from warmgap.rules.spectral import RANK, directions_of, noise_edge
+from warmgap.rules.spectral import ABOVE_EDGE, RANK, directions_of, noise_edge
 from warmgap.schedule import Schedule, ScheduleState
 
 __all__ = [
@@ -346,12 +346,13 @@ def spectral_cap(
 ) -> optax.GradientTransformation:
     """Hold the updates of hidden matrices under a cap on their singular values: the last link of a chain.
 
-    The leading `rank` singular values of each update D_i are cut down to rho * sqrt(outputs_i / inputs_i), and to the
-    largest that independent entries of the same size would give (`warmgap.rules.noise_edge`); the rest is multiplied by
-    min(1, rho / r), one factor for all: r is the median over i of the smallest singular value followed, over
-    sqrt(outputs_i / inputs_i). Other updates are left alone where there is an embedding, and share the factor where
-    there is none. See `warmgap.torch.SpectralCap`. A kernel has shape (..., inputs, outputs); one of more than two
-    dimensions counts as a matrix of shape (product of the others, outputs), one of four as a convolution.
+    The leading `rank` singular values of each update D_i are cut down to rho * sqrt(outputs_i / inputs_i), and those
+    above half of that to the largest that independent entries of the same size would give (`warmgap.rules.noise_edge`),
+    or to that half; the rest is multiplied by min(1, rho / r), one factor for all: r is the median over i of the
+    smallest singular value followed, over sqrt(outputs_i / inputs_i). Other updates are left alone where there is an
+    embedding, and share the factor where there is none. See `warmgap.torch.SpectralCap`. A kernel has shape (...,
+    inputs, outputs); one of more than two dimensions counts as a matrix of shape (product of the others, outputs), one
+    of four as a convolution.
 
     Args:
         rho: The cap, above 0; `"auto"` takes `warmgap.rules.default_rho(total_iters)`.
@@ -428,7 +429,7 @@ def spectral_cap(
                 size, (left, right, values, _) = next(parts)
                 if rank > 1:
                     edge = jnp.linalg.norm(x.astype(values.dtype)) * noise_edge((x.size // x.shape[-1], x.shape[-1]))
-                    limits = jnp.minimum(bound * size, factor * edge)
+                    limits = jnp.clip(factor * edge, ABOVE_EDGE * bound * size, bound * size)
                     excess = jnp.maximum(factor - limits / jnp.maximum(values, 1e-30), 0.0)
                     changed = changed - (right @ (left * excess).T).reshape(x.shape).astype(x.dtype)
             return changed

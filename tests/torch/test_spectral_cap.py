@@ -191,24 +191,41 @@ def test_norms_and_biases_share_the_factor_where_the_step_is_one_vector(name: st
 
 
 @pytest.mark.parametrize("name", ["lion", "adamw", "normalized-sgd"])
-def test_at_a_low_rate_only_what_is_above_the_edge_is_cut(name: str) -> None:
+@pytest.mark.parametrize("room", [1.2, 1.9, 2.2])
+def test_between_half_the_cap_and_the_cap_what_sticks_out_is_cut(name: str, room: float) -> None:
     model = nn.Sequential(nn.Embedding(32, 64), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 32))
-    optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=1e-3, weight_decay=0.0)
-    cap = SpectralCap(optimizer, rho=10.0)
     plain = copy.deepcopy(model)
     rival = (OURS | THEIRS)[name](list(split_parameters(plain)), lr=1e-3, weight_decay=0.0)
-    for index in range(30):
+    backward(plain, 0)  # and the same gradients again and again: the directions settle
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        p.grad = q.grad.clone() if q.grad is not None else None
+    (whole,) = moved(plain, rival.step, weights=[weight(plain, 1)])
+    optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=1e-3, weight_decay=0.0)
+    cap = SpectralCap(optimizer, rho=room * norm(whole) / math.sqrt(48 / 64))
+    for _ in range(30):
         plain.load_state_dict(model.state_dict())
-        if index == 0:
-            backward(model, index)  # and the same gradients again: the directions settle
-        for p, q in zip(model.parameters(), plain.parameters(), strict=True):
-            q.grad = p.grad.clone() if p.grad is not None else None
         (whole,) = moved(plain, rival.step, weights=[weight(plain, 1)])
         (cut,) = moved(model, optimizer.step, weights=[weight(model, 1)])
     assert cap.factor == 1.0
     u, s, v = torch.linalg.svd(whole, full_matrices=False)
-    assert 1 <= int((s > edge(whole)).sum()) < 8
-    torch.testing.assert_close(cut, (u * s.clamp(max=edge(whole))) @ v, rtol=0.0, atol=0.03 * edge(whole))
+    limit = max(edge(whole), cap.rho * math.sqrt(48 / 64) / 2)
+    assert bool((s > limit).any()) == (room < 2.0)
+    torch.testing.assert_close(cut, (u * s.clamp(max=limit)) @ v, rtol=0.0, atol=0.03 * limit)
+
+
+@pytest.mark.parametrize("name", ["lion", "adamw", "normalized-sgd"])
+def test_a_low_rate_trains_bit_for_bit_as_without_the_cap(name: str) -> None:
+    weights = []
+    for capped in (True, False):
+        model = network()
+        optimizer = (OURS | THEIRS)[name](list(split_parameters(model)), lr=1e-4)
+        cap = SpectralCap(optimizer, rho=0.1) if capped else None
+        for index in range(5):
+            backward(model, index)
+            optimizer.step()
+        assert cap is None or cap.factor == 1.0
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
 
 
 def test_a_step_of_independent_entries_passes_bit_for_bit() -> None:
@@ -218,7 +235,7 @@ def test_a_step_of_independent_entries_passes_bit_for_bit() -> None:
         model = nn.Sequential(nn.Embedding(4, 256), nn.Linear(256, 192), nn.Linear(192, 4))
         optimizer = Lion(list(split_parameters(model)), lr=1e-4)
         if capped:
-            SpectralCap(optimizer, rho=10.0)
+            SpectralCap(optimizer, rho=5e-3)  # half of it is below the step
         for p in model.parameters():
             p.grad = torch.randn(p.shape)
         optimizer.step()

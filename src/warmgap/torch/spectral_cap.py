@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from warmgap._checks import check_count, check_positive, warn
 from warmgap.rules import default_rho
-from warmgap.rules.spectral import RANK
+from warmgap.rules.spectral import ABOVE_EDGE, RANK
 from warmgap.torch.loss_mean import sent_to_host
 from warmgap.torch.matrices import Batch, Member, Run, add_product, matrices_in, runs_of, settle
 from warmgap.torch.sharding import local
@@ -58,14 +58,15 @@ class Scheduling(Protocol):
 class SpectralCap:
     """Hold the steps of the hidden matrices W_i under a cap on their singular values.
 
-    What the step changes W_i by may have no singular value above `rho * sqrt(outputs_i / inputs_i)`, the cap, nor above
-    the edge, the largest that independent entries of the same size would give (`warmgap.rules.noise_edge`). Inputs and
-    outputs of a convolution, a matrix of shape (outputs, inputs * taps), are its channels. Of each step the leading
-    `rank` singular directions are followed, and cut one by one. The rest is held by one factor, `min(1, rho / r)`, for
-    all hidden matrices, so that their learning rates keep their ratios: `r` is the median over i of the smallest
-    singular value followed, over sqrt(outputs_i / inputs_i). With optimizers that make one step of all weights (SGD,
+    What the step changes W_i by may have no singular value above the cap, `rho * sqrt(outputs_i / inputs_i)`. What is
+    above half the cap may not stick out of the noise: it is cut to the edge, the largest singular value that
+    independent entries of the same size would give (`warmgap.rules.noise_edge`), or to half the cap. Inputs and outputs
+    of a convolution, a matrix of shape (outputs, inputs * taps), are its channels. Of each step the leading `rank`
+    singular directions are followed, and cut one by one. The rest is held by one factor, `min(1, rho / r)`, for all
+    hidden matrices, so that their learning rates keep their ratios: `r` is the median over i of the smallest singular
+    value followed, over sqrt(outputs_i / inputs_i). With optimizers that make one step of all weights (SGD,
     NormalizedSGD) whole steps are scaled by the factor, r is the median of their spectral norms, and directions are cut
-    at the edge only; with `rank=1` none is cut, and only learning rates change.
+    only where they stick out; with `rank=1` none is cut, and only learning rates change.
 
     Embedding, head, norms and biases are left alone, with two exceptions: in a model without an embedding (MLP,
     convnet) all of them share the factor, and norms and biases share it with SGD and NormalizedSGD.
@@ -501,7 +502,8 @@ class SpectralCap:
     def _cut(self, run: Run, batch: Batch, found: Leading, fits: Tensor, shrunk: float) -> None:
         """Cut the followed singular values of the step just made, whose directions were measured."""
         rate, values = run.group["lr"] * shrunk, found.values.clamp_min(TINY)
-        excess = rate * (1.0 - found.edge.unsqueeze(1) / values).clamp_min(0.0)
+        edge = (rate * found.edge.unsqueeze(1)).clamp_min(ABOVE_EDGE * self.rho * batch.matrices[0].scale)
+        excess = (rate - edge / values).clamp_min(0.0)
         if not self._whole:
             excess = torch.maximum(excess, rate - self.rho * batch.scale / values)
         cuts = (excess > 0.0) & fits.unsqueeze(1)  # nothing of a step that is not finite
