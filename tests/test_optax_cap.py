@@ -85,6 +85,17 @@ def test_what_sticks_out_is_cut_to_half_the_cap(size: float, expected: float) ->
     assert float(jnp.linalg.norm(held["kernel"], 2)) == pytest.approx(expected * limit, rel=2e-3)
 
 
+def test_no_gradient_goes_through_what_is_measured() -> None:
+    start = params()
+    cap = spectral_cap(0.1)
+
+    def moved(size: jax.Array) -> jax.Array:
+        updates = jax.tree.map(lambda x: size * x, start)
+        return jnp.asarray(sum(x.sum() for x in jax.tree.leaves(cap.update(updates, cap.init(start))[0])))
+
+    assert float(jax.grad(moved)(0.0)) == pytest.approx(float(sum(x.sum() for x in jax.tree.leaves(start))), rel=1e-5)
+
+
 def test_it_goes_under_vmap_and_beside_the_schedule() -> None:
     start = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params())
     optimizer = optax.chain(optax.adamw(0.3), scale_by_warmup(50), spectral_cap(total_iters=50))

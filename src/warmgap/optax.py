@@ -29,7 +29,7 @@ except ModuleNotFoundError as _error:
 from warmgap import decay as decays
 from warmgap._ops import LARGEST
 from warmgap.rules import Rule, default_rho, rule_for
-from warmgap.rules.spectral import ABOVE_EDGE, RANK, directions_of, noise_edge
+from warmgap.rules.spectral import ABOVE_EDGE, RANK, ROUNDING, directions_of, noise_edge
 from warmgap.schedule import Schedule, ScheduleState
 
 __all__ = [
@@ -415,8 +415,8 @@ def spectral_cap(
             (scale(x), _leading(jax.lax.stop_gradient(x), start, state.ratio))
             for x, start in zip(hidden(updates, names), state.starts, strict=True)
         ]
-        ratios = [jnp.min(values) / size for size, (_, _, values, _) in measured]
-        moves = [jnp.max(values) > 0.0 for _, (_, _, values, _) in measured]
+        ratios = [jnp.min(found.values) / size for size, found in measured]
+        moves = [jnp.max(found.values) > 0.0 for _, found in measured]
         ratio = _median_of_moving(jnp.stack(ratios), jnp.stack(moves))
         factor = jnp.where(ratio > bound, bound / jnp.where(ratio > bound, ratio, 1.0), 1.0)
         parts = iter(measured)
@@ -426,16 +426,15 @@ def spectral_cap(
                 return x
             changed = x * factor.astype(x.dtype)
             if role == "hidden":
-                size, (left, right, values, _) = next(parts)
+                size, found = next(parts)
                 if rank > 1:
-                    edge = jnp.linalg.norm(x.astype(values.dtype)) * noise_edge((x.size // x.shape[-1], x.shape[-1]))
-                    limits = jnp.clip(factor * edge, ABOVE_EDGE * bound * size, bound * size)
-                    excess = jnp.maximum(factor - limits / jnp.maximum(values, 1e-30), 0.0)
-                    changed = changed - (right @ (left * excess).T).reshape(x.shape).astype(x.dtype)
+                    limit = jnp.clip(factor * found.edge, ABOVE_EDGE * bound * size, bound * size)
+                    excess = jnp.maximum(factor - limit / jnp.maximum(found.values, 1e-30), 0.0)
+                    changed = changed - (found.right @ (found.left * excess).T).reshape(x.shape).astype(x.dtype)
             return changed
 
         updates = jax.tree.map(cut, updates, names)
-        return updates, SpectralCapState(ratio, factor, [start for _, (*_, start) in measured])
+        return updates, SpectralCapState(ratio, factor, [found.start for _, found in measured])
 
     return optax.GradientTransformation(init, update)
 
@@ -472,20 +471,32 @@ def _median_of_moving(ratios: Array, moves: Array) -> Array:
     return jnp.maximum((ordered[middle[0]] + ordered[middle[1]]) / 2.0, 0.0)
 
 
-def _leading(x: Array, start: Array, ratio: Array) -> tuple[Array, Array, Array, Array]:
-    """The subspace method of `warmgap.torch.singular.leading`, of a kernel's transpose."""
+class _Leading(NamedTuple):
+    """As `warmgap.torch.singular.Leading`, of a kernel's transpose, with directions as columns."""
+
+    left: Array
+    right: Array
+    values: Array
+    start: Array
+    edge: Array
+
+
+def _leading(x: Array, start: Array, ratio: Array) -> _Leading:
+    """The subspace method of `warmgap.torch.singular.leading`."""
     matrix = x.reshape(-1, x.shape[-1]).astype(start.dtype)  # inputs are its rows
 
-    def iterate(start: Array) -> tuple[Array, Array, Array, Array]:
+    edge = jnp.linalg.norm(matrix) * noise_edge(matrix.shape)
+
+    def iterate(start: Array) -> _Leading:
         right = jnp.linalg.qr(matrix @ start)[0]
         left = matrix.T @ right
         values = jnp.linalg.norm(left, axis=0)
-        found = (values > jnp.maximum(1e-30, 1e-5 * jnp.max(values))) & (values < jnp.inf)
-        return left, right, values, jnp.where(found, left / jnp.where(found, values, 1.0), start)
+        found = (values > jnp.maximum(1e-30, ROUNDING * jnp.max(values))) & (values < jnp.inf)
+        return _Leading(left, right, values, jnp.where(found, left / jnp.where(found, values, 1.0), start), edge)
 
     # Three more before the first step, when nothing was measured, and always where one direction is followed.
     cold = (ratio == 0.0) | (start.shape[1] == 1)
-    start = jax.lax.cond(cold, lambda s: iterate(iterate(iterate(s)[3])[3])[3], lambda s: s, start)
+    start = jax.lax.cond(cold, lambda s: iterate(iterate(iterate(s).start).start).start, lambda s: s, start)
     return iterate(start)
 
 

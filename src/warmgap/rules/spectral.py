@@ -100,6 +100,7 @@ def default_rho(total_iters: int | None = None) -> float:
 LARGEST_ENTRY = 0.05  # the highest rate of what is stepped entry by entry beside Muon's matrices
 ABOVE_EDGE = 0.5  # share of the cap down to which what is above `noise_edge` is cut
 RANK = 8  # singular directions of a step that the cap follows
+ROUNDING = 1e-5  # a singular value that is so much smaller than the largest is none
 
 
 def directions_of(shape: Sequence[int], rank: int) -> int:

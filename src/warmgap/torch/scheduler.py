@@ -243,7 +243,7 @@ class AdaptiveWarmup(LRScheduler):
 
         `summary` says why. It is too high where the guard acted more than once, or once and the loss stands above its
         first; fine where the spectral cap cut the hidden matrices' steps to 0.08 to 0.35 of their norm, on average over
-        the steps before the decay, and the guard never acted: 13 of 14 such runs ended within 0.1 of the best of all
+        the steps before the decay, and the guard never acted: 17 of 18 such runs ended within 0.1 of the best of all
         peaks tried (docs/results.md).
         """
         return judged(self)[0]
@@ -636,10 +636,9 @@ class AdaptiveWarmup(LRScheduler):
         self._hold()
         self._write()
 
-    def _lead(self) -> dict[str, Any] | None:
-        """Return the first group that the cap holds and that moves."""
-        groups = [self.optimizer.param_groups[index] for index in self._capped]
-        return next((group for group in groups if self._rate_of(group) > 0.0), groups[0] if groups else None)
+    def _held(self) -> list[dict[str, Any]]:
+        """Return the groups that the cap holds and that are scheduled."""
+        return [self.optimizer.param_groups[index] for index in self._capped]
 
     def _rate_of(self, group: dict[str, Any]) -> float:
         """Return the rate of a group, without waiting for a device where it lies there and was set here."""
@@ -679,8 +678,8 @@ class AdaptiveWarmup(LRScheduler):
         if self.cap is None or not self._capped:
             return
         self._cap_factor = 1.0
-        lead, groups = self._lead(), self.optimizer.param_groups
-        first = next(index for index in self._capped if groups[index] is lead)
+        base = self.cap.base
+        first = next(index for index, group in enumerate(self.optimizer.param_groups) if group is base)
         at = max(self._plain_lr(first) * self._scales[first], 1e-300)
         factor, self._room, most = self._state.factor, self.cap.room / at, min(1.0, self.cap.limit / at)
         if self._made is not None and factor > 0.0:

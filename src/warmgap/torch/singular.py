@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from warmgap.rules.spectral import directions_of, noise_edge
+from warmgap.rules.spectral import ROUNDING, directions_of, noise_edge
 from warmgap.torch.orthogonalize import as_matrix
 
 TOLERANCE = 1e-3
@@ -41,7 +41,6 @@ TINY = 1e-30
 
 _ITERATIONS = 4  # of the subspace method without a start
 _SHIFT = 1e-10  # of the Gram matrix of rows of length one
-_ROUNDING = 1e-5  # a singular value that is so much smaller than the largest is none
 
 
 @torch.no_grad()
@@ -177,7 +176,7 @@ def leading(batch: Tensor, rank: int, start: Tensor | None = None) -> Leading:
         # A direction that finds nothing but rounding keeps its start, and finds one when the matrix has it: else all
         # of them would come to lie in the few that a matrix of low rank has, and miss those of the next.
         longest = values.amax(dim=-1).clamp_min(TINY).view(-1, 1, 1)
-        found = (lengths > _ROUNDING * longest) & (lengths < torch.inf)
+        found = (lengths > ROUNDING * longest) & (lengths < torch.inf)
         start = torch.where(found, right / lengths.clamp_min(TINY), start)
     edge = torch.linalg.vector_norm(batch, dim=(1, 2)) * noise_edge(batch.shape[1:])
     return Leading(left, right, values, start, edge)

@@ -51,8 +51,8 @@ class Scheduling(Protocol):
     def _rate_of(self, group: dict[str, Any]) -> float:
         """Return the rate of a group, without waiting for a device."""
 
-    def _lead(self) -> dict[str, Any] | None:
-        """Return the group whose rate the cap's figures speak of."""
+    def _held(self) -> list[dict[str, Any]]:
+        """Return the groups that the cap holds and the scheduler sets."""
 
 
 class SpectralCap:
@@ -137,7 +137,9 @@ class SpectralCap:
         self._applies = apply
         self._source = _source(optimizer)
         self._whole = type(optimizer).__name__ in WHOLE_STEP
-        self.rank = self._default_rank() if rank == "auto" else check_count("rank", rank, minimum=1)
+        if rank == "auto":
+            rank = RANK if self._source else 1
+        self.rank = check_count("rank", rank, minimum=1)
         self._roles: Collection[str] | None = roles if roles is None or roles == "auto" else frozenset(roles)
         self._members: list[Member] = []
         self._runs: list[Run] = []
@@ -190,9 +192,7 @@ class SpectralCap:
     def base(self) -> dict[str, Any]:
         """The group whose rate `ratio`, `limit` and `room` speak of: the first that is held and has a rate above 0."""
         scheduler = self._scheduler()
-        if scheduler is not None and (lead := scheduler._lead()) is not None:
-            return lead
-        groups = self.groups
+        groups = (scheduler._held() if scheduler is not None else []) or self.groups
         return next((group for group in groups if self.rate(group) > 0.0), groups[0])
 
     @property
@@ -397,9 +397,6 @@ class SpectralCap:
         optimizer: Any = self._optimizer
         norm = optimizer.direction_norm(group, p) if hasattr(optimizer, "direction_norm") else None
         return Member(p, group, norm, sampled=self.rank == 1)
-
-    def _default_rank(self) -> int:
-        return 1 if self._source is None else RANK
 
     def _warn_of_vectors(self) -> None:
         """Say so, once, where what was a group of matrices holds vectors."""
