@@ -138,6 +138,22 @@ SUITES: dict[str, list[Workload]] = {
         Workload("signum", 1e-3, "photos", layers=5, width=40, steps=250, batch=16, length=14, model="denoiser"),
         Workload("lion", 1e-3, "photos", layers=6, width=28, steps=250, batch=16, length=14, model="denoiser"),
     ],
+    "ninth": [
+        Workload("lion", 2e-3, "stdlib", 512, layers=5, width=80, steps=300, batch=16),
+        Workload("signum", 2e-3, "wiki", 1024, layers=3, width=80, steps=300, batch=16),
+        Workload("adamw", 3e-3, "stdlib", 512, layers=6, width=64, steps=300, batch=16, model="gpt2"),
+        Workload("adamw", 5e-3, "wiki", layers=4, width=80, steps=250, batch=16),
+        Workload("muon", 2e-2, "wiki", 512, layers=4, width=64, steps=300, batch=16),
+        Workload("normalized-sgd", 0.1, "wiki", 512, layers=3, width=80, steps=300, batch=16),
+        Workload("lion", 2e-3, "wiki", layers=8, width=48, steps=200, batch=32, model="gpt2"),
+        Workload("lion", 1e-3, "photos", layers=4, width=160, steps=400, batch=48, length=10, model="autoencoder"),
+        Workload("adamw", 3e-3, "photos", layers=5, width=36, steps=250, batch=16, length=13, model="denoiser"),
+        Workload("muon", 2e-2, "photos", layers=4, width=36, steps=250, batch=16, length=13, model="denoiser"),
+    ],
+    "ninth-long": [
+        Workload("lion", 1e-3, "wiki", 4096, layers=4, width=128, steps=1000, batch=8, length=96),
+        Workload("adamw", 3e-3, "wiki", 4096, layers=4, width=128, steps=1000, batch=8, length=96),
+    ],
 }
 MULTIPLES = (0.1, 1 / 3, 1.0, 3.0, 10.0)
 
@@ -181,6 +197,9 @@ CLOCKS = {
     "geometric 40 %": Clock(warmup=0.4, start=0.25),
     "geometric 40 %, hidden": Clock(warmup=0.4, start=0.25, hidden=True),
     "linear 40 %, hidden": Clock(warmup=0.4, hidden=True),
+    "geometric 40 %, hold 60 %": Clock(warmup=0.4, start=0.25, hold=0.6),
+    "geometric 40 %, hidden, hold 60 %": Clock(warmup=0.4, start=0.25, hold=0.6, hidden=True),
+    "linear 40 %, hidden, hold 60 %": Clock(warmup=0.4, hold=0.6, hidden=True),
 }
 METHODS = (*CLOCKS, "auto")
 

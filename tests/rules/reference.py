@@ -11,7 +11,7 @@ import numpy as np
 class Reference:
     """`Schedule(total, SpectralRule(hold, floor), "cosine")`, in lists."""
 
-    def __init__(self, total: int, hold: float = 0.4, floor: float = 0.01) -> None:
+    def __init__(self, total: int, hold: float = 0.6, floor: float = 0.01) -> None:
         self.total, self.hold, self.floor = total, hold, floor
         self.losses: list[float] = []  # that were finite
         self.accepted: list[float] = []  # what the Hampel filter made of them

@@ -28,7 +28,7 @@ def test_a_run_without_a_hold_decays_from_the_first_step() -> None:
     assert schedule.first(schedule.init(), 5.5).decay_start == 0
 
 
-@pytest.mark.parametrize(("total", "rho"), [(None, 0.03), (10, 0.03), (300, 0.03), (1200, 0.015), (10**6, 0.01)])
+@pytest.mark.parametrize(("total", "rho"), [(None, 0.02), (10, 0.02), (300, 0.02), (675, 0.02 / 1.5), (10**6, 0.01)])
 def test_the_cap_falls_with_the_root_of_a_long_run(total: int | None, rho: float) -> None:
     assert default_rho(total) == pytest.approx(rho)
 
@@ -76,7 +76,7 @@ def test_the_guard_can_be_left_out() -> None:
 
 def test_it_is_the_default() -> None:
     assert by_name("auto", TOTAL) == by_name("spectral", TOTAL) == SpectralRule() == Schedule(TOTAL).rule
-    assert (SpectralRule().roles, SpectralRule().hold) == ("all", 0.4)
+    assert (SpectralRule().roles, SpectralRule().hold) == ("all", 0.6)
 
 
 @pytest.mark.parametrize(

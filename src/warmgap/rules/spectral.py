@@ -37,12 +37,12 @@ class SpectralRule(Rule[RuleState]):
         >>> schedule = Schedule(1000, SpectralRule())
         >>> state = schedule.first(schedule.init(), 5.5)
         >>> print(state.factor, state.phase, state.decay_start)
-        1.0 stable 400
+        1.0 stable 600
 
     Source: this project; what it was measured against is in LOG.md.
     """
 
-    hold: float = 0.4
+    hold: float = 0.6
     floor: float = 0.01
     guard: bool = True
 
@@ -75,7 +75,7 @@ class SpectralRule(Rule[RuleState]):
         return RuleState(factor, factor == 1.0)
 
 
-RHO = 0.03  # of runs of up to _STEPS steps; in longer ones it falls with the square root of their length
+RHO = 0.02  # of runs of up to _STEPS steps; in longer ones it falls with the square root of their length
 RHO_LEAST = 0.01
 _STEPS = 300
 
@@ -83,14 +83,14 @@ _STEPS = 300
 def default_rho(total_iters: int | None = None) -> float:
     """Return the spectral cap that `rho="auto"` stands for in a run of that many steps.
 
-    It is 0.03 up to 300 steps, or where the length is unknown, then 0.03 * sqrt(300 / total_iters), at least 0.01: the
+    It is 0.02 up to 300 steps, or where the length is unknown, then 0.02 * sqrt(300 / total_iters), at least 0.01: the
     spectral norm of a step over sqrt(outputs / inputs).
 
     Source: this project; the runs are in LOG.md.
 
     Example:
         >>> default_rho(200), default_rho(1200)
-        (0.03, 0.015)
+        (0.02, 0.01)
     """
     if total_iters is None:
         return RHO

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _ROWS = 512  # of a history: then every second one goes
 _FEW = 50  # steps at the peak before which there is no verdict on it
 _SHOWN = 8  # events in a summary
-_LEAST, _MOST = 0.08, 0.35  # share of a step under the cap between which runs ended near the best of all peaks
+_LEAST, _MOST = 0.05, 0.3  # share of a step under the cap between which runs ended near the best of all peaks
 _FIRST, _LAST = 3, 16  # losses at the start and the end of a history, of which noise rarely puts all of one above all
 _HALVED = "rate halved"
 _NO_SIGN = "Whether a higher one would do better the losses don't show."
