@@ -182,5 +182,5 @@ def test_bad_arguments_are_refused() -> None:
 
 def test_rho_follows_the_length_of_the_run() -> None:
     assert default_rho(None) == default_rho(100) == default_rho(300) == 0.02
-    assert default_rho(1200) == pytest.approx(0.015)
+    assert default_rho(675) == pytest.approx(0.02 / 1.5)
     assert default_rho(10**6) == 0.01

@@ -188,7 +188,7 @@ def test_what_it_did_is_said() -> None:
     ]  # fmt: skip
     assert said[0][0] == 0
     assert 40 < said[1][0] < 50
-    assert said[3][0] == 80
+    assert said[3][0] == 120
     first, rose = state.events[:2]
     assert (first.loss, first.before, first.after) == (5.0, 0.01, 1.0)
     assert (rose.loss, rose.before, rose.after) == (losses[said[1][0] - 1], 1.0, 0.5)
@@ -260,7 +260,7 @@ def test_a_run_is_extended_without_a_step_in_the_rate(name: str, rule: str, at: 
         assert after.events[-1] == Event(at, None, state.factor, state.factor, "extended")
     longer = schedule.extend(state, 400)
     out = [longer := schedule.step(longer, loss) for loss in losses[at:]]
-    assert all(b.factor >= 0.8 * a.factor for a, b in itertools.pairwise(out[:-20]))
+    assert all(b.factor >= 0.75 * a.factor for a, b in itertools.pairwise(out[:-20]))
     end = {"cosine": 1e-3, "linear": 0.02, "wsd": 0.1, "inverse-sqrt": 0.11, "constant": 1.0}[name]
     assert out[-1].factor <= end
     assert schedule.from_dict(json.loads(json.dumps(schedule.to_dict(longer)))) == longer
@@ -280,9 +280,9 @@ def test_an_extended_decay_is_the_rest_of_the_curve_stretched() -> None:
 def test_extended_before_the_decay_the_peak_is_held_for_its_share_of_the_new_length() -> None:
     schedule = Schedule(100)
     state = states(schedule, [5.0] * 30)[-1]
-    assert (schedule.extend(state, 1000).decay_start, schedule.extend(state, 50).decay_start) == (400, 30)
+    assert (schedule.extend(state, 1000).decay_start, schedule.extend(state, 50).decay_start) == (600, 30)
     early = schedule.extend(schedule.init(), 1000)
-    assert (early.hold_until, early.decay_start) == (400, None)
+    assert (early.hold_until, early.decay_start) == (600, None)
 
 
 def test_extended_near_its_deadline_a_warm_up_keeps_what_it_has_reached() -> None:

@@ -242,7 +242,7 @@ class AdaptiveWarmup(LRScheduler):
         """Whether the peak looks `"too high"` or `"fine"`; `"unknown"` where this run shows neither.
 
         `summary` says why. It is too high where the guard acted more than once, or once and the loss stands above its
-        first; fine where the spectral cap cut the hidden matrices' steps to 0.08 to 0.35 of their norm, on average over
+        first; fine where the spectral cap cut the hidden matrices' steps to 0.05 to 0.3 of their norm, on average over
         the steps before the decay, and the guard never acted: 17 of 18 such runs ended within 0.1 of the best of all
         peaks tried (docs/results.md).
         """
