@@ -3,8 +3,8 @@
     python benchmarks/cap.py run OUTPUT.jsonl --seeds 7 8
     python benchmarks/cap.py table OUTPUT.jsonl
 
-Workloads: the suite `development` of `benchmarks/rates.py`. Every run holds the peak for 40 % of the run and
-ends in a cosine to 0; what differs is how the steps of some weights are cut. Steps are copied and decomposed, so
+Workloads: the suite `development` of `benchmarks/rates.py`. Every run holds the peak as long as the
+default does and ends in a cosine to 0; what differs is how the steps of some weights are cut. Steps are copied and decomposed, so
 that every variant is exact; the library follows singular directions from step to step. A run that stands in OUTPUT is
 not made again.
 """
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from rates import OPTIMIZERS, SUITES, Clock, Workload, load, network, text_losses
-from warmgap.rules import noise_edge
-from warmgap.rules.spectral import ABOVE_EDGE
+from warmgap.rules import SpectralRule, noise_edge
+from warmgap.rules.spectral import ABOVE_EDGE, RHO
 from warmgap.torch import split_parameters
 
 
@@ -48,7 +48,7 @@ class Variant:
         decays: Whether the limit decays with the rate.
     """
 
-    rho: float = 0.03
+    rho: float = RHO
     norm: str = "spectral"
     against: str = "shape"
     pooled: str = "median"
@@ -65,8 +65,8 @@ VARIANTS = {
     "no edge": Variant(edge=math.inf),
     "edge x 0.5": Variant(edge=0.5),
     "edge x 2": Variant(edge=2.0),
-    "rho 0.02": Variant(0.02),
-    "rho 0.045": Variant(0.045),
+    "rho x 2/3": Variant(RHO * 2 / 3),
+    "rho x 1.5": Variant(RHO * 1.5),
     "whole steps scaled": Variant(rank=0),
     "1 direction": Variant(rank=1),
     "4 directions": Variant(rank=4),
@@ -125,7 +125,7 @@ def final_loss(workload: Workload, multiple: float, variant: Variant, seed: int)
     """Train once; return the validation loss and the factors."""
     batch_loss, validation_loss = text_losses(workload)
     model = network(workload, seed)
-    rate, clock = workload.rate * multiple, Clock(hold=0.4)
+    rate, clock = workload.rate * multiple, Clock(hold=SpectralRule().hold)
     optimizer = OPTIMIZERS[workload.optimizer](list(split_parameters(model)), lr=rate, weight_decay=0.1)
     matrices = [p for g in optimizer.param_groups if g["role"] in variant.roles for p in g["params"] if p.ndim == 2]
     starts = [size(matrix.detach(), variant.norm) for matrix in matrices]
