@@ -3,10 +3,10 @@
     python benchmarks/cap.py run OUTPUT.jsonl --seeds 7 8
     python benchmarks/cap.py table OUTPUT.jsonl
 
-Workloads: the suite `development` of `benchmarks/rates.py`. Every run holds the peak as long as the
-default does and ends in a cosine to 0; what differs is how the steps of some weights are cut. Steps are copied and decomposed, so
-that every variant is exact; the library follows singular directions from step to step. A run that stands in OUTPUT is
-not made again.
+Workloads: the suite `development` of `benchmarks/rates.py`. Every run holds the peak as long as the default does and
+ends in a cosine to 0; what differs is how the steps of some weights are cut. Steps are copied and decomposed, so that
+every variant is exact; the library follows singular directions from step to step. A run that stands in OUTPUT is not
+made again.
 """
 
 from __future__ import annotations
