@@ -205,5 +205,6 @@ def test_the_unified_assumption_is_checked(
     assert code == 0
     assert re.search(r"loss gap +10 +0.1 ", out)
     assert (tmp_path / "unified-gradient.png").exists()
-    assert len(json.loads((tmp_path / "unified.json").read_text())["gap"]) == 2
+    assert len(json.loads((tmp_path / "seed-1" / "unified.json").read_text())["gap"][0]) == 5
+    assert run(capsys, "unified", *own, *words)[:2] == (0, out)  # nothing is trained again
     assert "give a smaller --every" in run(capsys, "unified", *own, "--every", "10")[2]

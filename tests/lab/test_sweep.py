@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,11 @@ import pytest
 
 from warmgap.lab import engines
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.engines import Job, Local, train_job
+from warmgap.lab.engines import Here, Job, Local, Tell, train_job
 from warmgap.lab.errors import UserError
+from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Result, Store
 from warmgap.lab.sweep import Plan, grid, run_plan
-
-
-@dataclass
-class Here:
-    """An engine that trains in this process; `before` sees each job first."""
-
-    before: Any = None
-
-    def train(self, jobs: list[Job], claim: Any, stop: Any) -> Iterator[Any]:
-        for job in jobs:
-            if claim(job):
-                yield "begin", job, None
-                result = self.before(job) if self.before else None
-                yield "end", job, result or train_job(job)
 
 
 def plan(base: TrainConfig, **lists: Any) -> Plan:
@@ -54,18 +42,21 @@ def test_the_grid_is_every_combination_once(images: TrainConfig) -> None:
 
 
 def test_finished_runs_are_not_trained_again(images: TrainConfig, tmp_path: Path) -> None:
-    first = run_plan(plan(images), tmp_path, command="one", engine=Here())  # type: ignore[arg-type]
+    first = run_plan(plan(images), tmp_path, command="one", engine=Here())
     assert [run.status for run in first] == ["done", "done"]
 
-    def refuse(job: Job) -> Result:
-        assert job.config.method == "hold:40%"
-        return Result("failed", "no memory")
+    class Refusing:
+        def train(self, jobs: Iterator[Job], stop: Interruption, tell: Tell) -> None:
+            for job in jobs:
+                assert job.config.method == "hold:40%"
+                tell("begin", job, None)
+                tell("end", job, Result("failed", "no memory"))
 
     more = plan(images, methods=("auto", "none", "hold:40%"))
-    second = run_plan(more, tmp_path, command="two", engine=Here(refuse))  # type: ignore[arg-type]
+    second = run_plan(more, tmp_path, command="two", engine=Refusing())
     assert [run.status for run in second] == ["done", "done", "failed"]
     assert second[:2] == first
-    third = run_plan(more, tmp_path, command="two", engine=Here())  # type: ignore[arg-type]
+    third = run_plan(more, tmp_path, command="two", engine=Here())
     assert [run.status for run in third] == ["done"] * 3  # one that failed is tried again
     with Store(tmp_path) as store:
         assert [sweep["command"] for sweep in store.sweeps()] == ["one", "two"]
@@ -94,21 +85,20 @@ def test_a_pool_survives_a_worker_that_is_killed(images: TrainConfig, tmp_path: 
     class Killing:
         killed = False
 
-        def train(self, jobs: Any, claim: Any, stop: Any) -> Iterator[Any]:
-            for kind, job, content in Local(1).train(jobs, claim, stop):
+        def train(self, jobs: Iterator[Job], stop: Interruption, tell: Tell) -> None:
+            def told(kind: str, job: Job, content: Any) -> None:
                 if kind == "rows" and not self.killed:
                     self.killed = True
-                    import multiprocessing
-
                     for child in multiprocessing.active_children():
                         child.kill()
-                yield kind, job, content
+                tell(kind, job, content)
+
+            Local(1).train(jobs, stop, told)
 
     runs = run_plan(plan(base, methods=("none", "hold:40%")), tmp_path, command="c", engine=Killing())
     assert [run.status for run in runs] == ["failed", "done"]
     assert "ended with exit code -9" in runs[0].message
-    short = Here()
-    runs = run_plan(plan(base, methods=("none", "hold:40%")), tmp_path, command="c", engine=short)  # type: ignore[arg-type]
+    runs = run_plan(plan(base, methods=("none", "hold:40%")), tmp_path, command="c", engine=Here())
     assert [run.status for run in runs] == ["done", "done"]
 
 

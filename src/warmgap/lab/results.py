@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 from warmgap.lab.errors import UserError
 from warmgap.lab.methods import Method
-from warmgap.lab.store import FILE, Run, Store, find_stores
+from warmgap.lab.store import Run, Store, find_stores
 
 RESULTS_VERSION = 2
 
@@ -151,19 +150,3 @@ def read_results(path: Path) -> list[Trial]:
         raise UserError(f"There is no {path}: give the results.json of a bench.") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} holds no results of a bench: give the results.json of one.") from error
-
-
-def recorded_losses(place: Path, run: str | None = None) -> Any:
-    """The losses of a run in the database of a folder; None where that is no such folder."""
-    from warmgap.replay import Losses
-
-    if not (place / FILE).exists():
-        return None
-    with Store(place, create=False) as store:
-        runs = [each for each in store.runs() if run in (None, each.id, each.folder)]
-        if len(runs) != 1:
-            names = ", ".join(each.folder for each in store.runs())
-            count = f"{len(runs)} runs" if run is None else f"no run {run}"
-            raise UserError(f"{place} holds {count}: give one with --run, of {names}.")
-        losses = [math.nan if loss is None else loss for loss in store.metrics(runs[0].id)["loss"]]
-        return Losses(tuple(losses), total_iters=runs[0].config["steps"])

@@ -16,12 +16,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from warmgap.lab.errors import UserError, needs
+from warmgap.lab.errors import UserError, explained, needs
 
 FILE = "runs.db"
 VERSION = 2
@@ -151,9 +151,12 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._db:  # commits, or rolls back
-            self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
+        try:
+            with self._db:  # commits, or rolls back
+                self._db.execute("BEGIN IMMEDIATE")
+                yield self._db
+        except sqlite3.Error as error:
+            raise UserError(f"{self.path} cannot be written. {explained(error)}") from error
 
     def add(self, runs: Iterable[tuple[str, str, Mapping[str, Any], str]]) -> None:
         """Write down runs that are wanted: id, folder's name, settings, command; those that are there stay."""
@@ -161,8 +164,8 @@ class Store:
             for identity, folder, config, command in runs:
                 if db.execute("SELECT 1 FROM runs WHERE folder = ? AND id != ?", (folder, identity)).fetchone():
                     raise UserError(
-                        f"The folder {folder} belongs to a run with other settings: give the same settings as there, "
-                        "or another --output."
+                        f"The folder {self.folder / folder} belongs to a run with other settings: give the same "
+                        "settings as there, or another --output."
                     )
                 db.execute(
                     "INSERT OR IGNORE INTO runs (id, folder, status, config, command) VALUES (?, ?, 'waiting', ?, ?)",
@@ -216,7 +219,8 @@ class Store:
 
     def beat(self) -> None:
         """Say that this process lives, for all runs that it has."""
-        self._db.execute("UPDATE runs SET heartbeat = ? WHERE owner = ?", (time.time(), self._owner))
+        with suppress(sqlite3.Error):  # the next one may pass
+            self._db.execute("UPDATE runs SET heartbeat = ? WHERE owner = ?", (time.time(), self._owner))
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -354,16 +358,21 @@ class Store:
             "tokens_per_second", "device", "processes", "corpus_fingerprint", "versions",
         )  # fmt: skip
         for path in paths:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            config = {name if name != "rule" else "method": value for name, value in data["config"].items()}
-            key = json.dumps([path.parent.name, config], sort_keys=True)
-            identity = hashlib.sha256(key.encode()).hexdigest()[:16]
-            lines = path.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            metrics = [tuple(json.loads(line).get(name) for name in METRICS) for line in lines]
-            record = {name: data[name] for name in names} | {"code": data["commit"]}
+            try:
+                data = json.loads(path.read_text(encoding="utf-8"))
+                config = {name if name != "rule" else "method": value for name, value in data["config"].items()}
+                lines = path.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+                metrics = [tuple(json.loads(line).get(name) for name in METRICS) for line in lines]
+                record = {name: data[name] for name in names} | {"code": data["commit"]}
+                status, command = data["status"], data["command"]
+            except (OSError, ValueError, LookupError) as error:
+                raise UserError(
+                    f"{path.parent} holds no whole run of warmgap 0.1 ({error!r}): move it out of {folder}."
+                ) from error
+            identity = hashlib.sha256(json.dumps([path.parent.name, config], sort_keys=True).encode()).hexdigest()[:16]
             record["first_loss"] = metrics[0][1] if metrics else None
-            self.add([(identity, str(path.parent.relative_to(folder)), config, data["command"])])
-            self.finish(identity, Result(data["status"], "", record, metrics))
+            self.add([(identity, str(path.parent.relative_to(folder)), config, command)])
+            self.finish(identity, Result(status, "", record, metrics))
         return len(paths)
 
 
