@@ -124,7 +124,7 @@ def test_a_run_of_warmgap_train(tmp_path: Path) -> None:
         assert read_losses(tmp_path) == read_losses(tmp_path / "runs.db") == Losses((5.0, 4.0), total_iters=9)
         database.executescript("""INSERT INTO runs VALUES ('b', 'two', '{"steps": 1}');""")
     assert read_losses(tmp_path, run="two").values == (6.0,)
-    with pytest.raises(ValueError, match=r"has 2 runs: name the run; it has one, two"):
+    with pytest.raises(ValueError, match=r"has 2 runs: name one of 'one', 'two'"):
         read_losses(tmp_path)
     with pytest.raises(ValueError, match=r"has no run 'three'"):
         read_losses(tmp_path, run="three")

@@ -180,7 +180,7 @@ def _from_database(path: Path, column: str | None, run: str | None) -> Losses:
             chosen = [row for row in runs if run in (None, *row[:2])]
             if len(chosen) != 1:
                 count = f"{len(runs)} runs" if run is None else f"no run {run!r}"
-                raise ValueError(f"{path} has {count}: name the run; it has {', '.join(row[1] for row in runs)}")
+                raise ValueError(f"{path} has {count}: name one of {', '.join(repr(row[1]) for row in runs)}")
             database.row_factory = sqlite3.Row
             rows = database.execute("SELECT * FROM metrics WHERE run = ? ORDER BY step", chosen[0][:1]).fetchall()
     except sqlite3.Error as error:

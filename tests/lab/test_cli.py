@@ -64,6 +64,9 @@ def test_the_help_of_train_is_in_groups(capsys: pytest.CaptureFixture[str]) -> N
         ("paper 2602.05813 --row lion-124m-32 --scale 2", "The scale is a share such as 1/100"),
         ("smoothness nowhere", "There is no nowhere"),
         ("smoothness --rates 0", "different factors above 0"),
+        ("smoothness --rates", "nothing to train: give at least one rate"),
+        ("sweep --rates 1/0", "Error parsing --rates"),
+        ("train --corpus nowhere", "Unknown corpus 'nowhere'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
@@ -77,6 +80,17 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert len(told) == 1
     assert told[0].endswith(".")
     assert "Traceback" not in err
+
+
+def test_a_run_that_never_began_does_not_block_its_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: TrainConfig
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("report.json").write_text('{"runs": [')
+    assert run(capsys, "train", *images.words(), "--start-from", "nowhere", "--output", "run")[0] == 2
+    assert run(capsys, "train", *replace(images, batch_size=3_000).words(), "--output", "run")[0] == 2
+    assert run(capsys, "train", *images.words(), "--output", "run")[0] == 0
+    assert "holds no results" in run(capsys, "report", "report.json")[2]
 
 
 def test_debug_shows_where_a_mistake_comes_from(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ def test_what_was_left_open_is_filled_in() -> None:
         ({"model": "huge"}, "Unknown model 'huge'"),
         ({"model": "mlp"}, "corpus digits and the models mlp, convnet go together"),
         ({"steps": 1}, "The steps must be a whole number of at least 2, got 1"),
+        ({"seed": 2**63}, "The seed must be a whole number from 0 to 2**63 - 1"),
         ({"lr": 0.0}, "The peak learning rate must be a finite number above 0"),
         ({"lr": float("nan")}, "The peak learning rate must be a finite number above 0"),
         ({"weight_decay": -1.0}, "The weight decay must be a finite number at least 0"),

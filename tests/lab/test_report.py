@@ -9,7 +9,7 @@ import pytest
 from warmgap.lab.errors import UserError
 from warmgap.lab.pictures import option_groups
 from warmgap.lab.recipes import Recipe, papers, rows
-from warmgap.lab.report import print_scores, print_tables, write_report
+from warmgap.lab.report import print_tables, write_report
 from warmgap.lab.results import read_results, read_runs, write_results
 from warmgap.lab.store import Result, Store
 
@@ -104,7 +104,6 @@ def test_results_come_back_as_they_were_written(
     write_results(trials, tmp_path / "results.json", command="warmgap bench")
     assert read_results(tmp_path / "results.json") == trials
     print_tables(trials)
-    print_scores(trials)
     out = capsys.readouterr().out
     assert "Lion, tiny on wiki, 5 steps" in out
     assert "Flatness" in out

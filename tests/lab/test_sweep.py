@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from warmgap.lab import engines
 from warmgap.lab.config import TrainConfig
@@ -19,7 +21,7 @@ from warmgap.lab.engines import Here, Job, Local, Tell, train_job
 from warmgap.lab.errors import UserError
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Result, Store
-from warmgap.lab.sweep import Plan, grid, run_plan
+from warmgap.lab.sweep import Plan, grid, report_outcome, run_folder, run_plan
 
 
 def plan(base: TrainConfig, **lists: Any) -> Plan:
@@ -76,6 +78,29 @@ def test_what_goes_wrong_goes_wrong_for_one_run(
     assert result.status == "failed"
     assert result.message.startswith("RuntimeError: out of luck (see ")
     assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
+
+
+def test_a_disk_that_is_full_is_told(images: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from warmgap.lab import train as module
+
+    def full(self: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "trainer.pt")
+
+    monkeypatch.setattr(module._Run, "save", full)
+    result = train_job(Job("x", replace(images, save_every=5), tmp_path / "run"))
+    assert (result.status, result.message[:37]) == ("failed", "The disk is full: make room and run t")
+    monkeypatch.undo()
+    assert train_job(Job("x", images, tmp_path / "run")).status == "done"
+
+
+def test_runs_of_another_driver_are_not_finished_ones(images: TrainConfig, tmp_path: Path) -> None:
+    ((_, config),) = plan(images, methods=("none",))
+    with Store(tmp_path) as other:
+        other.add([(config.fingerprint(), run_folder(config), config.numbers(), "")])
+        assert other.claim(config.fingerprint())
+        runs = run_plan([("", config)], tmp_path, command="c", engine=Here())
+        assert [run.status for run in runs] == ["running"]
+        assert report_outcome(runs, tmp_path, Console(quiet=True)) == 130
 
 
 @pytest.mark.timeout(150)

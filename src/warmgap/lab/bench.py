@@ -15,7 +15,7 @@ from warmgap.lab.errors import INTERRUPTED
 from warmgap.lab.methods import WITH_TARGET, Method
 from warmgap.lab.model import size_of
 from warmgap.lab.recipes import Recipe, Workload
-from warmgap.lab.report import print_scores, print_tables, write_report
+from warmgap.lab.report import print_tables, write_report
 from warmgap.lab.results import trial, write_results
 from warmgap.lab.sweep import report_outcome, run_folder, run_plan
 
@@ -52,7 +52,6 @@ def train_recipe(
     page = write_report(trials, folder / PAGE, title=recipe.title, folder=folder, notes=notes)
     if not quiet:
         print_tables(trials)
-        print_scores(finished)
     console.print(f"Page: {page}", highlight=False, markup=False, soft_wrap=True)
     return code
 

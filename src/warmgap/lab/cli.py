@@ -211,18 +211,21 @@ class Report:
     Example: warmgap report runs/sweep
     """
 
-    folder: Positional[Path]  # Folder of a run, a sweep or a bench, or of several.
-    output: Path | None = None  # Where to write (None: FOLDER/report.html).
+    what: Positional[Path]  # Folder of a run, a sweep or a bench, or of several; or the results.json of a bench.
+    output: Path | None = None  # Where to write (None: report.html in the folder).
     title: str = "Learning-rate schedules compared"  # Heading of the page.
 
     def run(self) -> int:
-        """Write the page and print its table."""
+        """Write the page and print its tables."""
         from warmgap.lab.report import print_tables, write_report
-        from warmgap.lab.results import read_runs
+        from warmgap.lab.results import read_results, read_runs
 
-        trials = read_runs(self.folder)
-        page = write_report(trials, self.output or self.folder / "report.html", title=self.title, folder=self.folder)
+        known = self.what.suffix == ".json"
+        trials, folder = (read_results if known else read_runs)(self.what), self.what.parent if known else self.what
+        page = write_report(trials, self.output or folder / "report.html", title=self.title, folder=folder)
         print_tables(trials)
+        if left := sum(trial.counted is None for trial in trials):
+            _out(f"{left} of {len(trials)} runs have no result, and are in no table.")
         _out(f"Page: {page}")
         return 0
 
@@ -289,23 +292,16 @@ class Bench:
 
     def run(self) -> int:
         """Train and score; 0, 1 where a run failed, 130 where it was interrupted."""
-        if self.report is None:
-            from warmgap.lab import bench
-            from warmgap.lab.recipes import Recipe
+        if self.report is not None:
+            return Report(self.report, self.output / "report.html", self.report.stem).run()
+        from warmgap.lab import bench
+        from warmgap.lab.recipes import Recipe
 
-            names = ("split", "workloads", "methods", "seeds", "rates")
-            chosen: dict[str, Any] = {name: value for name in names if (value := getattr(self, name))}
-            recipe = Recipe.load(self.suite if self.suite.endswith(".toml") else f"suites/{self.suite}")
-            command = command_line("bench", {"suite": self.suite}, chosen, {"output": self.output})
-            return bench.train_recipe(recipe.chosen(**chosen), self.output, command=command, engine=self.where.engine())
-        from warmgap.lab.report import print_scores, write_report
-        from warmgap.lab.results import read_results
-
-        trials = read_results(self.report)
-        print_scores(trials)
-        page = write_report(trials, self.output / "report.html", title=self.report.stem, folder=self.output)
-        _out(f"Page: {page}")
-        return 0
+        names = ("split", "workloads", "methods", "seeds", "rates")
+        chosen: dict[str, Any] = {name: value for name in names if (value := getattr(self, name))}
+        recipe = Recipe.load(self.suite if self.suite.endswith(".toml") else f"suites/{self.suite}")
+        command = command_line("bench", {"suite": self.suite}, chosen, {"output": self.output})
+        return bench.train_recipe(recipe.chosen(**chosen), self.output, command=command, engine=self.where.engine())
 
 
 @dataclass(frozen=True, kw_only=True)

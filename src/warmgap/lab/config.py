@@ -116,7 +116,8 @@ def _number(fits: Callable[[float], bool]) -> Callable[[Any], bool]:
 
 
 _BOUNDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
-    "a whole number of at least 0": (_whole(0), ("seed", "eval_every", "save_every")),
+    "a whole number from 0 to 2**63 - 1": (lambda value: _whole(0)(value) and value < 2**63, ("seed",)),
+    "a whole number of at least 0": (_whole(0), ("eval_every", "save_every")),
     "a whole number of at least 1": (
         _whole(1), ("batch_size", "accumulation", "sequence_length", "eval_tokens", "threads"),
     ),

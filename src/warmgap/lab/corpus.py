@@ -65,25 +65,34 @@ Encode = Callable[[Sequence[str]], Array]
 
 
 class Shards:
-    """Tokens that lie in several arrays, one after the other, each a file mapped into memory."""
+    """Tokens that lie in several files, one after the other.
 
-    def __init__(self, parts: Sequence[Array]) -> None:
-        self.parts = list(parts)
-        self.ends = np.cumsum([len(part) for part in self.parts])
-        self.begins = self.ends - [len(part) for part in self.parts]
+    A file is mapped into memory while it is read, and no longer: pages that stay mapped count as the process's memory,
+    and a run sees all of them in the end.
+    """
+
+    def __init__(self, files: Sequence[Path], dtype: Any) -> None:
+        self.files, self.dtype = list(files), np.dtype(dtype)
+        self.ends = np.cumsum([file.stat().st_size // self.dtype.itemsize for file in files])
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if self.parts else 0
+        return int(self.ends[-1]) if self.files else 0
+
+    @property
+    def parts(self) -> list[Array]:
+        """All files, mapped."""
+        return [np.memmap(file, self.dtype, mode="r") for file in self.files]
 
     def windows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """The tokens `[start, start + length)` of each start; shape `(len(starts), length)`."""
-        return np.stack([self._range(int(start), int(start) + length) for start in starts]).astype(np.int64)
-
-    def _range(self, start: int, stop: int) -> Array:
-        first, last = np.searchsorted(self.ends, (start, stop - 1), side="right")
-        over = range(first, last + 1)
-        found = [self.parts[at][max(0, start - self.begins[at]) : stop - self.begins[at]] for at in over]
-        return found[0] if first == last else np.concatenate(found)
+        places = starts[:, None] + np.arange(length)
+        numbers = np.searchsorted(self.ends, places, side="right")
+        found = np.empty(places.shape, dtype=np.int64)
+        for number in np.unique(numbers):
+            part = np.memmap(self.files[number], self.dtype, mode="r")
+            inside = numbers == number
+            found[inside] = part[places[inside] - (self.ends[number] - len(part))]
+        return found
 
 
 @dataclass(frozen=True)
@@ -166,10 +175,9 @@ def _open(name: str, folder: Path) -> Tokens:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     parts: dict[str, Shards] = {}
     for part, shards in manifest["shards"].items():
-        arrays = [np.memmap(folder / shard["file"], dtype=manifest["dtype"], mode="r") for shard in shards]
-        if [len(array) for array in arrays] != [shard["tokens"] for shard in shards]:
+        parts[part] = Shards([folder / shard["file"] for shard in shards], manifest["dtype"])
+        if not np.array_equal(parts[part].ends, np.cumsum([shard["tokens"] for shard in shards])):
             raise ValueError(f"shards of {part} are cut off")
-        parts[part] = Shards(arrays)
     numbers = {key: manifest[key] for key in ("vocab_size", "fingerprint", "bytes_per_token")}
     return Tokens(name, parts["train"], parts["validation"], **numbers, folder=folder)
 

@@ -187,7 +187,8 @@ def _work(pipe: Connection, job: Job, gpus: list[str], processes: int) -> None:
             result = _launch(job, processes, stop)
         else:
             result = train_job(job, lambda rows: pipe.send(("rows", rows)), stop=stop)
-    pipe.send(("end", result))
+    with contextlib.suppress(OSError):  # the driver is no more
+        pipe.send(("end", result))
 
 
 def _end_with_parent() -> None:

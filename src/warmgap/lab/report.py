@@ -235,15 +235,12 @@ _WIDE = ("95% interval", "warm-up, steps")
 
 
 def print_tables(trials: Sequence[Trial]) -> None:
-    """Print a table a workload and rate."""
-    for cell in scores.cells(trials):
+    """Print a table a workload and rate, and the scores over workloads, where there are several."""
+    cells = scores.cells(trials)
+    for cell in cells:
         members = [trial for trial in trials if trial.workload == cell.workload]
         print_table(f"{cell.name}, peak rate {cell.lr:.3g}", _rows(cell, members, several=False))
-
-
-def print_scores(trials: Sequence[Trial]) -> None:
-    """Print the scores over workloads, where there are several."""
-    for section in _scored(scores.cells(trials)):
+    for section in _scored(cells):
         for rows in section.tables:
             print_table(section.title, rows)
 
@@ -251,7 +248,7 @@ def print_scores(trials: Sequence[Trial]) -> None:
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = False) -> None:
     """Print rows as a table, those of adaptive methods bold; only the widest column wraps, with `whole` none."""
     console = Console()
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     names = [name for name in _filled(rows) if name not in _WIDE]
     widest = max(names, key=lambda name: max(len(str(row[name])) for row in rows), default=None)
     for name in names:
@@ -261,4 +258,6 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = 
     if whole:
         wide = console.measure(table, options=console.options.update(max_width=300)).maximum
         console.width = max(console.width, wide)
+    if title:
+        console.print(title, highlight=False, markup=False, soft_wrap=True)
     console.print(table)

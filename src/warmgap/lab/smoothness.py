@@ -153,6 +153,8 @@ def train_measured(
                 raise UserError(
                     f"{folder} holds runs measured with {sweep['asked']}, not {how}: give another --output."
                 )
+    if not configs:
+        raise UserError("There is nothing to train: give at least one rate, or one seed.")
     names = {config.fingerprint(): name for config, name in configs.items()}
     runs = run_plan(
         [("", config) for config in configs], folder, command=command, asked=how, console=Console(stderr=True),

@@ -159,14 +159,21 @@ class Store:
             raise UserError(f"{self.path} cannot be written. {explained(error)}") from error
 
     def add(self, runs: Iterable[tuple[str, str, Mapping[str, Any], str]]) -> None:
-        """Write down runs that are wanted: id, folder's name, settings, command; those that are there stay."""
+        """Write down runs that are wanted: id, folder's name, settings, command.
+
+        Those that are there stay; another one in the same folder goes if it never made a step.
+        """
         with self._writing() as db:
             for identity, folder, config, command in runs:
-                if db.execute("SELECT 1 FROM runs WHERE folder = ? AND id != ?", (folder, identity)).fetchone():
-                    raise UserError(
-                        f"The folder {self.folder / folder} belongs to a run with other settings: give the same "
-                        "settings as there, or another --output."
-                    )
+                others = db.execute("SELECT * FROM runs WHERE folder = ? AND id != ?", (folder, identity))
+                for other in others.fetchall():
+                    if other["step"] or other["status"] not in ("waiting", "failed"):
+                        raise UserError(
+                            f"The folder {self.folder / folder} belongs to a run with other settings: give the same "
+                            "settings as there, or another --output."
+                        )
+                    db.execute("DELETE FROM sweep_runs WHERE run = ?", (other["id"],))
+                    db.execute("DELETE FROM runs WHERE id = ?", (other["id"],))
                 db.execute(
                     "INSERT OR IGNORE INTO runs (id, folder, status, config, command) VALUES (?, ?, 'waiting', ?, ?)",
                     (identity, folder, json.dumps(config), command),

@@ -135,13 +135,11 @@ class _Run:
                 self.network, **{name: getattr(config, name) for name in names}
             )
             self.schedulers = _schedulers(config, self.optimizers)
+            if probe is not None and len(self.optimizers) > 1:
+                raise ValueError(f"{config.optimizer} is two optimizers, and a probe measures the steps of one")
+            self.probe = None if probe is None else probe(folder or Path(), self.optimizers[0], self.network)
         except ValueError as error:
             raise UserError(f"These settings do not go together: {error}.") from error
-        if probe is not None and len(self.optimizers) > 1:
-            raise UserError(
-                f"{config.optimizer} is two optimizers, and a probe measures the steps of one: take another."
-            )
-        self.probe = None if probe is None else probe(folder or Path(), self.optimizers[0], self.network)
         self.step = 0
         self.status = "running"
         self.first_loss = math.nan
