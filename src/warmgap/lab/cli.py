@@ -123,10 +123,9 @@ class Train(_Settings, _Method):
         if os.environ.get("RANK", "0") != "0":
             return self._follow(config, folder)
         _warn_ignored(config)
+        what = f"{config.optimizer} on {config.corpus}, model {config.model}, method {config.method}"
         identity = config.fingerprint()
-        _err(
-            f"{config.optimizer} on {config.corpus}, model {config.model}, method {config.method}, {config.steps} steps"
-        )
+        _err(f"{what}, {config.steps} steps")
         from rich.console import Console
 
         from warmgap.lab.engines import Here
@@ -338,7 +337,7 @@ class Paper:
             _out(bench.cost(recipe))
             return 0
         folder = self.output or Path("runs") / f"{self.paper}-{self.row}-{self.scale.replace('/', '_')}"
-        names = ("row", "scale", "tokens", "methods", "seeds", "corpus")
+        names = ("row", "scale", "tokens", "methods", "seeds", "corpus", "output")
         given = {name: value for name in names if (value := getattr(self, name)) and value != "1"}
         command = command_line(f"paper {self.paper}", given)
         return bench.train_recipe(recipe, folder, command=command, engine=self.where.engine())

@@ -97,25 +97,15 @@ class Shards:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A corpus as token numbers.
+    """A corpus as token numbers."""
 
-    Attributes:
-        name: The corpus's name as it was asked for.
-        train: Token numbers of the training documents, one after the other, an end mark after each.
-        validation: The same for the documents held out.
-        vocab_size: Number of different tokens, the end mark included.
-        fingerprint: Hash of the texts and of every setting that decides the tokens.
-        bytes_per_token: Mean length in UTF-8 bytes of a validation token, to compare losses between vocabularies.
-        folder: Where the shards and `manifest.json` are.
-    """
-
-    name: str
-    train: Shards
-    validation: Shards
-    vocab_size: int
-    fingerprint: str
-    bytes_per_token: float
-    folder: Path
+    name: str  # as it was asked for
+    train: Shards  # of the training documents, one after the other, an end mark after each
+    validation: Shards  # of the documents held out
+    vocab_size: int  # number of different tokens, the end mark included
+    fingerprint: str  # hash of the texts and of every setting that decides the tokens
+    bytes_per_token: float  # mean length in UTF-8 of a validation token, to compare losses between vocabularies
+    folder: Path  # of the shards and `manifest.json`
 
     def verify(self) -> bool:
         """Whether every shard still has the hash in the manifest; reads all of them."""
@@ -446,18 +436,12 @@ class Sampler:
 
     What a step sees is a function of seed and step alone: the same on any number of ranks, and after a resume. The
     order is a Feistel permutation of the windows, so it takes no memory however many there are.
-
-    Attributes:
-        tokens: Number of training tokens.
-        length: Tokens a sequence predicts; a window holds one more.
-        batch_size: Sequences a step.
-        seed: Seed of the order.
     """
 
-    tokens: int
-    length: int
-    batch_size: int
-    seed: int
+    tokens: int  # number of training tokens
+    length: int  # tokens a sequence predicts; a window holds one more
+    batch_size: int  # sequences a step
+    seed: int  # of the order
 
     @property
     def count(self) -> int:

@@ -136,10 +136,15 @@ class Local:
                     process = context.Process(
                         target=_work, args=(theirs, job, own, self.processes), daemon=self.processes == 1
                     )
-                    process.start()
+                    tell("begin", job, None)
+                    try:
+                        process.start()
+                    except EOFError:  # a signal to all processes has ended the one that is forked
+                        if stop.requested:
+                            return
+                        raise
                     theirs.close()
                     under_way[pipe] = job, process, own
-                    tell("begin", job, None)
                 if not under_way:
                     return
                 ready: list[Any] = connection.wait([*under_way], timeout=_LOOK_EVERY)
@@ -181,7 +186,6 @@ def _work(pipe: Connection, job: Job, gpus: list[str], processes: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     elif not job.config.threads:
         job = replace(job, config=replace(job.config, threads=1))
-
     with Interruption() as stop:
         if processes > 1:
             result = _launch(job, processes, stop)
@@ -247,6 +251,7 @@ class OnRay:
         """See `Engine.train`."""
         with needs("A sweep on Ray", "ray", "'warmgap[cluster]'"):
             import ray
+            from ray.util.queue import Queue
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
         passed = {name: value for name, value in os.environ.items() if name in ("WARMGAP_CACHE", "OMP_NUM_THREADS")}
         quiet: dict[str, Any] = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": "warning"}
@@ -257,7 +262,7 @@ class OnRay:
             raise UserError(f"No Ray cluster answers at {place}: start one there, or unset RAY_ADDRESS.") from error
         gpus = self.processes if ray.cluster_resources().get("GPU", 0) >= self.processes else 0
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        inbox = ray.remote(_Inbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        inbox = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         task = ray.remote(_ray_task)
         under_way: dict[Any, Job] = {}
         asked = False
@@ -273,7 +278,7 @@ class OnRay:
                     return
                 ready, _ = ray.wait(list(under_way), timeout=_LOOK_EVERY)
                 by_id = {job.id: job for job in under_way.values()}
-                for identity, rows in ray.get(inbox.take.remote()):
+                for identity, rows in inbox.get_nowait_batch(inbox.qsize()):
                     if identity in by_id:
                         tell("rows", by_id[identity], rows)
                 for reference in ready:
@@ -290,28 +295,14 @@ class OnRay:
         finally:
             for reference in under_way:
                 ray.cancel(reference, force=True)
-            ray.kill(inbox)
-
-
-class _Inbox:
-    """Where the runs on a cluster put their rows until the driver takes them."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[str, Any]] = []
-
-    def put(self, identity: str, rows: Any) -> None:
-        self.waiting.append((identity, rows))
-
-    def take(self) -> list[tuple[str, Any]]:
-        found, self.waiting = self.waiting, []
-        return found
+            inbox.shutdown(force=True)
 
 
 def _ray_task(job: Job, processes: int, inbox: Any) -> Result:
     if processes > 1:
         with Interruption() as stop:
             return _launch(job, processes, stop)
-    return train_job(job, lambda rows: inbox.put.remote(job.id, rows))
+    return train_job(job, lambda rows: inbox.actor.put_nowait.remote((job.id, rows)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from warmgap.lab.errors import UserError, explained, needs
+from warmgap.lab.errors import UserError, explained, missing, needs
 
 FILE = "runs.db"
 VERSION = 2
@@ -33,7 +33,6 @@ FINISHED = ("done", "diverged", "refused")
 """A run of these is not trained again."""
 
 _STALE = 60.0  # seconds without a sign of life after which a claim is void
-_TRACKERS = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "mlflow": "MLflowTracker"}
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -309,51 +308,45 @@ class Store:
     def export(self, target: str) -> str:
         """Write runs, metrics and events to a file, or to an experiment tracker; return where they went.
 
-        The file ends in `.json`, `.csv` (a row a step) or `.parquet` (the same; needs pyarrow); a tracker is
-        `tensorboard`, `wandb` or `mlflow` (through accelerate, where installed).
+        The file ends in `.json`, `.csv` (a row a step) or `.parquet` (the same; needs pyarrow); a tracker is one that
+        accelerate knows, such as `tensorboard`, `wandb` or `mlflow`, where it is installed.
         """
-        runs, path = self.runs(), Path(target)
-        if target in _TRACKERS:
-            return self._track(target, runs)
-        if path.suffix not in (".json", ".csv", ".parquet"):
-            raise UserError(f"Export to a .json, .csv or .parquet file, or {', '.join(_TRACKERS)}; got {target!r}.")
+        runs, path, names = self.runs(), Path(target), ("run", "folder", *METRICS)
+        rows = ((run.id, run.folder, *row) for run in runs for row in self._rows(run.id))
         if path.suffix == ".json":
             data = [vars(run) | {"metrics": self.metrics(run.id), "events": self.events(run.id)} for run in runs]
             path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-            return target
-        rows = [(run.id, run.folder, *row) for run in runs for row in self._rows(run.id)]
-        names = ("run", "folder", *METRICS)
-        if path.suffix == ".csv":
+        elif path.suffix == ".csv":
             with path.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([names, *rows])
-            return target
-        with needs("Export to Parquet", "pyarrow"):
-            import pyarrow
-            import pyarrow.parquet
-        pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows]), path
-        )
+        elif path.suffix == ".parquet":
+            with needs("Export to Parquet", "pyarrow"):
+                import pyarrow
+                import pyarrow.parquet
+            table = pyarrow.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+            pyarrow.parquet.write_table(table, path)
+        else:
+            self._track(target, runs)
         return target
 
-    def _track(self, target: str, runs: Sequence[Run]) -> str:
-        from accelerate import tracking
+    def _track(self, target: str, runs: Sequence[Run]) -> None:
+        from accelerate import Accelerator
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-        folder = self.folder / target
+        if target not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(LOGGER_TYPE_TO_CLASS)
+            raise UserError(f"Export to a .json, .csv or .parquet file, or to one of {known}; got {target!r}.")
+        if target not in get_available_trackers():
+            raise UserError(missing(f"Export to {target}", target, target))
+        accelerator = Accelerator(cpu=True, log_with=target, project_dir=self.folder / target)
         for run in runs:
-            places: dict[str, dict[str, Any]] = {
-                "tensorboard": {"run_name": run.folder, "logging_dir": folder},
-                "mlflow": {"experiment_name": self.folder.name, "run_name": run.folder},
-                "wandb": {"run_name": self.folder.name},
-            }
-            with needs(f"Export to {target}", target):
-                tracker = getattr(tracking, _TRACKERS[target])(**places[target])
-                tracker.start()
-            tracker.store_init_configuration({k: str(v) if isinstance(v, list) else v for k, v in run.config.items()})
+            config = {name: str(value) if isinstance(value, list) else value for name, value in run.config.items()}
+            named = {"wandb": {"name": run.folder}, "mlflow": {"run_name": run.folder}}
+            accelerator.init_trackers(run.folder if target == "tensorboard" else self.folder.name, config, named)
             for row in map(dict, self._rows(run.id)):
                 step = row.pop("step")
-                tracker.log({name: value for name, value in row.items() if isinstance(value, float)}, step=step)
-            tracker.finish()
-        return str(folder) if target == "tensorboard" else target
+                accelerator.log({name: value for name, value in row.items() if isinstance(value, float)}, step=step)
+            accelerator.end_training()
 
     def adopt(self, folder: Path) -> int:
         """Take over runs of warmgap 0.1 from below a folder (`run.json`, `metrics.jsonl`); return how many."""

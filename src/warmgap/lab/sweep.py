@@ -165,11 +165,12 @@ def _shown(console: Console, count: int) -> Iterator[Tell]:
             if kind == "begin":
                 tasks[job.id] = bars.add_task(job.config.name, total=job.config.steps, state="")
             elif kind == "rows":
-                for row in content:
-                    state = _state(row)
-                    if count == 1 and bars.disable and _notable(row, job.config.steps):
-                        _say(console, f"step {row[0]}/{job.config.steps} {state}")
-                    bars.update(tasks[job.id], completed=row[0], state=state)
+                steps = job.config.steps
+                for row in content if count == 1 and bars.disable else ():
+                    # One step in ten, evaluations, a loss that is not finite.
+                    if row[0] % max(1, steps // 10) == 0 or row[6] is not None or row[1] is None:
+                        _say(console, f"step {row[0]}/{steps} {_state(row)}")
+                bars.update(tasks[job.id], completed=content[-1][0], state=_state(content[-1]))
             else:
                 bars.remove_task(tasks.pop(job.id))
                 bars.update(overall, advance=1)
@@ -181,13 +182,7 @@ def _shown(console: Console, count: int) -> Iterator[Tell]:
         yield show
 
 
-def _notable(row: Sequence[Any], steps: int) -> bool:
-    """Whether a row of metrics is worth a line: one in ten, an evaluation, a loss that is not finite."""
-    return row[6] is not None or row[1] is None or row[0] % max(1, steps // 10) == 0
-
-
 def _state(row: Sequence[Any]) -> str:
     _, loss, lr, _, phase, _, val_loss = row
-    return f"{phase} loss {math.nan if loss is None else loss:.4f} lr {lr:.1e}" + (
-        "" if val_loss is None else f" val {val_loss:.4f}"
-    )
+    val = "" if val_loss is None else f" val {val_loss:.4f}"
+    return f"{phase} loss {math.nan if loss is None else loss:.4f} lr {lr:.1e}{val}"
