@@ -172,10 +172,13 @@ def _lines(path: Path) -> list[str]:
 
 def _from_database(path: Path, column: str | None, run: str | None) -> Losses:
     import contextlib
+    import os
     import sqlite3
 
     try:
-        with contextlib.closing(sqlite3.connect(path)) as database:
+        # A database in a folder that cannot be written is read as it is.
+        more = "" if os.access(path.parent, os.W_OK) else "?immutable=1"
+        with contextlib.closing(sqlite3.connect(path.absolute().as_uri() + more, uri=True)) as database:
             runs = database.execute("SELECT id, folder, config FROM runs").fetchall()
             chosen = [row for row in runs if run in (None, *row[:2])]
             if len(chosen) != 1:

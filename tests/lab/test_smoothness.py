@@ -47,7 +47,7 @@ def test_runs_are_measured_fitted_and_shown(
     assert page.count('draw("') == 2
     assert "H0, H1" in capsys.readouterr().out
     assert measure(config, [1.0], tmp_path)  # it is there
-    with pytest.raises(UserError, match="holds runs measured with"):
+    with pytest.raises(UserError, match="belongs to a run with other settings"):
         measure(config, [1.0], tmp_path, every=2)
 
 

@@ -143,6 +143,16 @@ def test_a_full_disk_is_told_and_tears_nothing(tmp_path: Path) -> None:
         assert store.run("one").step == 5
 
 
+def test_a_folder_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(tmp_path) as store:
+        store.write(a_run(store), ROWS)
+        monkeypatch.setattr("os.access", lambda *_: False)
+        with Store(tmp_path, create=False) as read:  # what is not in the main file yet, too
+            assert read.metrics("one")["step"] == [1, 2, 3, 4, 5]
+            assert read.claim("one")
+        assert store.run("one").status == "waiting"
+
+
 def test_runs_are_exported(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.finish(a_run(store), Result("done", "", {"final_val_loss": 2.5}, ROWS, [EVENT]))

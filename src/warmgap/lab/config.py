@@ -219,9 +219,9 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
             found["radii"] = hash_file(full.radii)[:16]
         return found
 
-    def fingerprint(self) -> str:
-        """A hash of every setting that decides the numbers of the run; 16 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.numbers(), sort_keys=True).encode()).hexdigest()[:16]
+    def fingerprint(self, key: str = "") -> str:
+        """A hash of every setting that decides the numbers of the run, and of `key`; 16 hexadecimal digits."""
+        return hashlib.sha256((json.dumps(self.numbers(), sort_keys=True) + key).encode()).hexdigest()[:16]
 
     def given(self) -> dict[str, Any]:
         """The settings that differ from the defaults."""

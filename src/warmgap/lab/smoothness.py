@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import shutil
 import statistics
@@ -142,23 +143,16 @@ def train_measured(
 ) -> bool:
     """Train these runs in this process with a probe, each in the folder of its name; False where one is interrupted.
 
-    Those that are finished are left as they are; `how` are the settings of the probe.
+    Those that are finished are left as they are. `how` are the settings of the probe, and part of a run's identity.
 
     Raises:
-        UserError: If one fails, or those there were measured with other settings.
+        UserError: If one fails, or a folder has a run that was measured with other settings.
     """
-    with Store(folder) as store:
-        for sweep in store.sweeps():
-            if sweep["asked"] != how:
-                raise UserError(
-                    f"{folder} holds runs measured with {sweep['asked']}, not {how}: give another --output."
-                )
     if not configs:
         raise UserError("There is nothing to train: give at least one rate, or one seed.")
-    names = {config.fingerprint(): name for config, name in configs.items()}
     runs = run_plan(
         [("", config) for config in configs], folder, command=command, asked=how, console=Console(stderr=True),
-        engine=Here(resume=False, probe=probe), place=lambda config: names[config.fingerprint()],
+        engine=Here(resume=False, probe=probe), place=configs.__getitem__, key=json.dumps(how, sort_keys=True),
     )  # fmt: skip
     for run in runs:
         if run.status not in ("done", "diverged", "interrupted", "waiting"):

@@ -11,14 +11,16 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from warmgap.lab.errors import UserError, explained, missing, needs
@@ -122,9 +124,17 @@ class Store:
         self.folder, self.path = folder, folder / FILE
         if not create and not self.path.exists():
             raise UserError(f"{folder} holds no runs: there is no {FILE} in it.")
+        self._open = ExitStack()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
+            place = self.path
+            if not create and not os.access(folder, os.W_OK):  # SQLite writes beside what it reads
+                place = Path(self._open.enter_context(TemporaryDirectory())) / FILE
+                for name in (FILE, f"{FILE}-wal"):
+                    with suppress(FileNotFoundError):
+                        shutil.copy(folder / name, place.with_name(name))
+            self._db = sqlite3.connect(place, timeout=30.0, isolation_level=None, check_same_thread=False)
+            self._open.callback(self._db.close)
             self._db.row_factory = sqlite3.Row
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -146,7 +156,7 @@ class Store:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._db.close()
+        self._open.close()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

@@ -61,6 +61,7 @@ def run_plan(
     engine: Engine | None = None,
     console: Console | None = None,
     place: Callable[[TrainConfig], str] = run_folder,
+    key: str = "",
 ) -> list[Run]:
     """Train every run that is not finished, and write down how it goes; return all as the database then holds them.
 
@@ -75,13 +76,14 @@ def run_plan(
         engine: Where to train; processes of this machine unless given.
         console: Where to show progress; None shows nothing.
         place: Names the folder of a run in `folder`.
+        key: What tells these runs from others with the same settings.
     """
     began = time.monotonic()
     console = console or Console(quiet=True)
     jobs: dict[str, Job] = {}
     workloads: list[tuple[str, str]] = []
     for workload, config in plan:
-        identity = config.fingerprint()
+        identity = config.fingerprint(key)
         jobs.setdefault(identity, Job(identity, config, folder / place(config)))
         workloads.append((identity, workload))
     with Store(folder) as store:
