@@ -49,6 +49,7 @@ def test_the_help_of_train_is_in_groups(capsys: pytest.CaptureFixture[str]) -> N
     [
         ("bake", "warmgap: Unrecognized options: bake"),
         ("train --never-heard-of", "--never-heard-of"),
+        ("paper", "What is missing: A folder of recipes: 2602.05813 or 2510.03164: see warmgap paper --help."),
         ("train --steps x", "invalid literal for int"),
         ("train --tied maybe", "warmgap: Invalid choice 'maybe' for argument '--tied'"),
         ("train --method foo", "Unknown method 'foo'"),

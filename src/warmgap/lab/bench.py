@@ -15,7 +15,7 @@ from warmgap.lab.errors import INTERRUPTED
 from warmgap.lab.methods import WITH_TARGET, Method
 from warmgap.lab.model import size_of
 from warmgap.lab.recipes import Recipe, Workload
-from warmgap.lab.report import print_tables, write_report
+from warmgap.lab.report import write_report
 from warmgap.lab.results import trial, write_results
 from warmgap.lab.sweep import report_outcome, run_folder, run_plan
 
@@ -49,9 +49,7 @@ def train_recipe(
         return code
     write_results(finished, folder / RESULTS_FILE, command=command)
     notes = " ".join(filter(None, (recipe.source and f"Source: {recipe.source}.", recipe.notes)))
-    page = write_report(trials, folder / PAGE, title=recipe.title, folder=folder, notes=notes)
-    if not quiet:
-        print_tables(trials)
+    page = write_report(trials, folder / PAGE, title=recipe.title, folder=folder, notes=notes, show=not quiet)
     console.print(f"Page: {page}", highlight=False, markup=False, soft_wrap=True)
     return code
 

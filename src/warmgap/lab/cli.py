@@ -216,13 +216,13 @@ class Report:
 
     def run(self) -> int:
         """Write the page and print its tables."""
-        from warmgap.lab.report import print_tables, write_report
+        from warmgap.lab.report import write_report
         from warmgap.lab.results import read_results, read_runs
 
         known = self.what.suffix == ".json"
         trials, folder = (read_results if known else read_runs)(self.what), self.what.parent if known else self.what
-        page = write_report(trials, self.output or folder / "report.html", title=self.title, folder=folder)
-        print_tables(trials)
+        place = self.output or folder / "report.html"
+        page = write_report(trials, place, title=self.title, folder=folder, show=True)
         if left := sum(trial.counted is None for trial in trials):
             _out(f"{left} of {len(trials)} runs have no result, and are in no table.")
         _out(f"Page: {page}")
@@ -237,7 +237,7 @@ class Runs:
     """
 
     folder: Positional[Path]  # Folder with a runs.db.
-    # A .json, .csv or .parquet file, or tensorboard, wandb, mlflow (where installed).
+    # A .json, .csv or .parquet file, or a tracker that is installed, such as tensorboard, wandb, mlflow.
     export: str | None = None
     adopt: Path | None = None  # Take over runs of warmgap 0.1 (run.json) from below this folder.
 
@@ -508,6 +508,7 @@ def _sentence(box: str, arguments: Sequence[str]) -> str:
     text = " ".join(line.strip(" │|") for line in plain if not re.search("[-─]{3}", line))
     text = re.split(" For full helptext| Argument helptext| Got errors:| in warmgap ", text)[0]
     text = re.sub(r" Perhaps you meant: (--\S+).*", r"; perhaps you meant \1", text)
+    text = re.sub(r"Missing from warmgap \w+: \S+ (.*?)\.? \(required\)", r"What is missing: \1", text)
     text = text.replace(" Available subcommands: ", "; there are ").strip().rstrip(".")
     known = [word for word in arguments[:1] if word in COMMANDS]
     return f"{text[:1].upper()}{text[1:]}: see {' '.join(['warmgap', *known])} --help."

@@ -43,7 +43,7 @@ NAMES = {
     "stdlib": "the running Python's standard library without its tests (about 12 MB; PSF licence)",
     "PATH": "a UTF-8 text file, or a folder of them",
     "hf:owner/name[:config]": "a Hugging Face dataset, streamed (needs a network and `pip install datasets`)",
-    "digits": "1,797 images of handwritten digits for the model mlp (scikit-learn's; CC BY 4.0)",
+    "digits": "1,797 images of handwritten digits for the models mlp and convnet (scikit-learn's; CC BY 4.0)",
 }
 
 VALIDATION_SHARE = 0.05

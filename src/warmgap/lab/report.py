@@ -82,8 +82,10 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
     return path
 
 
-def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Path, notes: str = "") -> Path:
-    """Write the page of these trials.
+def write_report(
+    trials: Sequence[Trial], path: Path, *, title: str, folder: Path, notes: str = "", show: bool = False
+) -> Path:
+    """Write the page of these trials, and `show` its tables in the terminal.
 
     Beside it comes `overview.png` where there are several rates, and `options.png` where an option of a rule varies.
     """
@@ -122,7 +124,11 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
         with Store(folder, create=False) as store:
             footer = "; ".join(sweep["command"] for sweep in store.sweeps())
     lead = [notes, f"{len(trials)} runs of {len({trial.workload for trial in trials})} workloads. {READING}"]
-    return write_page(path, title, lead, sections, footer=footer and f"Made by: {footer}.")
+    page = write_page(path, title, lead, sections, footer=footer and f"Made by: {footer}.")
+    for section in sections if show else ():
+        for rows in section.tables:
+            print_table(section.title, rows)
+    return page
 
 
 def _scored(cells: Sequence[Cell]) -> list[Section]:
@@ -232,17 +238,6 @@ def write_replay(losses: Any, shown: Mapping[str, Any], path: Path) -> Path:
 
 _WIDE = ("95% interval", "warm-up, steps")
 """Columns that do not fit a terminal."""
-
-
-def print_tables(trials: Sequence[Trial]) -> None:
-    """Print a table a workload and rate, and the scores over workloads, where there are several."""
-    cells = scores.cells(trials)
-    for cell in cells:
-        members = [trial for trial in trials if trial.workload == cell.workload]
-        print_table(f"{cell.name}, peak rate {cell.lr:.3g}", _rows(cell, members, several=False))
-    for section in _scored(cells):
-        for rows in section.tables:
-            print_table(section.title, rows)
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = False) -> None:
