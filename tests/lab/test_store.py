@@ -132,7 +132,7 @@ def _empty(path: Path) -> Path:
     return path / "empty"
 
 
-def test_a_full_disk_is_told_and_tears_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_tears_nothing(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.write(a_run(store), ROWS)
         (pages,) = store._db.execute("PRAGMA page_count").fetchone()

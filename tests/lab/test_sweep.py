@@ -80,7 +80,9 @@ def test_what_goes_wrong_goes_wrong_for_one_run(
     assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
 
 
-def test_a_disk_that_is_full_is_told(images: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_a_run_with_a_sentence(
+    images: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from warmgap.lab import train as module
 
     def full(self: Any) -> None:

@@ -36,7 +36,7 @@ def missing(what: str, package: str, install: str = "'warmgap[lab]'") -> str:
 
 
 def explained(error: Exception) -> str:
-    """What a person is told of an error, in a sentence."""
+    """The sentence that says what went wrong."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
