@@ -92,6 +92,8 @@ def test_sweeps_and_folders(tmp_path: Path) -> None:
         store.add([("c", "folder-a", {}, "")])  # what never made a step does not block the folder
         assert [run.id for run in store.runs()] == ["b", "c"]
         assert store.sweeps()[0]["runs"] == [("b", "w")]
+        with pytest.raises(UserError, match="Another command took the folder"):
+            store.claim("a")
         store.write("c", ROWS)
         with pytest.raises(UserError, match=f"{tmp_path}/folder-a belongs to a run with other settings"):
             store.add([("a", "folder-a", {}, "")])

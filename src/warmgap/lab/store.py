@@ -211,6 +211,8 @@ class Store:
         """Take a run for this process; False where it is finished, or a living process has it."""
         with self._writing() as db:
             row = db.execute("SELECT status, owner, heartbeat FROM runs WHERE id = ?", (identity,)).fetchone()
+            if row is None:
+                raise UserError(f"Another command took the folder of a run in {self.folder}: give another --output.")
             if row["status"] in FINISHED or self._alive(row["owner"], row["heartbeat"]):
                 return False
             db.execute(
