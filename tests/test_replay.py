@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
+import sqlite3
 import sys
 import types
 from pathlib import Path
@@ -109,16 +111,32 @@ def test_trainer_state(tmp_path: Path) -> None:
 
 
 def test_a_run_of_warmgap_train(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"run.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"runs.db does not exist"):
         read_losses(tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps({"config": {"steps": 9}}))
-    with pytest.raises(ValueError, match=r"no metrics.jsonl beside it"):
+    with contextlib.closing(sqlite3.connect(tmp_path / "runs.db")) as database:
+        with pytest.raises(ValueError, match="is no database of warmgap"):
+            read_losses(tmp_path)
+        database.executescript(
+            "CREATE TABLE runs (id, folder, config); CREATE TABLE metrics (run, step, loss, lr);"
+            """INSERT INTO runs VALUES ('a', 'one', '{"steps": 9}');"""
+            "INSERT INTO metrics VALUES ('a', 2, 4.0, 1.0), ('a', 1, 5.0, 1.0), ('b', 1, 6.0, 1.0);"
+        )
+        assert read_losses(tmp_path) == read_losses(tmp_path / "runs.db") == Losses((5.0, 4.0), total_iters=9)
+        database.executescript("""INSERT INTO runs VALUES ('b', 'two', '{"steps": 1}');""")
+    assert read_losses(tmp_path, run="two").values == (6.0,)
+    with pytest.raises(ValueError, match=r"has 2 runs: name one of 'one', 'two'"):
         read_losses(tmp_path)
-    metrics = [{"step": 1, "loss": 5.0, "lr": 1.0}, {"step": 2, "loss": 4.0, "val_loss": 4.2}]
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in metrics))
-    assert read_losses(tmp_path) == read_losses(tmp_path / "run.json") == Losses((5.0, 4.0), total_iters=9)
-    assert read_losses(tmp_path / "metrics.jsonl") == Losses((5.0, 4.0))
-    assert len(replay(read_losses(tmp_path), ["linear"])["linear"].factors) == 2
+    with pytest.raises(ValueError, match=r"has no run 'three'"):
+        read_losses(tmp_path, run="three")
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 5.0, "lr": 1.0}\n{"step": 2, "loss": 4.0, "val_loss": 4.2}\n')
+    assert read_losses(path) == Losses((5.0, 4.0))
+    path.write_text('{"step": 1, "loss": 5.0}\n{"step": 2, "lo')
+    with pytest.raises(ValueError, match="is cut off, or of another kind"):
+        read_losses(path)
 
 
 class Scalar(NamedTuple):

@@ -27,6 +27,7 @@ RULES = ("auto", "loss-ratio", "power", "linear")
 
 _STEPS = ("step", "_step", "global_step", "trainer/global_step", "steps", "iteration", "iter")
 _LOSSES = ("loss", "train_loss", "train/loss", "training_loss", "train_loss_step", "train/train_loss", "value")
+_ENVELOPE = ("__MIN", "__MAX")
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,15 @@ def replay(
     return shown
 
 
-def read_losses(path: str | Path, column: str | None = None) -> Losses:
+def read_losses(path: str | Path, column: str | None = None, run: str | None = None) -> Losses:
     """Return the training losses of a file that a run has left.
 
     Args:
-        path: `metrics.jsonl`, `run.json` or the folder of a run of `warmgap train`; `trainer_state.json` of Hugging
-            Face's Trainer; a CSV file, such as the export of a chart of Weights & Biases or of TensorBoard, with a
-            header, or one loss a line without; an event file of TensorBoard (needs tensorboard).
+        path: The folder of a run or a sweep of `warmgap`, or its `runs.db`; `trainer_state.json` of Hugging Face's
+            Trainer; a file of JSON lines; a CSV file, such as the export of a chart of Weights & Biases or of
+            TensorBoard, with a header, or one loss a line without; an event file of TensorBoard (needs tensorboard).
         column: The name of the losses in it (a column, a key, a tag); None to find it.
+        run: Id or folder of the run in a `runs.db` that has several.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -137,18 +139,19 @@ def read_losses(path: str | Path, column: str | None = None) -> Losses:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "run.json"
+        path = path / "runs.db"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give the file that holds the losses")
     if path.name.startswith("events.out.tfevents"):
         return _from_events(path, column)
-    if path.name == "run.json":
-        return _from_run(path, column)
-    if path.suffix == ".jsonl":
-        return _from_rows(path, [json.loads(line) for line in _lines(path)], column, None)
-    if path.suffix == ".json":
-        return _from_trainer(path, column)
-    return _from_csv(path, column)
+    try:
+        if path.suffix == ".db":
+            return _from_database(path, column, run)
+        if path.suffix == ".jsonl":
+            return _from_rows(path, [json.loads(line) for line in _lines(path)], column, None)
+        return (_from_trainer if path.suffix == ".json" else _from_csv)(path, column)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is cut off, or of another kind than its name says: {error}") from error
 
 
 def _replayed(schedule: Schedule, losses: Sequence[float]) -> Replay:
@@ -167,13 +170,25 @@ def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
-def _from_run(path: Path, column: str | None) -> Losses:
-    run = json.loads(path.read_text(encoding="utf-8"))
-    rows = path.with_name("metrics.jsonl")
-    if not rows.exists():
-        raise ValueError(f"{path} has no metrics.jsonl beside it, which holds the losses of a run of warmgap train")
-    total = run.get("config", {}).get("steps") if isinstance(run, dict) else None
-    return _from_rows(rows, [json.loads(line) for line in _lines(rows)], column, total)
+def _from_database(path: Path, column: str | None, run: str | None) -> Losses:
+    import contextlib
+    import os
+    import sqlite3
+
+    try:
+        # A database in a folder that cannot be written is read as it is.
+        more = "" if os.access(path.parent, os.W_OK) else "?immutable=1"
+        with contextlib.closing(sqlite3.connect(path.absolute().as_uri() + more, uri=True)) as database:
+            runs = database.execute("SELECT id, folder, config FROM runs").fetchall()
+            chosen = [row for row in runs if run in (None, *row[:2])]
+            if len(chosen) != 1:
+                count = f"{len(runs)} runs" if run is None else f"no run {run!r}"
+                raise ValueError(f"{path} has {count}: name one of {', '.join(repr(row[1]) for row in runs)}")
+            database.row_factory = sqlite3.Row
+            rows = database.execute("SELECT * FROM metrics WHERE run = ? ORDER BY step", chosen[0][:1]).fetchall()
+    except sqlite3.Error as error:
+        raise ValueError(f"{path} is no database of warmgap: {error}") from error
+    return _from_rows(path, [dict(row) for row in rows], column, json.loads(chosen[0][2])["steps"])
 
 
 def _from_trainer(path: Path, column: str | None) -> Losses:
@@ -200,9 +215,10 @@ def _from_events(path: Path, column: str | None) -> Losses:
 
 def _from_rows(path: Path, rows: Sequence[Mapping[str, Any]], column: str | None, total: int | None) -> Losses:
     names = list(dict.fromkeys(key for row in rows for key in row))
-    chosen = _chosen(path, names, column)
-    step = next((name for name in _STEPS if name in names), None)
-    pairs = [(row[step] if step else index + 1, row[chosen]) for index, row in enumerate(rows) if chosen in row]
+    plain = {name.lower(): name for name in names}
+    step = next((plain[name] for name in _STEPS if name in plain), None)
+    chosen = _chosen(path, [name for name in names if name != step], column)
+    pairs = [(row.get(step) if step else index + 1, row[chosen]) for index, row in enumerate(rows) if chosen in row]
     return _losses(pairs, chosen, total)
 
 
@@ -215,18 +231,12 @@ def _from_csv(path: Path, column: str | None) -> Losses:
         if len(header) > 1:
             raise ValueError(f"{path} has {len(header)} columns without names: give it a header, such as step,loss")
         return _losses([(index + 1, row[0]) for index, row in enumerate(rows)], "loss", None)
-    table = [dict(zip(header, row, strict=False)) for row in rows[1:]]
-    named = {name.lower(): name for name in header}
-    step = next((named[name] for name in _STEPS if name in named), None)
     # The export of a chart of Weights & Biases has a column for each run, and its lowest and highest values.
-    names = [name for name in header if name != step and not name.endswith(("__MIN", "__MAX"))]
-    chosen = _chosen(path, names, column)
-    pairs = [
-        (row[step] if step else index + 1, row[chosen])
-        for index, row in enumerate(table)
-        if row.get(chosen, "").strip()
+    table = [
+        {name: cell for name, cell in zip(header, row, strict=False) if cell.strip() and name[-5:] not in _ENVELOPE}
+        for row in rows[1:]
     ]
-    return _losses(pairs, chosen, None)
+    return _from_rows(path, table, column, None)
 
 
 def _chosen(path: Path, names: Sequence[str], column: str | None) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from warmgap.lab.bench import train_recipe
-from warmgap.lab.engines import Job, train_job
+from warmgap.lab.engines import Here
 from warmgap.lab.errors import UserError
 from warmgap.lab.recipes import Recipe
 from warmgap.lab.results import read_results
@@ -37,21 +37,11 @@ method = "none"
 """
 
 
-class Here:
-    """An engine that trains in this process."""
-
-    def train(self, jobs: list[Job], claim: object, stop: object) -> object:
-        for job in jobs:
-            if claim(job):  # type: ignore[operator]
-                yield "begin", job, None
-                yield "end", job, train_job(job)
-
-
 def test_a_suite_is_trained_scored_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "suite.toml").write_text(SUITE)
     recipe = Recipe.load(str(tmp_path / "suite.toml"))
     out = tmp_path / "out"
-    assert train_recipe(recipe, out, command="warmgap bench", engine=Here()) == 0  # type: ignore[arg-type]
+    assert train_recipe(recipe, out, command="warmgap bench", engine=Here()) == 0
     text = capsys.readouterr().out
     assert "24 of 24 runs finished" in text
     assert "Flatness" in text
@@ -74,11 +64,22 @@ def test_a_suite_is_trained_scored_and_shown(tmp_path: Path, capsys: pytest.Capt
     assert all(first[seed] != other[seed] for seed in (0, 1))
     assert {trial.printed for trial in trials if trial.workload == "plain"} == {2.25, None}
     again = recipe.chosen(split="development", methods=["none"], seeds=[0])
-    assert train_recipe(again, out, command="again", engine=Here(), quiet=True) == 0  # type: ignore[arg-type]
+    assert train_recipe(again, out, command="again", engine=Here(), quiet=True) == 0
 
 
-@pytest.mark.parametrize("text", ["title = 'x'", "[[workload]]\nsteps = 3"])
-def test_a_suite_without_named_workloads_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("title = 'x'", r"must have workloads, \[\[workload\]\], each with a name"),
+        ("[[workload]]\nsteps = 3", r"must have workloads, \[\[workload\]\], each with a name"),
+        ("[workload]\nname = 'x'", r"must have workloads, \[\[workload\]\], each with a name"),
+        ("seeds = 3\n[[workload]]\nname = 'x'", "The seeds in .* must be a list such as .*, got 3"),
+        ("methods = 'auto'\n[[workload]]\nname = 'x'", "The methods in .* must be a list such as"),
+        ("[[workload]]\nname = 'x'\nlr = '1'", "The peak learning rate must be of the kind float, got '1'"),
+        ("[[workload]", "is no TOML file"),
+    ],
+)
+def test_a_suite_that_is_none_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "suite.toml").write_text(text)
-    with pytest.raises(UserError, match=r"must have workloads, \[\[workload\]\], each with a name"):
+    with pytest.raises(UserError, match=sentence):
         Recipe.load(str(tmp_path / "suite.toml"))

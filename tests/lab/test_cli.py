@@ -49,6 +49,7 @@ def test_the_help_of_train_is_in_groups(capsys: pytest.CaptureFixture[str]) -> N
     [
         ("bake", "warmgap: Unrecognized options: bake"),
         ("train --never-heard-of", "--never-heard-of"),
+        ("paper", "What is missing: A folder of recipes: 2602.05813 or 2510.03164: see warmgap paper --help."),
         ("train --steps x", "invalid literal for int"),
         ("train --tied maybe", "warmgap: Invalid choice 'maybe' for argument '--tied'"),
         ("train --method foo", "Unknown method 'foo'"),
@@ -64,6 +65,9 @@ def test_the_help_of_train_is_in_groups(capsys: pytest.CaptureFixture[str]) -> N
         ("paper 2602.05813 --row lion-124m-32 --scale 2", "The scale is a share such as 1/100"),
         ("smoothness nowhere", "There is no nowhere"),
         ("smoothness --rates 0", "different factors above 0"),
+        ("smoothness --rates", "nothing to train: give at least one rate"),
+        ("sweep --rates 1/0", "Error parsing --rates"),
+        ("train --corpus nowhere", "Unknown corpus 'nowhere'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
@@ -77,6 +81,17 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert len(told) == 1
     assert told[0].endswith(".")
     assert "Traceback" not in err
+
+
+def test_a_run_that_never_began_does_not_block_its_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: TrainConfig
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("report.json").write_text('{"runs": [')
+    assert run(capsys, "train", *images.words(), "--start-from", "nowhere", "--output", "run")[0] == 2
+    assert run(capsys, "train", *replace(images, batch_size=3_000).words(), "--output", "run")[0] == 2
+    assert run(capsys, "train", *images.words(), "--output", "run")[0] == 0
+    assert "holds no results" in run(capsys, "report", "report.json")[2]
 
 
 def test_debug_shows_where_a_mistake_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,5 +220,6 @@ def test_the_unified_assumption_is_checked(
     assert code == 0
     assert re.search(r"loss gap +10 +0.1 ", out)
     assert (tmp_path / "unified-gradient.png").exists()
-    assert len(json.loads((tmp_path / "unified.json").read_text())["gap"]) == 2
+    assert len(json.loads((tmp_path / "seed-1" / "unified.json").read_text())["gap"][0]) == 5
+    assert run(capsys, "unified", *own, *words)[:2] == (0, out)  # nothing is trained again
     assert "give a smaller --every" in run(capsys, "unified", *own, "--every", "10")[2]

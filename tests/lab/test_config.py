@@ -23,6 +23,7 @@ def test_what_was_left_open_is_filled_in() -> None:
         ({"model": "huge"}, "Unknown model 'huge'"),
         ({"model": "mlp"}, "corpus digits and the models mlp, convnet go together"),
         ({"steps": 1}, "The steps must be a whole number of at least 2, got 1"),
+        ({"seed": 2**63}, "The seed must be a whole number from 0 to 2**63 - 1"),
         ({"lr": 0.0}, "The peak learning rate must be a finite number above 0"),
         ({"lr": float("nan")}, "The peak learning rate must be a finite number above 0"),
         ({"weight_decay": -1.0}, "The weight decay must be a finite number at least 0"),
@@ -33,7 +34,8 @@ def test_what_was_left_open_is_filled_in() -> None:
         ({"method": "published"}, "give --target-loss"),
         ({"method": "none", "target_loss": 1.0}, "has no use for a target loss"),
         ({"method": "none", "sigma": 1.0}, "has no use for sigma"),
-        ({"optimizer": "muon", "momentum": 1.0}, "momentum must lie in"),
+        ({"optimizer": "muon", "momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
+        ({"betas": (0.9, 1.0)}, "betas must be in [0, 1), got (0.9, 1.0)"),
         ({"optimizer": "lion", "momentum": 0.9}, "The optimizer lion has no momentum: leave --momentum out"),
         ({"corpus": "digits", "model": "mlp", "tied": True}, "The model mlp has no tied: leave --tied out"),
         ({"precision": "fp8"}, "Unknown precision 'fp8'"),
@@ -53,8 +55,21 @@ def test_the_fingerprint_is_of_the_numbers_alone() -> None:
     assert base.fingerprint() == from_plain(base.numbers()).fingerprint()
     for change in ({"lr": 1e-2}, {"seed": 1}, {"method": "none"}, {"betas": (0.8, 0.9)}):
         assert dataclasses.replace(base, **change).fingerprint() != base.fingerprint()
-    with pytest.raises(UserError, match="There is no setting 'foo'"):
-        from_plain({"foo": 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"foo": 1}, "There is no setting 'foo'"),
+        ({"lr": "0.1"}, "The peak learning rate must be of the kind float, got '0.1'"),
+        ({"corpus": 3}, "The corpus must be of the kind str, got 3"),
+        ({"betas": 0.9}, "The betas must be of the kind tuple, got 0.9"),
+    ],
+)
+def test_plain_values_of_another_kind_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        from_plain(settings)
+    assert sentence in str(error.value)
 
 
 def test_the_command_of_a_run_makes_that_run() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -146,9 +147,26 @@ def test_an_epoch_sees_every_window_once_and_a_step_depends_on_nothing_else() ->
     assert Sampler(10**12, 512, 4, 0).starts(123).shape == (4,)  # of a corpus of any size
 
 
-def test_windows_go_over_the_ends_of_shards() -> None:
+def test_windows_go_over_the_ends_of_shards(tmp_path: Path) -> None:
     numbers = np.arange(20, dtype=np.uint16)
-    shards = Shards([numbers[:7], numbers[7:8], numbers[8:]])
+    files = [tmp_path / name for name in "abc"]
+    for file, part in zip(files, (numbers[:7], numbers[7:8], numbers[8:]), strict=True):
+        part.tofile(file)
+    shards = Shards(files, np.uint16)
     assert len(shards) == 20
     starts = np.array([0, 5, 7, 8, 15])
     assert np.array_equal(shards.windows(starts, 5), starts[:, None] + np.arange(5))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_what_was_read_is_not_kept_in_memory(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    np.zeros(2**24, dtype=np.uint16).tofile(file)  # 32 MB
+    shards, before = Shards([file], np.uint16), resident()
+    for start in range(0, 2**24 - 10_000, 2**18):
+        shards.windows(np.arange(start, start + 2**18 - 1_000, 1_000), 1_000)
+    assert resident() - before < 16e6
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

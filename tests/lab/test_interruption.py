@@ -14,7 +14,7 @@ def test_a_signal_is_a_request_and_the_handlers_come_back(number: signal.Signals
     with Interruption() as stop:
         asked = [stop.requested]
         os.kill(os.getpid(), number)
-        assert [*asked, stop.requested, stop.impatient] == [False, True, False]
+        assert [*asked, stop.requested] == [False, True]
         assert signal.getsignal(number) is before  # a second one acts as if this were not here
     assert signal.getsignal(number) is before
 
@@ -28,21 +28,10 @@ def _python_s_own_handler() -> Iterator[None]:
 
 
 def test_a_second_ctrl_c_raises() -> None:
-    with Interruption() as stop:
+    with Interruption():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert not stop.impatient
-
-
-def test_a_second_one_can_be_taken_as_impatience() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with Interruption(twice=True) as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert (stop.requested, stop.impatient) == (True, False)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert (stop.requested, stop.impatient) == (True, True)
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_outside_the_main_thread_nothing_is_changed() -> None:

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.engines import Engine, Job, Message, OnRay
+from warmgap.lab.engines import Engine, Job, OnRay, Tell
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Store
 from warmgap.lab.sweep import grid, run_plan
@@ -24,19 +25,20 @@ PLAN = grid(BASE, ("lion",), ("auto", "none"), seeds=(0, 1))
 
 
 class Recorded:
-    """An engine whose messages are seen; `kill` is called once, when the second node has begun a run."""
+    """An engine whose work is seen; `kill` is called once, when the second node has begun a run."""
 
     def __init__(self, engine: Engine, kill: object = None) -> None:
         self.engine, self.kill, self.seen = engine, kill, Counter[tuple[str, str]]()
 
-    def train(self, jobs: list[Job], claim: object, stop: Interruption) -> Iterator[Message]:
-        for kind, job, content in self.engine.train(jobs, claim, stop):  # type: ignore[arg-type]
-            if job is not None:
-                self.seen[kind, job.id] += 1
+    def train(self, jobs: Iterator[Job], stop: Interruption, tell: Tell) -> None:
+        def told(kind: str, job: Job, content: Any) -> None:
+            self.seen[kind, job.id] += 1
             if kind == "rows" and callable(self.kill) and content[-1][0] > 20:
                 self.kill()
                 self.kill = None
-            yield kind, job, content
+            tell(kind, job, content)
+
+        self.engine.train(jobs, stop, told)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -49,7 +51,7 @@ def test_a_node_that_dies_costs_no_run(tmp_path: Path) -> None:
     second = cluster.add_node(num_cpus=1)
     engine = Recorded(OnRay(address=cluster.address), kill=lambda: cluster.remove_node(second, allow_graceful=False))
     try:
-        runs = run_plan(PLAN, tmp_path / "ray", command="ray", engine=engine)  # type: ignore[arg-type]
+        runs = run_plan(PLAN, tmp_path / "ray", command="ray", engine=engine)
     finally:
         ray.shutdown()
         cluster.shutdown()

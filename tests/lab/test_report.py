@@ -9,7 +9,7 @@ import pytest
 from warmgap.lab.errors import UserError
 from warmgap.lab.pictures import option_groups
 from warmgap.lab.recipes import Recipe, papers, rows
-from warmgap.lab.report import print_scores, print_tables, write_report
+from warmgap.lab.report import write_report
 from warmgap.lab.results import read_results, read_runs, write_results
 from warmgap.lab.store import Result, Store
 
@@ -103,8 +103,7 @@ def test_results_come_back_as_they_were_written(
     trials = [trial for trial in read_runs(folder) if trial.counted is not None]
     write_results(trials, tmp_path / "results.json", command="warmgap bench")
     assert read_results(tmp_path / "results.json") == trials
-    print_tables(trials)
-    print_scores(trials)
+    write_report(trials, tmp_path / "report.html", title="A title", folder=folder, show=True)
     out = capsys.readouterr().out
     assert "Lion, tiny on wiki, 5 steps" in out
     assert "Flatness" in out
@@ -112,7 +111,7 @@ def test_results_come_back_as_they_were_written(
 
 def test_columns_without_a_value_are_left_out(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone = [trial for trial in read_runs(folder) if trial.method == "auto" and trial.seed == 0]
-    print_tables(alone)
+    write_report(alone, tmp_path / "report.html", title="A title", folder=folder, show=True)
     table = capsys.readouterr().out
     assert "final loss" in table
     assert "verdict" not in table

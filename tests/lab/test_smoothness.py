@@ -46,8 +46,9 @@ def test_runs_are_measured_fitted_and_shown(
     page = report(trajectories[:1], tmp_path / "smoothness.html").read_text()
     assert page.count('draw("') == 2
     assert "H0, H1" in capsys.readouterr().out
-    with pytest.raises(UserError, match="already holds a run"):
-        measure(config, [1.0], tmp_path)
+    assert measure(config, [1.0], tmp_path)  # it is there
+    with pytest.raises(UserError, match="belongs to a run with other settings"):
+        measure(config, [1.0], tmp_path, every=2)
 
 
 def test_two_optimizers_cannot_be_measured(images: TrainConfig, tmp_path: Path) -> None:

@@ -89,8 +89,14 @@ def test_sweeps_and_folders(tmp_path: Path) -> None:
             "seconds": 2.0,
             "runs": [("a", ""), ("b", "w")],
         }
-        with pytest.raises(UserError, match="folder-a belongs to a run with other settings"):
-            store.add([("c", "folder-a", {}, "")])
+        store.add([("c", "folder-a", {}, "")])  # what never made a step does not block the folder
+        assert [run.id for run in store.runs()] == ["b", "c"]
+        assert store.sweeps()[0]["runs"] == [("b", "w")]
+        with pytest.raises(UserError, match="Another command took the folder"):
+            store.claim("a")
+        store.write("c", ROWS)
+        with pytest.raises(UserError, match=f"{tmp_path}/folder-a belongs to a run with other settings"):
+            store.add([("a", "folder-a", {}, "")])
 
 
 def test_a_database_of_the_form_before_is_read(tmp_path: Path) -> None:
@@ -126,6 +132,27 @@ def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
 def _empty(path: Path) -> Path:
     (path / "empty").mkdir()
     return path / "empty"
+
+
+def test_a_full_disk_tears_nothing(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.write(a_run(store), ROWS)
+        (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+        store._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite's own error of a full disk
+        with pytest.raises(UserError, match=r"cannot be written\. The disk is full: make room"):
+            store.write("one", [[step, 1.0, 0.1, 1.0, "decay", None, None] for step in range(6, 2_000)])
+        assert store.metrics("one")["step"] == [1, 2, 3, 4, 5]
+        assert store.run("one").step == 5
+
+
+def test_a_folder_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(tmp_path) as store:
+        store.write(a_run(store), ROWS)
+        monkeypatch.setattr("os.access", lambda *_: False)
+        with Store(tmp_path, create=False) as read:  # what is not in the main file yet, too
+            assert read.metrics("one")["step"] == [1, 2, 3, 4, 5]
+            assert read.claim("one")
+        assert store.run("one").status == "waiting"
 
 
 def test_runs_are_exported(tmp_path: Path) -> None:
@@ -165,3 +192,6 @@ def test_runs_of_an_older_version_are_taken_over(tmp_path: Path) -> None:
         assert len(store.metrics(run.id)["step"]) == 5
         with pytest.raises(UserError, match=r"There is no run.json"):
             store.adopt(_empty(tmp_path))
+        (old / "metrics.jsonl").write_text('{"step": 1, "lo')
+        with pytest.raises(UserError, match=r"muon-auto holds no whole run of warmgap 0.1"):
+            store.adopt(tmp_path / "old")

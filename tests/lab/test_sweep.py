@@ -1,37 +1,27 @@
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from warmgap.lab import engines
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.engines import Job, Local, train_job
+from warmgap.lab.engines import Here, Job, Local, Tell, train_job
 from warmgap.lab.errors import UserError
+from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Result, Store
-from warmgap.lab.sweep import Plan, grid, run_plan
-
-
-@dataclass
-class Here:
-    """An engine that trains in this process; `before` sees each job first."""
-
-    before: Any = None
-
-    def train(self, jobs: list[Job], claim: Any, stop: Any) -> Iterator[Any]:
-        for job in jobs:
-            if claim(job):
-                yield "begin", job, None
-                result = self.before(job) if self.before else None
-                yield "end", job, result or train_job(job)
+from warmgap.lab.sweep import Plan, grid, report_outcome, run_folder, run_plan
 
 
 def plan(base: TrainConfig, **lists: Any) -> Plan:
@@ -54,18 +44,21 @@ def test_the_grid_is_every_combination_once(images: TrainConfig) -> None:
 
 
 def test_finished_runs_are_not_trained_again(images: TrainConfig, tmp_path: Path) -> None:
-    first = run_plan(plan(images), tmp_path, command="one", engine=Here())  # type: ignore[arg-type]
+    first = run_plan(plan(images), tmp_path, command="one", engine=Here())
     assert [run.status for run in first] == ["done", "done"]
 
-    def refuse(job: Job) -> Result:
-        assert job.config.method == "hold:40%"
-        return Result("failed", "no memory")
+    class Refusing:
+        def train(self, jobs: Iterator[Job], stop: Interruption, tell: Tell) -> None:
+            for job in jobs:
+                assert job.config.method == "hold:40%"
+                tell("begin", job, None)
+                tell("end", job, Result("failed", "no memory"))
 
     more = plan(images, methods=("auto", "none", "hold:40%"))
-    second = run_plan(more, tmp_path, command="two", engine=Here(refuse))  # type: ignore[arg-type]
+    second = run_plan(more, tmp_path, command="two", engine=Refusing())
     assert [run.status for run in second] == ["done", "done", "failed"]
     assert second[:2] == first
-    third = run_plan(more, tmp_path, command="two", engine=Here())  # type: ignore[arg-type]
+    third = run_plan(more, tmp_path, command="two", engine=Here())
     assert [run.status for run in third] == ["done"] * 3  # one that failed is tried again
     with Store(tmp_path) as store:
         assert [sweep["command"] for sweep in store.sweeps()] == ["one", "two"]
@@ -87,6 +80,31 @@ def test_what_goes_wrong_goes_wrong_for_one_run(
     assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
 
 
+def test_a_full_disk_ends_a_run_with_a_sentence(
+    images: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from warmgap.lab import train as module
+
+    def full(self: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "trainer.pt")
+
+    monkeypatch.setattr(module._Run, "save", full)
+    result = train_job(Job("x", replace(images, save_every=5), tmp_path / "run"))
+    assert (result.status, result.message[:37]) == ("failed", "The disk is full: make room and run t")
+    monkeypatch.undo()
+    assert train_job(Job("x", images, tmp_path / "run")).status == "done"
+
+
+def test_runs_of_another_driver_are_not_finished_ones(images: TrainConfig, tmp_path: Path) -> None:
+    ((_, config),) = plan(images, methods=("none",))
+    with Store(tmp_path) as other:
+        other.add([(config.fingerprint(), run_folder(config), config.numbers(), "")])
+        assert other.claim(config.fingerprint())
+        runs = run_plan([("", config)], tmp_path, command="c", engine=Here())
+        assert [run.status for run in runs] == ["running"]
+        assert report_outcome(runs, tmp_path, Console(quiet=True)) == 130
+
+
 @pytest.mark.timeout(150)
 def test_a_pool_survives_a_worker_that_is_killed(images: TrainConfig, tmp_path: Path) -> None:
     base = replace(images, steps=2_000, save_every=50, threads=None)
@@ -94,21 +112,20 @@ def test_a_pool_survives_a_worker_that_is_killed(images: TrainConfig, tmp_path: 
     class Killing:
         killed = False
 
-        def train(self, jobs: Any, claim: Any, stop: Any) -> Iterator[Any]:
-            for kind, job, content in Local(1).train(jobs, claim, stop):
+        def train(self, jobs: Iterator[Job], stop: Interruption, tell: Tell) -> None:
+            def told(kind: str, job: Job, content: Any) -> None:
                 if kind == "rows" and not self.killed:
                     self.killed = True
-                    import multiprocessing
-
                     for child in multiprocessing.active_children():
                         child.kill()
-                yield kind, job, content
+                tell(kind, job, content)
+
+            Local(1).train(jobs, stop, told)
 
     runs = run_plan(plan(base, methods=("none", "hold:40%")), tmp_path, command="c", engine=Killing())
     assert [run.status for run in runs] == ["failed", "done"]
     assert "ended with exit code -9" in runs[0].message
-    short = Here()
-    runs = run_plan(plan(base, methods=("none", "hold:40%")), tmp_path, command="c", engine=short)  # type: ignore[arg-type]
+    runs = run_plan(plan(base, methods=("none", "hold:40%")), tmp_path, command="c", engine=Here())
     assert [run.status for run in runs] == ["done", "done"]
 
 

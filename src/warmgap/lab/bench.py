@@ -11,12 +11,13 @@ from rich.console import Console
 
 from warmgap.lab.config import MethodSettings, TrainConfig
 from warmgap.lab.engines import Engine
+from warmgap.lab.errors import INTERRUPTED
 from warmgap.lab.methods import WITH_TARGET, Method
 from warmgap.lab.model import size_of
 from warmgap.lab.recipes import Recipe, Workload
-from warmgap.lab.report import print_scores, print_tables, write_report
+from warmgap.lab.report import write_report
 from warmgap.lab.results import trial, write_results
-from warmgap.lab.sweep import INTERRUPTED, report_outcome, run_folder, run_plan
+from warmgap.lab.sweep import report_outcome, run_folder, run_plan
 
 RESULTS_FILE = "results.json"
 PAGE = "report.html"
@@ -25,7 +26,7 @@ _A100 = 312e12 * 0.4  # flops a second of bfloat16, at 40 % of the card's peak
 
 
 def train_recipe(
-    recipe: Recipe, folder: Path, *, command: str, engine: Engine | None = None, title: str = "", quiet: bool = False
+    recipe: Recipe, folder: Path, *, command: str, engine: Engine | None = None, quiet: bool = False
 ) -> int:
     """Train what is not trained yet, write `results.json` and the page, and print the scores (unless `quiet`).
 
@@ -48,10 +49,7 @@ def train_recipe(
         return code
     write_results(finished, folder / RESULTS_FILE, command=command)
     notes = " ".join(filter(None, (recipe.source and f"Source: {recipe.source}.", recipe.notes)))
-    page = write_report(trials, folder / PAGE, title=title or recipe.title, folder=folder, notes=notes)
-    if not quiet:
-        print_tables(trials)
-        print_scores(finished)
+    page = write_report(trials, folder / PAGE, title=recipe.title, folder=folder, notes=notes, show=not quiet)
     console.print(f"Page: {page}", highlight=False, markup=False, soft_wrap=True)
     return code
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import re
+import sqlite3
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from warmgap import __version__
-from warmgap.lab.errors import UserError, missing
+from warmgap.lab.errors import INTERRUPTED, UserError, explained, missing
 
 try:
     import tyro
@@ -40,14 +40,22 @@ from warmgap.lab.methods import EXAMPLES
 # Everything heavy is imported inside functions: help, and mistakes, come at once.
 # The comment on a field, or above it, is its help.
 
-USER_ERROR, DIVERGED, INTERRUPTED = 2, 1, 130
+USER_ERROR, DIVERGED = 2, 1
+
+
+def _fraction(word: str) -> float:
+    try:
+        return float(Fraction(word))
+    except ZeroDivisionError:
+        raise ValueError(f"Invalid literal for Fraction: {word!r}") from None
+
 
 Factor = Annotated[
     float,
     PrimitiveConstructorSpec[float](
         nargs=1,
         metavar="FACTOR",
-        instance_from_str=lambda words: float(Fraction(words[0])),
+        instance_from_str=lambda words: _fraction(words[0]),
         is_instance=lambda value: isinstance(value, float),
         str_from_instance=lambda value: [f"{value:g}"],
     ),
@@ -110,38 +118,42 @@ class Train(_Settings, _Method):
 
     def run(self) -> int:
         """Train; 0, 1 where the run diverged, 130 where it was interrupted and can be resumed."""
-        from warmgap.lab.engines import Job, train_here
-        from warmgap.lab.store import Store
-
         config = self.config
         folder = self.output or Path("runs") / config.name
-        job = Job(config.fingerprint(), config, folder)
         if os.environ.get("RANK", "0") != "0":
-            return self._follow(job)
+            return self._follow(config, folder)
         _warn_ignored(config)
         what = f"{config.optimizer} on {config.corpus}, model {config.model}, method {config.method}"
+        identity = config.fingerprint()
         _err(f"{what}, {config.steps} steps")
-        with Store(folder) as store:
-            known = store.runs(job.id)
-            if known and not self.resume:
-                raise UserError(
-                    f"{folder} already holds this run ({known[0].status}): give --resume, or another --output."
-                )
-            if known and known[0].finished:
-                return _report_end(known[0], folder)
-            busy = f"{folder} is being trained by another process: wait for it, or give another --output."
-            return _report_end(train_here(store, job, ".", busy, resume=self.resume), folder)
+        from rich.console import Console
 
-    def _follow(self, job: Any) -> int:
+        from warmgap.lab.engines import Here
+        from warmgap.lab.store import Store
+        from warmgap.lab.sweep import run_plan
+
+        with Store(folder) as store:
+            known = store.runs(identity)
+        if known and not self.resume:
+            raise UserError(f"{folder} already holds this run ({known[0].status}): give --resume, or another --output.")
+        command = config.command(folder)
+        (run,) = run_plan(
+            [("", config)], folder, command=command, engine=Here(), console=Console(stderr=True), place=lambda _: "."
+        )
+        if run.status == "running":
+            raise UserError(f"{folder} is being trained by another process: wait for it, or give another --output.")
+        return _report_end(run, folder)
+
+    def _follow(self, config: TrainConfig, folder: Path) -> int:
         """Train as one of several processes, of which the first speaks and writes."""
         from warmgap.lab.store import FILE, Store
         from warmgap.lab.train import train
 
-        if self.resume and (job.folder / FILE).exists():
-            with Store(job.folder, create=False) as store:
-                if any(run.finished for run in store.runs(job.id)):
+        if self.resume and (folder / FILE).exists():
+            with Store(folder, create=False) as store:
+                if any(run.finished for run in store.runs(config.fingerprint())):
                     return 0
-        train(job.config, job.folder, resume=self.resume)
+        train(config, folder, resume=self.resume)
         return 0
 
 
@@ -198,18 +210,21 @@ class Report:
     Example: warmgap report runs/sweep
     """
 
-    folder: Positional[Path]  # Folder of a run, a sweep or a bench, or of several.
-    output: Path | None = None  # Where to write (None: FOLDER/report.html).
+    what: Positional[Path]  # Folder of a run, a sweep or a bench, or of several; or the results.json of a bench.
+    output: Path | None = None  # Where to write (None: report.html in the folder).
     title: str = "Learning-rate schedules compared"  # Heading of the page.
 
     def run(self) -> int:
-        """Write the page and print its table."""
-        from warmgap.lab.report import print_tables, write_report
-        from warmgap.lab.results import read_runs
+        """Write the page and print its tables."""
+        from warmgap.lab.report import write_report
+        from warmgap.lab.results import read_results, read_runs
 
-        trials = read_runs(self.folder)
-        page = write_report(trials, self.output or self.folder / "report.html", title=self.title, folder=self.folder)
-        print_tables(trials)
+        known = self.what.suffix == ".json"
+        trials, folder = (read_results if known else read_runs)(self.what), self.what.parent if known else self.what
+        place = self.output or folder / "report.html"
+        page = write_report(trials, place, title=self.title, folder=folder, show=True)
+        if left := sum(trial.counted is None for trial in trials):
+            _out(f"{left} of {len(trials)} runs have no result, and are in no table.")
         _out(f"Page: {page}")
         return 0
 
@@ -222,7 +237,7 @@ class Runs:
     """
 
     folder: Positional[Path]  # Folder with a runs.db.
-    # A .json, .csv or .parquet file, or tensorboard, wandb, mlflow (where installed).
+    # A .json, .csv or .parquet file, or a tracker that is installed, such as tensorboard, wandb, mlflow.
     export: str | None = None
     adopt: Path | None = None  # Take over runs of warmgap 0.1 (run.json) from below this folder.
 
@@ -254,7 +269,7 @@ class Demo:
 
     def run(self) -> int:
         """Run the suite `demo` and write its page and its picture."""
-        return _bench("demo", self.output, self.where, title="Final loss against peak rate")
+        return Bench(suite="demo", output=self.output, where=self.where).run()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,18 +291,16 @@ class Bench:
 
     def run(self) -> int:
         """Train and score; 0, 1 where a run failed, 130 where it was interrupted."""
-        if self.report is None:
-            names = ("split", "workloads", "methods", "seeds", "rates")
-            chosen = {name: value for name in names if (value := getattr(self, name))}
-            return _bench(self.suite, self.output, self.where, title=f"Bench: {Path(self.suite).stem}", **chosen)
-        from warmgap.lab.report import print_scores, write_report
-        from warmgap.lab.results import read_results
+        if self.report is not None:
+            return Report(self.report, self.output / "report.html", self.report.stem).run()
+        from warmgap.lab import bench
+        from warmgap.lab.recipes import Recipe
 
-        trials = read_results(self.report)
-        print_scores(trials)
-        page = write_report(trials, self.output / "report.html", title=self.report.stem, folder=self.output)
-        _out(f"Page: {page}")
-        return 0
+        names = ("split", "workloads", "methods", "seeds", "rates")
+        chosen: dict[str, Any] = {name: value for name in names if (value := getattr(self, name))}
+        recipe = Recipe.load(self.suite if self.suite.endswith(".toml") else f"suites/{self.suite}")
+        command = command_line("bench", {"suite": self.suite}, chosen, {"output": self.output})
+        return bench.train_recipe(recipe.chosen(**chosen), self.output, command=command, engine=self.where.engine())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,10 +337,10 @@ class Paper:
             _out(bench.cost(recipe))
             return 0
         folder = self.output or Path("runs") / f"{self.paper}-{self.row}-{self.scale.replace('/', '_')}"
-        names = ("row", "scale", "tokens", "methods", "seeds", "corpus")
+        names = ("row", "scale", "tokens", "methods", "seeds", "corpus", "output")
         given = {name: value for name in names if (value := getattr(self, name)) and value != "1"}
         command = command_line(f"paper {self.paper}", given)
-        return bench.train_recipe(recipe, folder, command=command, engine=self.where.engine(), title=recipe.title)
+        return bench.train_recipe(recipe, folder, command=command, engine=self.where.engine())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,11 +436,10 @@ class Replay:
         """Replay, print what happened, write the page."""
         from warmgap.lab.methods import Method
         from warmgap.lab.report import write_replay
-        from warmgap.lab.results import recorded_losses
         from warmgap.replay import RULES, read_losses, replay
 
         try:
-            losses = recorded_losses(self.losses, self.run_) or read_losses(self.losses, self.column)
+            losses = read_losses(self.losses, self.column, self.run_)
             rules = {name: Method.parse(name) for name in self.rules or RULES if name != "linear"}
             if clocks := [name for name, method in rules.items() if not method.adaptive]:
                 raise UserError(f"A replay shows rules, and {clocks[0]} is a schedule by step count: leave it out.")
@@ -496,6 +508,7 @@ def _sentence(box: str, arguments: Sequence[str]) -> str:
     text = " ".join(line.strip(" │|") for line in plain if not re.search("[-─]{3}", line))
     text = re.split(" For full helptext| Argument helptext| Got errors:| in warmgap ", text)[0]
     text = re.sub(r" Perhaps you meant: (--\S+).*", r"; perhaps you meant \1", text)
+    text = re.sub(r"Missing from warmgap \w+: \S+ (.*?)\.? \(required\)", r"What is missing: \1", text)
     text = text.replace(" Available subcommands: ", "; there are ").strip().rstrip(".")
     known = [word for word in arguments[:1] if word in COMMANDS]
     return f"{text[:1].upper()}{text[1:]}: see {' '.join(['warmgap', *known])} --help."
@@ -518,31 +531,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _err("Interrupted.")
         return INTERRUPTED
-    except (UserError, ModuleNotFoundError, OSError) as error:
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UserError, ModuleNotFoundError, OSError, sqlite3.Error) as error:
         if debug:
             traceback.print_exc()
-        _err(f"warmgap: {_explained(error)}")
+        _err(f"warmgap: {explained(error)}")
         return USER_ERROR
-
-
-def _explained(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return missing("This command", (error.name or str(error)).partition(".")[0])
-    if not isinstance(error, OSError):
-        return str(error)
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full{where}: make room and run again with --resume; the last checkpoint is whole."
-    return f"{error.strerror or error}{where}."
-
-
-def _bench(suite: str, folder: Path, where: EngineSettings, *, title: str, **chosen: Any) -> int:
-    from warmgap.lab import bench
-    from warmgap.lab.recipes import Recipe
-
-    recipe = Recipe.load(suite if suite.endswith(".toml") else f"suites/{suite}").chosen(**chosen)
-    command = command_line("bench", {"suite": suite}, chosen, {"output": folder})
-    return bench.train_recipe(recipe, folder, command=command, engine=where.engine(), title=title)
 
 
 def _report_end(run: Any, folder: Path) -> int:

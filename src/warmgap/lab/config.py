@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
 
@@ -106,20 +106,32 @@ _ASIDE = ("threads", "save_every")
 
 _OF_TEXTS = ("vocab_size", "sequence_length", "tied")
 
-_LOWEST = {
-    "steps": 2, "batch_size": 1, "accumulation": 1, "sequence_length": 1, "vocab_size": BYTES, "seed": 0,
-    "eval_every": 0, "eval_tokens": 1, "save_every": 0, "threads": 1,
-}  # fmt: skip
 
-_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
-    "be a finite number above 0": (
-        lambda value: value > 0.0, ("lr", "second_lr", "sigma", "kappa", "level", "corpus_megabytes"),
+def _whole(low: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and value >= low
+
+
+def _number(fits: Callable[[float], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int | float) and math.isfinite(value) and fits(value)
+
+
+_BOUNDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "a whole number from 0 to 2**63 - 1": (lambda value: _whole(0)(value) and value < 2**63, ("seed",)),
+    "a whole number of at least 0": (_whole(0), ("eval_every", "save_every")),
+    "a whole number of at least 1": (
+        _whole(1), ("batch_size", "accumulation", "sequence_length", "eval_tokens", "threads"),
     ),
-    "be a finite number at least 0": (lambda value: value >= 0.0, ("weight_decay", "clip")),
-    "be a finite number": (math.isfinite, ("target_loss",)),
-    "lie in [0, 1)": (lambda value: 0.0 <= value < 1.0, ("momentum", "betas")),
-    "be starting / peak learning rate, between 0 and 1": (lambda value: 0.0 < value < 1.0, ("floor",)),
+    "a whole number of at least 2": (_whole(2), ("steps",)),
+    f"a whole number of at least {BYTES}": (_whole(BYTES), ("vocab_size",)),
+    "a finite number": (_number(math.isfinite), ("target_loss",)),
+    "a finite number at least 0": (_number(lambda value: value >= 0.0), ("weight_decay", "clip")),
+    "a finite number above 0": (
+        _number(lambda value: value > 0.0), ("lr", "second_lr", "sigma", "kappa", "level", "corpus_megabytes"),
+    ),
+    "in [0, 1)": (_number(lambda value: 0.0 <= value < 1.0), ("momentum", "betas")),
+    "starting / peak learning rate, between 0 and 1": (_number(lambda value: 0.0 < value < 1.0), ("floor",)),
 }  # fmt: skip
+"""What a setting must be, where it is given, and which must."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,16 +175,11 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
         return dataclasses.replace(self, **full)
 
     def _check_numbers(self) -> None:
-        for name, low in _LOWEST.items():
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < low):
-                raise UserError(f"{_spoken(name)} must be a whole number of at least {low}, got {value!r}.")
-        for bound, (fits, names) in _RANGES.items():
+        for bound, (fits, names) in _BOUNDS.items():
             for name in names:
                 value = getattr(self, name)
-                for number in value if isinstance(value, tuple) else [value]:
-                    if number is not None and not (math.isfinite(number) and fits(number)):
-                        raise UserError(f"{_spoken(name)} must {bound}, got {value!r}.")
+                if value is not None and not all(map(fits, value if isinstance(value, tuple) else [value])):
+                    raise UserError(f"{_spoken(name)} must be {bound}, got {value!r}.")
         if self.batch_size % self.accumulation:
             numbers = f"{self.batch_size} and {self.accumulation}"
             raise UserError(f"The batch size must be a multiple of the accumulation, got {numbers}.")
@@ -212,9 +219,9 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
             found["radii"] = hash_file(full.radii)[:16]
         return found
 
-    def fingerprint(self) -> str:
-        """A hash of every setting that decides the numbers of the run; 16 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.numbers(), sort_keys=True).encode()).hexdigest()[:16]
+    def fingerprint(self, key: str = "") -> str:
+        """A hash of every setting that decides the numbers of the run, and of `key`; 16 hexadecimal digits."""
+        return hashlib.sha256((json.dumps(self.numbers(), sort_keys=True) + key).encode()).hexdigest()[:16]
 
     def given(self) -> dict[str, Any]:
         """The settings that differ from the defaults."""
@@ -238,15 +245,17 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
 
 def from_plain(settings: Mapping[str, Any]) -> TrainConfig:
     """A configuration from plain values, as a recipe or a database holds them."""
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    if unknown := sorted(settings.keys() - names):
-        raise UserError(f"There is no setting {unknown[0]!r}: the settings are {', '.join(sorted(names))}.")
-    given = dict(settings)
-    if given.get("betas") is not None:
-        given["betas"] = tuple(given["betas"])
-    for name in ("start_from", "radii"):
-        if given.get(name) is not None:
-            given[name] = Path(given[name])
+    hints, given = get_type_hints(TrainConfig), dict(settings)
+    if unknown := sorted(given.keys() - hints):
+        raise UserError(f"There is no setting {unknown[0]!r}: the settings are {', '.join(sorted(hints))}.")
+    for name, value in given.items():
+        kinds = [get_origin(kind) or kind for kind in get_args(hints[name]) or [hints[name]]]
+        if tuple in kinds and isinstance(value, list):
+            given[name] = tuple(value)
+        elif Path in kinds and isinstance(value, str):
+            given[name] = Path(value)
+        if not isinstance(given[name], (*kinds, int) if float in kinds else (*kinds,)):
+            raise UserError(f"{_spoken(name)} must be of the kind {kinds[0].__name__}, got {value!r}.")
     return TrainConfig(**given)
 
 

@@ -43,7 +43,7 @@ NAMES = {
     "stdlib": "the running Python's standard library without its tests (about 12 MB; PSF licence)",
     "PATH": "a UTF-8 text file, or a folder of them",
     "hf:owner/name[:config]": "a Hugging Face dataset, streamed (needs a network and `pip install datasets`)",
-    "digits": "1,797 images of handwritten digits for the model mlp (scikit-learn's; CC BY 4.0)",
+    "digits": "1,797 images of handwritten digits for the models mlp and convnet (scikit-learn's; CC BY 4.0)",
 }
 
 VALIDATION_SHARE = 0.05
@@ -65,48 +65,47 @@ Encode = Callable[[Sequence[str]], Array]
 
 
 class Shards:
-    """Tokens that lie in several arrays, one after the other, each a file mapped into memory."""
+    """Tokens that lie in several files, one after the other.
 
-    def __init__(self, parts: Sequence[Array]) -> None:
-        self.parts = list(parts)
-        self.ends = np.cumsum([len(part) for part in self.parts])
-        self.begins = self.ends - [len(part) for part in self.parts]
+    A file is mapped into memory while it is read, and no longer: pages that stay mapped count as the process's memory,
+    and a run sees all of them in the end.
+    """
+
+    def __init__(self, files: Sequence[Path], dtype: Any) -> None:
+        self.files, self.dtype = list(files), np.dtype(dtype)
+        self.ends = np.cumsum([file.stat().st_size // self.dtype.itemsize for file in files])
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if self.parts else 0
+        return int(self.ends[-1]) if self.files else 0
+
+    @property
+    def parts(self) -> list[Array]:
+        """All files, mapped."""
+        return [np.memmap(file, self.dtype, mode="r") for file in self.files]
 
     def windows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """The tokens `[start, start + length)` of each start; shape `(len(starts), length)`."""
-        return np.stack([self._range(int(start), int(start) + length) for start in starts]).astype(np.int64)
-
-    def _range(self, start: int, stop: int) -> Array:
-        first, last = np.searchsorted(self.ends, (start, stop - 1), side="right")
-        over = range(first, last + 1)
-        found = [self.parts[at][max(0, start - self.begins[at]) : stop - self.begins[at]] for at in over]
-        return found[0] if first == last else np.concatenate(found)
+        places = starts[:, None] + np.arange(length)
+        numbers = np.searchsorted(self.ends, places, side="right")
+        found = np.empty(places.shape, dtype=np.int64)
+        for number in np.unique(numbers):
+            part = np.memmap(self.files[number], self.dtype, mode="r")
+            inside = numbers == number
+            found[inside] = part[places[inside] - (self.ends[number] - len(part))]
+        return found
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A corpus as token numbers.
+    """A corpus as token numbers."""
 
-    Attributes:
-        name: The corpus's name as it was asked for.
-        train: Token numbers of the training documents, one after the other, an end mark after each.
-        validation: The same for the documents held out.
-        vocab_size: Number of different tokens, the end mark included.
-        fingerprint: Hash of the texts and of every setting that decides the tokens.
-        bytes_per_token: Mean length in UTF-8 bytes of a validation token, to compare losses between vocabularies.
-        folder: Where the shards and `manifest.json` are.
-    """
-
-    name: str
-    train: Shards
-    validation: Shards
-    vocab_size: int
-    fingerprint: str
-    bytes_per_token: float
-    folder: Path
+    name: str  # as it was asked for
+    train: Shards  # of the training documents, one after the other, an end mark after each
+    validation: Shards  # of the documents held out
+    vocab_size: int  # number of different tokens, the end mark included
+    fingerprint: str  # hash of the texts and of every setting that decides the tokens
+    bytes_per_token: float  # mean length in UTF-8 of a validation token, to compare losses between vocabularies
+    folder: Path  # of the shards and `manifest.json`
 
     def verify(self) -> bool:
         """Whether every shard still has the hash in the manifest; reads all of them."""
@@ -166,10 +165,9 @@ def _open(name: str, folder: Path) -> Tokens:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     parts: dict[str, Shards] = {}
     for part, shards in manifest["shards"].items():
-        arrays = [np.memmap(folder / shard["file"], dtype=manifest["dtype"], mode="r") for shard in shards]
-        if [len(array) for array in arrays] != [shard["tokens"] for shard in shards]:
+        parts[part] = Shards([folder / shard["file"] for shard in shards], manifest["dtype"])
+        if not np.array_equal(parts[part].ends, np.cumsum([shard["tokens"] for shard in shards])):
             raise ValueError(f"shards of {part} are cut off")
-        parts[part] = Shards(arrays)
     numbers = {key: manifest[key] for key in ("vocab_size", "fingerprint", "bytes_per_token")}
     return Tokens(name, parts["train"], parts["validation"], **numbers, folder=folder)
 
@@ -438,18 +436,12 @@ class Sampler:
 
     What a step sees is a function of seed and step alone: the same on any number of ranks, and after a resume. The
     order is a Feistel permutation of the windows, so it takes no memory however many there are.
-
-    Attributes:
-        tokens: Number of training tokens.
-        length: Tokens a sequence predicts; a window holds one more.
-        batch_size: Sequences a step.
-        seed: Seed of the order.
     """
 
-    tokens: int
-    length: int
-    batch_size: int
-    seed: int
+    tokens: int  # number of training tokens
+    length: int  # tokens a sequence predicts; a window holds one more
+    batch_size: int  # sequences a step
+    seed: int  # of the order
 
     @property
     def count(self) -> int:

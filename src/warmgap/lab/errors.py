@@ -6,7 +6,12 @@ Whatever a person can mend is a `UserError`, in every function of the lab; what 
 from __future__ import annotations
 
 import contextlib
+import errno
+import sqlite3
 from collections.abc import Iterator
+
+INTERRUPTED = 130
+"""The exit code of a command that was interrupted, and goes on when it is typed again."""
 
 
 class UserError(Exception):
@@ -28,6 +33,22 @@ class LostProcessError(UserError):
 def missing(what: str, package: str, install: str = "'warmgap[lab]'") -> str:
     """The sentence on a package that is not installed."""
     return f"{what} needs the package {package}: pip install {install}."
+
+
+def explained(error: Exception) -> str:
+    """The sentence that says what went wrong."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return missing("This command", (error.name or str(error)).partition(".")[0])
+    first = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    if not isinstance(error, OSError | sqlite3.Error):
+        return f"{type(error).__name__}: {first}."
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in first:
+        return "The disk is full: make room and run the same command again (train: with --resume); nothing is torn."
+    name = getattr(error, "filename", None)
+    return f"{getattr(error, 'strerror', None) or first}{f' ({name})' if name else ''}."
 
 
 @contextlib.contextmanager

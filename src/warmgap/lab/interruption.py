@@ -7,20 +7,9 @@ from typing import Any, Self
 
 
 class Interruption(contextlib.ExitStack):
-    """While the block lasts (in the main thread), ctrl-C and SIGTERM ask to stop.
+    """While the block lasts (in the main thread), ctrl-C and SIGTERM set `requested`; a second one acts as usual."""
 
-    Args:
-        twice: Whether a second one is taken as well, as impatience; else it acts as if this were not here.
-
-    Attributes:
-        requested: Whether there was one.
-        impatient: Whether there was a second.
-    """
-
-    def __init__(self, *, twice: bool = False) -> None:
-        super().__init__()
-        self.requested = self.impatient = False
-        self._twice = twice
+    requested = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -29,7 +18,5 @@ class Interruption(contextlib.ExitStack):
         return self
 
     def _request(self, *_: Any) -> None:
-        self.impatient = self.requested
         self.requested = True
-        if not self._twice:
-            self.close()
+        self.close()

@@ -16,20 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """An optimizer of the lab.
+    """An optimizer of the lab."""
 
-    Attributes:
-        lr: Peak learning rate, the best of a grid of factors 2 to 3 in runs of 200 to 400 steps of `tiny` on `wiki`.
-        kind: Where its class is; or what makes of groups and settings several that share the parameters out among them,
-            the one whose norm counts first.
-        settings: What may be set besides, of `betas`, `momentum`, `second_lr` and `radii`, with its name there.
-        usual: The lab's own values of such settings, where its class has others.
-    """
-
-    lr: float
+    lr: float  # the peak: the best of a grid of factors 2 to 3 in runs of 200 to 400 steps of `tiny` on `wiki`
+    # Where its class is; or what makes several of groups and settings, the one whose norm counts first.
     kind: str | Callable[..., list[Optimizer]]
-    settings: Mapping[str, str]
-    usual: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, str]  # what may be set: betas, momentum, second_lr, radii, each with its name there
+    usual: Mapping[str, Any] = field(default_factory=dict)  # the lab's own values, where its class has others
 
     def build(self, model: nn.Module, lr: float, weight_decay: float, **settings: Any) -> list[Optimizer]:
         """Make it for a whole model; settings that are None stay at the optimizer's own."""

@@ -84,15 +84,15 @@ def _two_panels(upper: str, lower: str) -> Figure:
     return figure.update_xaxes(title_text="step", row=2, col=1)
 
 
-def curves_picture(trials: Sequence[Trial]) -> Figure:
-    """Factor of the learning rate, and loss, against the step: a run of each method."""
+def curves_picture(trials: Sequence[Trial], stores: Mapping[Path, Store]) -> Figure:
+    """Factor of the learning rate, and loss, against the step: a run of each method; `stores` by their folders."""
     figure = _two_panels("rate / peak", "training loss")
     lines = styles(trial.method for trial in trials)
     for trial in trials:
         if trial.run is None or trial.folder is None:
             continue
-        with Store(trial.folder, create=False) as store:
-            metrics, events = store.metrics(trial.run.id), store.events(trial.run.id)
+        store = stores[trial.folder]
+        metrics, events = store.metrics(trial.run.id), store.events(trial.run.id)
         losses = [loss for loss in metrics["loss"] if loss is not None]  # the last one is, of a run that diverged
         if not losses:
             continue

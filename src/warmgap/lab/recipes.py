@@ -67,12 +67,15 @@ class Recipe:
         except FileNotFoundError as error:
             there = ", ".join(rows(Path(name).parts[0])) if "/" in name else ", ".join(papers())
             raise UserError(f"There is no recipe {name!r}: there are {there or 'none'}.") from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is no TOML file: {error}.") from error
-        base = data.pop("base", {})
-        workloads = [_workload(base, dict(each)) for each in data.pop("workload", ())]
-        if not all(workload.name for workload in workloads) or not workloads:
+        base, listed = data.pop("base", {}), data.pop("workload", None)
+        if not isinstance(listed, list) or not all(isinstance(each, dict) and each.get("name") for each in listed):
             raise UserError(f"{path} must have workloads, [[workload]], each with a name.")
+        for name, kind in (("methods", str), ("seeds", int), ("rates", int | float)):
+            if not isinstance(values := data.get(name, []), list) or not all(isinstance(each, kind) for each in values):
+                raise UserError(f"The {name} in {path} must be a list such as {getattr(cls, name)}, got {values!r}.")
+        workloads = [_workload(base, dict(each)) for each in listed]
         known = {field.name for field in dataclasses.fields(cls)} - {"workloads"} | {"base", "workload"}
         if unknown := sorted(data.keys() - known):
             raise UserError(f"A recipe has no {unknown[0]!r}, got one in {path}: it has {', '.join(sorted(known))}.")

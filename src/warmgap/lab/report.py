@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,38 +83,24 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
     return path
 
 
-def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Path, notes: str = "") -> Path:
-    """Write the page of these trials.
+def write_report(
+    trials: Sequence[Trial], path: Path, *, title: str, folder: Path, notes: str = "", show: bool = False
+) -> Path:
+    """Write the page of these trials, and `show` its tables in the terminal.
 
     Beside it comes `overview.png` where there are several rates, and `options.png` where an option of a rule varies.
     """
     cells = scores.cells(trials)
     sections = _scored(cells)
-    flat, varied = [], []
-    for workload in dict.fromkeys(trial.workload for trial in trials):
-        own = [cell for cell in cells if cell.workload == workload]
-        members = [trial for trial in trials if trial.workload == workload]
-        section = Section(workload)
-        if len(own) > 1:
-            caption = (
-                "Final loss against peak rate: mean over seeds, each seed a dot. What is far above the rest is cut."
-            )
-            flat.append((workload, section.draw(pictures.rates_picture(own), caption)))
-        for cell in own:
-            for option, by_rest in pictures.option_groups(cell.methods).items():
-                caption = f"Final loss against the {option} of a rule, peak rate {cell.lr:.3g}; dashes: other methods."
-                figure = section.draw(pictures.option_picture(cell, option, by_rest), caption)
-                varied.append((f"{cell.name}, peak rate {cell.lr:.3g}", figure))
-        rate = min(own, key=lambda cell: float(cell.losses.mean())).lr if own else members[0].lr
-        seed = min(trial.seed for trial in members if trial.lr == rate)
-        shown = [trial for trial in members if trial.run and (trial.lr, trial.seed) == (rate, seed)]
-        if shown:
-            words = f"peak rate {rate:.3g}, seed {seed}. A diamond is something that the schedule did."
-            section.draw(pictures.curves_picture(shown), f"Learning rate and training loss, {words}")
-        section.tables.append([row for cell in own for row in _rows(cell, members, several=len(own) > 1)])
-        section.runs = [_run(trial) for trial in members if trial.run is not None]
-        sections.append(section)
-    for name, figures in (("overview", flat), ("options", varied)):
+    drawn: dict[str, list[tuple[str, Any]]] = {"overview": [], "options": []}
+    with contextlib.ExitStack() as stack:
+        folders = {trial.folder for trial in trials if trial.folder is not None}
+        stores = {place: stack.enter_context(Store(place, create=False)) for place in folders}
+        for workload in dict.fromkeys(trial.workload for trial in trials):
+            own = [cell for cell in cells if cell.workload == workload]
+            members = [trial for trial in trials if trial.workload == workload]
+            sections.append(_workload(workload, own, members, stores, drawn))
+    for name, figures in drawn.items():
         if figures and len(figures) <= 4:
             path.parent.mkdir(parents=True, exist_ok=True)
             pictures.save_png(figures, path.with_name(f"{name}.png"))
@@ -122,7 +109,39 @@ def write_report(trials: Sequence[Trial], path: Path, *, title: str, folder: Pat
         with Store(folder, create=False) as store:
             footer = "; ".join(sweep["command"] for sweep in store.sweeps())
     lead = [notes, f"{len(trials)} runs of {len({trial.workload for trial in trials})} workloads. {READING}"]
-    return write_page(path, title, lead, sections, footer=footer and f"Made by: {footer}.")
+    page = write_page(path, title, lead, sections, footer=footer and f"Made by: {footer}.")
+    for section in sections if show else ():
+        for rows in section.tables:
+            print_table(section.title, rows)
+    return page
+
+
+def _workload(
+    name: str,
+    cells: Sequence[Cell],
+    trials: Sequence[Trial],
+    stores: Mapping[Path, Store],
+    drawn: Mapping[str, list[tuple[str, Any]]],
+) -> Section:
+    """A workload with its pictures, its table and its runs; pictures for PNG files go into `drawn` too."""
+    section = Section(name)
+    if len(cells) > 1:
+        caption = "Final loss against peak rate: mean over seeds, each seed a dot. What is far above the rest is cut."
+        drawn["overview"].append((name, section.draw(pictures.rates_picture(cells), caption)))
+    for cell in cells:
+        for option, by_rest in pictures.option_groups(cell.methods).items():
+            caption = f"Final loss against the {option} of a rule, peak rate {cell.lr:.3g}; dashes: other methods."
+            figure = section.draw(pictures.option_picture(cell, option, by_rest), caption)
+            drawn["options"].append((f"{cell.name}, peak rate {cell.lr:.3g}", figure))
+    rate = min(cells, key=lambda cell: float(cell.losses.mean())).lr if cells else trials[0].lr
+    seed = min(trial.seed for trial in trials if trial.lr == rate)
+    shown = [trial for trial in trials if trial.run and (trial.lr, trial.seed) == (rate, seed)]
+    if shown:
+        words = f"peak rate {rate:.3g}, seed {seed}. A diamond is something that the schedule did."
+        section.draw(pictures.curves_picture(shown, stores), f"Learning rate and training loss, {words}")
+    section.tables.append([row for cell in cells for row in _rows(cell, trials, several=len(cells) > 1)])
+    section.runs = [_run(trial, stores) for trial in trials if trial.run is not None]
+    return section
 
 
 def _scored(cells: Sequence[Cell]) -> list[Section]:
@@ -195,14 +214,12 @@ def _rows(cell: Cell, trials: Sequence[Trial], *, several: bool) -> list[Mapping
     return _marked(rows)
 
 
-def _run(trial: Trial) -> dict[str, Any]:
+def _run(trial: Trial, stores: Mapping[Path, Store]) -> dict[str, Any]:
     run = trial.run
     assert run is not None  # noqa: S101 - the caller looked
     loss = "" if run.final_val_loss is None else f", final loss {run.final_val_loss:.4f}"
-    text = [run.summary or "", run.message]
-    if trial.folder is not None:
-        with Store(trial.folder, create=False) as store:
-            text += [event["text"] for event in store.events(run.id)]
+    events = [] if trial.folder is None else stores[trial.folder].events(run.id)
+    text = [run.summary or "", run.message, *(event["text"] for event in events)]
     names = ("verdict", "corpus_fingerprint", "parameters", "seconds", "device", "processes", "code", "versions")
     about = {name.replace("_", " "): value for name in names if (value := getattr(run, name)) is not None}
     return {
@@ -234,24 +251,10 @@ _WIDE = ("95% interval", "warm-up, steps")
 """Columns that do not fit a terminal."""
 
 
-def print_tables(trials: Sequence[Trial]) -> None:
-    """Print a table a workload and rate."""
-    for cell in scores.cells(trials):
-        members = [trial for trial in trials if trial.workload == cell.workload]
-        print_table(f"{cell.name}, peak rate {cell.lr:.3g}", _rows(cell, members, several=False))
-
-
-def print_scores(trials: Sequence[Trial]) -> None:
-    """Print the scores over workloads, where there are several."""
-    for section in _scored(scores.cells(trials)):
-        for rows in section.tables:
-            print_table(section.title, rows)
-
-
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = False) -> None:
     """Print rows as a table, those of adaptive methods bold; only the widest column wraps, with `whole` none."""
     console = Console()
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     names = [name for name in _filled(rows) if name not in _WIDE]
     widest = max(names, key=lambda name: max(len(str(row[name])) for row in rows), default=None)
     for name in names:
@@ -261,4 +264,6 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = 
     if whole:
         wide = console.measure(table, options=console.options.update(max_width=300)).maximum
         console.width = max(console.width, wide)
+    if title:
+        console.print(title, highlight=False, markup=False, soft_wrap=True)
     console.print(table)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 from warmgap.lab.errors import UserError
 from warmgap.lab.methods import Method
-from warmgap.lab.store import FILE, Run, Store, find_stores
+from warmgap.lab.store import Run, Store, find_stores
 
 RESULTS_VERSION = 2
 
@@ -75,25 +74,12 @@ def label_of(method: str) -> str:
 
 
 def trial(run: Run, folder: Path, label: Mapping[str, Any]) -> Trial:
-    """A run of a database as a trial; `label` says its workload, and what else is known of it."""
-    config, label = run.config, dict(label)
-    return Trial(
-        workload=label.pop("name"),
-        method=config["method"],
-        seed=config["seed"],
-        lr=config["lr"],
-        rate=label.pop("rate", 1.0),
-        status=run.status,
-        loss=run.final_val_loss if run.status == "done" else None,
-        first_loss=run.first_loss,
-        warmup_iters=run.warmup_iters,
-        seconds=run.seconds,
-        steps=config["steps"],
-        verdict=run.verdict,
-        run=run,
-        folder=folder,
-        **label,
-    )
+    """A run of a database as a trial; `label` has its workload, and what else is known of it."""
+    found = {name: run.config[name] for name in ("method", "seed", "lr", "steps")}
+    found |= {name: getattr(run, name) for name in ("status", "first_loss", "warmup_iters", "seconds", "verdict")}
+    found |= {"loss": run.final_val_loss if run.status == "done" else None, "rate": 1.0, "run": run, "folder": folder}
+    known = {name if name != "name" else "workload": value for name, value in label.items()}
+    return Trial(**{**found, **known})
 
 
 def read_runs(folder: Path) -> list[Trial]:
@@ -102,19 +88,15 @@ def read_runs(folder: Path) -> list[Trial]:
     for place in find_stores(folder):
         with Store(place, create=False) as store:
             runs = {run.id: run for run in store.runs()}
-            labelled: dict[tuple[str, str], Run] = {}
-            for sweep in store.sweeps():
-                labelled |= {(workload, run): runs[run] for run, workload in sweep["runs"] if workload}
-            found += [trial(run, place, json.loads(workload)) for (workload, _), run in labelled.items()]
-            others = [run for run in runs.values() if run not in labelled.values()]
-            by_name: dict[str, list[Run]] = {}
-            for name, run in zip(workload_names([run.config for run in others]), others, strict=True):
-                by_name.setdefault(name, []).append(run)
-            for name, members in by_name.items():
-                middle = statistics.median_low({run.config["lr"] for run in members})
-                for run in members:
-                    rate = float(f"{run.config['lr'] / middle:.6g}")
-                    found.append(trial(run, place, {"name": name, "rate": rate}))
+            labels = dict.fromkeys((run, text) for sweep in store.sweeps() for run, text in sweep["runs"] if text)
+        found += [trial(runs[run], place, json.loads(text)) for run, text in labels]
+        others = [run for run in runs.values() if run.id not in {run for run, _ in labels}]
+        names, rates = workload_names([run.config for run in others]), dict[str, set[float]]()
+        for name, run in zip(names, others, strict=True):
+            rates.setdefault(name, set()).add(run.config["lr"])
+        for name, run in zip(names, others, strict=True):
+            rate = float(f"{run.config['lr'] / statistics.median_low(rates[name]):.6g}")
+            found.append(trial(run, place, {"name": name, "rate": rate}))
     return found
 
 
@@ -151,19 +133,3 @@ def read_results(path: Path) -> list[Trial]:
         raise UserError(f"There is no {path}: give the results.json of a bench.") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} holds no results of a bench: give the results.json of one.") from error
-
-
-def recorded_losses(place: Path, run: str | None = None) -> Any:
-    """The losses of a run in the database of a folder; None where that is no such folder."""
-    from warmgap.replay import Losses
-
-    if not (place / FILE).exists():
-        return None
-    with Store(place, create=False) as store:
-        runs = [each for each in store.runs() if run in (None, each.id, each.folder)]
-        if len(runs) != 1:
-            names = ", ".join(each.folder for each in store.runs())
-            count = f"{len(runs)} runs" if run is None else f"no run {run}"
-            raise UserError(f"{place} holds {count}: give one with --run, of {names}.")
-        losses = [math.nan if loss is None else loss for loss in store.metrics(runs[0].id)["loss"]]
-        return Losses(tuple(losses), total_iters=runs[0].config["steps"])

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from warmgap.curve import response
 from warmgap.lab.errors import RuleError
 from warmgap.lab.methods import Method, decay_by_name
 
@@ -131,8 +132,7 @@ class PublishedSchedule(ClockSchedule):
             progress = (self.steps - self.warmup_iters) / (self.total - self.warmup_iters)
             factor = decay_by_name(self.decay)(progress)
         elif self.gap is not None and self.initial_gap is not None and self.peak_gap is not None:
-            bend = (1.0 / self.floor - 1.0) * self.initial_gap / (self.initial_gap - self.peak_gap) ** 2
-            factor = self.gap / (self.gap + bend * (self.gap - self.peak_gap) ** 2)
+            factor = response(self.gap, self.initial_gap, self.peak_gap, self.floor)
         return factor, factor
 
     def summary(self) -> str:
@@ -159,16 +159,11 @@ def published_peak_gap(initial_gap: float, floor: float, kappa: float, peak_lr: 
     """
     from scipy.integrate import IntegrationWarning, quad
 
-    ratio = 1.0 / floor
-
     def integrand(gap: float, peak_gap: float) -> float:
-        k2 = initial_gap * (ratio - 1.0) / (peak_lr * (initial_gap - peak_gap) ** 2)
-        rate = gap / (gap / peak_lr + k2 * (gap - peak_gap) ** 2)
-        if gap <= peak_gap:
-            target = 0.5 * peak_lr * (1.0 - math.cos(math.pi * gap / peak_gap))
-        else:
-            target = peak_lr + (peak_lr * floor - peak_lr) * (gap - peak_gap) / (initial_gap - peak_gap)
-        return math.exp(-0.5 * sigma * kappa * (gap - peak_gap) ** 2) * (rate - target) ** 2
+        rising = 0.5 * (1.0 - math.cos(math.pi * gap / peak_gap))
+        target = rising if gap <= peak_gap else 1.0 - (1.0 - floor) * (gap - peak_gap) / (initial_gap - peak_gap)
+        miss = peak_lr * (response(gap, initial_gap, peak_gap, floor) - target)
+        return math.exp(-0.5 * sigma * kappa * (gap - peak_gap) ** 2) * miss**2
 
     step = (initial_gap - 2.0 * _EDGE) / (_SCAN - 1)
     candidates = [_EDGE + step * index for index in range(_SCAN)]

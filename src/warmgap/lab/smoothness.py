@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,15 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Figure
 from plotly.subplots import make_subplots
+from rich.console import Console
 
-from warmgap.lab.config import TrainConfig
-from warmgap.lab.engines import Job, train_here
+from warmgap.lab.config import TrainConfig, command_line
+from warmgap.lab.engines import Here
 from warmgap.lab.errors import UserError
 from warmgap.lab.pictures import STRONG
 from warmgap.lab.report import Section, print_table, write_page
 from warmgap.lab.store import Store
+from warmgap.lab.sweep import run_plan
 from warmgap.smoothness import (
     Fit,
     LayerFits,
@@ -119,29 +122,42 @@ def measure(config: TrainConfig, rates: Sequence[float], folder: Path, **how: An
 
     `how` are arguments of `SmoothnessProbe`.
     """
-    from warmgap.torch import SmoothnessProbe
-
     base = config.resolve()
     if any(rate <= 0.0 for rate in rates) or len(set(rates)) != len(rates):
         raise UserError(f"The rates must be different factors above 0, got {', '.join(f'{rate:g}' for rate in rates)}.")
     assert base.lr is not None  # noqa: S101 - resolved
-    with Store(folder) as store:
-        for rate in rates:
-            place = folder / f"rate-{rate:g}"
+    configs = {dataclasses.replace(base, lr=base.lr * rate): f"rate-{rate:g}" for rate in rates}
 
-            def make(optimizer: Any, model: Any, place: Path = place) -> SmoothnessProbe:
-                shutil.rmtree(place, ignore_errors=True)  # one that broke off begins again
-                return SmoothnessProbe(optimizer, model=model, path=place / RECORDS_FILE, **how)
+    def probe(place: Path, optimizer: Any, model: Any) -> Any:
+        from warmgap.torch import SmoothnessProbe
 
-            full = dataclasses.replace(base, lr=base.lr * rate)
-            busy = f"{place} already holds a run: read it with warmgap smoothness {folder}, or give another --output."
-            try:
-                run = train_here(store, Job(full.fingerprint(), full, place), place.name, busy, probe=make)
-            except ValueError as error:
-                raise UserError(f"The run cannot be measured: {error}.") from error
-            if run.status == "interrupted":
-                return False
-    return True
+        shutil.rmtree(place, ignore_errors=True)  # one that broke off begins again
+        return SmoothnessProbe(optimizer, model=model, path=place / RECORDS_FILE, **how)
+
+    command = command_line("smoothness", config.given(), {"rates": [*rates], "output": folder})
+    return train_measured(configs, folder, probe, command, how)
+
+
+def train_measured(
+    configs: Mapping[TrainConfig, str], folder: Path, probe: Any, command: str, how: Mapping[str, Any]
+) -> bool:
+    """Train these runs in this process with a probe, each in the folder of its name; False where one is interrupted.
+
+    Those that are finished are left as they are. `how` are the settings of the probe, and part of a run's identity.
+
+    Raises:
+        UserError: If one fails, or a folder has a run that was measured with other settings.
+    """
+    if not configs:
+        raise UserError("There is nothing to train: give at least one rate, or one seed.")
+    runs = run_plan(
+        [("", config) for config in configs], folder, command=command, asked=how, console=Console(stderr=True),
+        engine=Here(resume=False, probe=probe), place=configs.__getitem__, key=json.dumps(how, sort_keys=True),
+    )  # fmt: skip
+    for run in runs:
+        if run.status not in ("done", "diverged", "interrupted", "waiting"):
+            raise UserError(f"The run {run.folder} cannot be measured: {run.message or run.status}")
+    return all(run.finished for run in runs)
 
 
 def read_trajectories(places: Sequence[Path]) -> list[Trajectory]:

@@ -11,17 +11,19 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from warmgap.lab.errors import UserError, needs
+from warmgap.lab.errors import UserError, explained, missing, needs
 
 FILE = "runs.db"
 VERSION = 2
@@ -33,7 +35,6 @@ FINISHED = ("done", "diverged", "refused")
 """A run of these is not trained again."""
 
 _STALE = 60.0  # seconds without a sign of life after which a claim is void
-_TRACKERS = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "mlflow": "MLflowTracker"}
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -123,9 +124,17 @@ class Store:
         self.folder, self.path = folder, folder / FILE
         if not create and not self.path.exists():
             raise UserError(f"{folder} holds no runs: there is no {FILE} in it.")
+        self._open = ExitStack()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
+            place = self.path
+            if not create and not os.access(folder, os.W_OK):  # SQLite writes beside what it reads
+                place = Path(self._open.enter_context(TemporaryDirectory())) / FILE
+                for name in (FILE, f"{FILE}-wal"):
+                    with suppress(FileNotFoundError):
+                        shutil.copy(folder / name, place.with_name(name))
+            self._db = sqlite3.connect(place, timeout=30.0, isolation_level=None, check_same_thread=False)
+            self._open.callback(self._db.close)
             self._db.row_factory = sqlite3.Row
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -147,23 +156,33 @@ class Store:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._db.close()
+        self._open.close()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._db:  # commits, or rolls back
-            self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
+        try:
+            with self._db:  # commits, or rolls back
+                self._db.execute("BEGIN IMMEDIATE")
+                yield self._db
+        except sqlite3.Error as error:
+            raise UserError(f"{self.path} cannot be written. {explained(error)}") from error
 
     def add(self, runs: Iterable[tuple[str, str, Mapping[str, Any], str]]) -> None:
-        """Write down runs that are wanted: id, folder's name, settings, command; those that are there stay."""
+        """Write down runs that are wanted: id, folder's name, settings, command.
+
+        Those that are there stay; another one in the same folder goes if it never made a step.
+        """
         with self._writing() as db:
             for identity, folder, config, command in runs:
-                if db.execute("SELECT 1 FROM runs WHERE folder = ? AND id != ?", (folder, identity)).fetchone():
-                    raise UserError(
-                        f"The folder {folder} belongs to a run with other settings: give the same settings as there, "
-                        "or another --output."
-                    )
+                others = db.execute("SELECT * FROM runs WHERE folder = ? AND id != ?", (folder, identity))
+                for other in others.fetchall():
+                    if other["step"] or other["status"] not in ("waiting", "failed"):
+                        raise UserError(
+                            f"The folder {self.folder / folder} belongs to a run with other settings: give the same "
+                            "settings as there, or another --output."
+                        )
+                    db.execute("DELETE FROM sweep_runs WHERE run = ?", (other["id"],))
+                    db.execute("DELETE FROM runs WHERE id = ?", (other["id"],))
                 db.execute(
                     "INSERT OR IGNORE INTO runs (id, folder, status, config, command) VALUES (?, ?, 'waiting', ?, ?)",
                     (identity, folder, json.dumps(config), command),
@@ -192,6 +211,8 @@ class Store:
         """Take a run for this process; False where it is finished, or a living process has it."""
         with self._writing() as db:
             row = db.execute("SELECT status, owner, heartbeat FROM runs WHERE id = ?", (identity,)).fetchone()
+            if row is None:
+                raise UserError(f"Another command took the folder of a run in {self.folder}: give another --output.")
             if row["status"] in FINISHED or self._alive(row["owner"], row["heartbeat"]):
                 return False
             db.execute(
@@ -216,7 +237,8 @@ class Store:
 
     def beat(self) -> None:
         """Say that this process lives, for all runs that it has."""
-        self._db.execute("UPDATE runs SET heartbeat = ? WHERE owner = ?", (time.time(), self._owner))
+        with suppress(sqlite3.Error):  # the next one may pass
+            self._db.execute("UPDATE runs SET heartbeat = ? WHERE owner = ?", (time.time(), self._owner))
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -298,51 +320,45 @@ class Store:
     def export(self, target: str) -> str:
         """Write runs, metrics and events to a file, or to an experiment tracker; return where they went.
 
-        The file ends in `.json`, `.csv` (a row a step) or `.parquet` (the same; needs pyarrow); a tracker is
-        `tensorboard`, `wandb` or `mlflow` (through accelerate, where installed).
+        The file ends in `.json`, `.csv` (a row a step) or `.parquet` (the same; needs pyarrow); a tracker is one that
+        accelerate knows, such as `tensorboard`, `wandb` or `mlflow`, where it is installed.
         """
-        runs, path = self.runs(), Path(target)
-        if target in _TRACKERS:
-            return self._track(target, runs)
-        if path.suffix not in (".json", ".csv", ".parquet"):
-            raise UserError(f"Export to a .json, .csv or .parquet file, or {', '.join(_TRACKERS)}; got {target!r}.")
+        runs, path, names = self.runs(), Path(target), ("run", "folder", *METRICS)
+        rows = ((run.id, run.folder, *row) for run in runs for row in self._rows(run.id))
         if path.suffix == ".json":
             data = [vars(run) | {"metrics": self.metrics(run.id), "events": self.events(run.id)} for run in runs]
             path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-            return target
-        rows = [(run.id, run.folder, *row) for run in runs for row in self._rows(run.id)]
-        names = ("run", "folder", *METRICS)
-        if path.suffix == ".csv":
+        elif path.suffix == ".csv":
             with path.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([names, *rows])
-            return target
-        with needs("Export to Parquet", "pyarrow"):
-            import pyarrow
-            import pyarrow.parquet
-        pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows]), path
-        )
+        elif path.suffix == ".parquet":
+            with needs("Export to Parquet", "pyarrow"):
+                import pyarrow
+                import pyarrow.parquet
+            table = pyarrow.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+            pyarrow.parquet.write_table(table, path)
+        else:
+            self._track(target, runs)
         return target
 
-    def _track(self, target: str, runs: Sequence[Run]) -> str:
-        from accelerate import tracking
+    def _track(self, target: str, runs: Sequence[Run]) -> None:
+        from accelerate import Accelerator
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-        folder = self.folder / target
+        if target not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(LOGGER_TYPE_TO_CLASS)
+            raise UserError(f"Export to a .json, .csv or .parquet file, or to one of {known}; got {target!r}.")
+        if target not in get_available_trackers():
+            raise UserError(missing(f"Export to {target}", target, target))
+        accelerator = Accelerator(cpu=True, log_with=target, project_dir=self.folder / target)
         for run in runs:
-            places: dict[str, dict[str, Any]] = {
-                "tensorboard": {"run_name": run.folder, "logging_dir": folder},
-                "mlflow": {"experiment_name": self.folder.name, "run_name": run.folder},
-                "wandb": {"run_name": self.folder.name},
-            }
-            with needs(f"Export to {target}", target):
-                tracker = getattr(tracking, _TRACKERS[target])(**places[target])
-                tracker.start()
-            tracker.store_init_configuration({k: str(v) if isinstance(v, list) else v for k, v in run.config.items()})
+            config = {name: str(value) if isinstance(value, list) else value for name, value in run.config.items()}
+            named = {"wandb": {"name": run.folder}, "mlflow": {"run_name": run.folder}}
+            accelerator.init_trackers(run.folder if target == "tensorboard" else self.folder.name, config, named)
             for row in map(dict, self._rows(run.id)):
                 step = row.pop("step")
-                tracker.log({name: value for name, value in row.items() if isinstance(value, float)}, step=step)
-            tracker.finish()
-        return str(folder) if target == "tensorboard" else target
+                accelerator.log({name: value for name, value in row.items() if isinstance(value, float)}, step=step)
+            accelerator.end_training()
 
     def adopt(self, folder: Path) -> int:
         """Take over runs of warmgap 0.1 from below a folder (`run.json`, `metrics.jsonl`); return how many."""
@@ -354,16 +370,21 @@ class Store:
             "tokens_per_second", "device", "processes", "corpus_fingerprint", "versions",
         )  # fmt: skip
         for path in paths:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            config = {name if name != "rule" else "method": value for name, value in data["config"].items()}
-            key = json.dumps([path.parent.name, config], sort_keys=True)
-            identity = hashlib.sha256(key.encode()).hexdigest()[:16]
-            lines = path.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            metrics = [tuple(json.loads(line).get(name) for name in METRICS) for line in lines]
-            record = {name: data[name] for name in names} | {"code": data["commit"]}
+            try:
+                data = json.loads(path.read_text(encoding="utf-8"))
+                config = {name if name != "rule" else "method": value for name, value in data["config"].items()}
+                lines = path.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+                metrics = [tuple(json.loads(line).get(name) for name in METRICS) for line in lines]
+                record = {name: data[name] for name in names} | {"code": data["commit"]}
+                status, command = data["status"], data["command"]
+            except (OSError, ValueError, LookupError) as error:
+                raise UserError(
+                    f"{path.parent} holds no whole run of warmgap 0.1 ({error!r}): move it out of {folder}."
+                ) from error
+            identity = hashlib.sha256(json.dumps([path.parent.name, config], sort_keys=True).encode()).hexdigest()[:16]
             record["first_loss"] = metrics[0][1] if metrics else None
-            self.add([(identity, str(path.parent.relative_to(folder)), config, data["command"])])
-            self.finish(identity, Result(data["status"], "", record, metrics))
+            self.add([(identity, str(path.parent.relative_to(folder)), config, command)])
+            self.finish(identity, Result(status, "", record, metrics))
         return len(paths)
 
 

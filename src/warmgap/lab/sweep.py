@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.engines import Engine, Job, Local
-from warmgap.lab.errors import UserError
+from warmgap.lab.engines import Engine, Job, Local, Tell
+from warmgap.lab.errors import INTERRUPTED, UserError
 from warmgap.lab.interruption import Interruption
-from warmgap.lab.store import Run, Store
-
-INTERRUPTED = 130
+from warmgap.lab.store import Result, Run, Store
 
 Plan = Sequence[tuple[str, TrainConfig]]
 """Runs, each with the name of its workload, which may be empty."""
@@ -61,6 +60,8 @@ def run_plan(
     asked: Any = None,
     engine: Engine | None = None,
     console: Console | None = None,
+    place: Callable[[TrainConfig], str] = run_folder,
+    key: str = "",
 ) -> list[Run]:
     """Train every run that is not finished, and write down how it goes; return all as the database then holds them.
 
@@ -74,18 +75,21 @@ def run_plan(
         asked: See `command`.
         engine: Where to train; processes of this machine unless given.
         console: Where to show progress; None shows nothing.
+        place: Names the folder of a run in `folder`.
+        key: What tells these runs from others with the same settings.
     """
     began = time.monotonic()
     console = console or Console(quiet=True)
     jobs: dict[str, Job] = {}
     workloads: list[tuple[str, str]] = []
     for workload, config in plan:
-        identity = config.fingerprint()
-        jobs.setdefault(identity, Job(identity, config, folder / run_folder(config)))
+        identity = config.fingerprint(key)
+        jobs.setdefault(identity, Job(identity, config, folder / place(config)))
         workloads.append((identity, workload))
     with Store(folder) as store:
         store.add(
-            (job.id, job.folder.name, job.config.numbers(), job.config.command(job.folder)) for job in jobs.values()
+            (job.id, str(job.folder.relative_to(folder)), job.config.numbers(), job.config.command(job.folder))
+            for job in jobs.values()
         )
         sweep = store.add_sweep(command, asked, workloads)
         waiting = [job for job in jobs.values() if not store.run(job.id).finished]
@@ -93,13 +97,25 @@ def run_plan(
             _say(console, f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.")
         if waiting:
             _prepare(waiting)
-            with store.beating(), Interruption(twice=True) as stop, _shown(console, len(waiting)) as display:
-                for kind, job, content in (engine or Local()).train(waiting, lambda job: store.claim(job.id), stop):
-                    if kind == "rows":
-                        store.write(job.id, content)
-                    elif kind == "end":
-                        store.finish(job.id, content)
-                    display(kind, job, content)
+            left: dict[str, Job] = {}
+
+            def tell(kind: str, job: Job, content: Any) -> None:
+                if kind == "begin":
+                    left[job.id] = job
+                elif kind == "rows":
+                    store.write(job.id, content)
+                else:
+                    store.finish(job.id, content)
+                    del left[job.id]
+                show(kind, job, content)
+
+            with store.beating(), Interruption() as stop, _shown(console, len(waiting)) as show:
+                try:
+                    queue = (job for job in waiting if not stop.requested and store.claim(job.id))
+                    (engine or Local()).train(queue, stop, tell)
+                finally:
+                    for job in [*left.values()]:
+                        tell("end", job, Result("interrupted"))
         store.add_seconds(sweep, time.monotonic() - began)
         return [store.run(identity) for identity, _ in workloads]
 
@@ -114,7 +130,7 @@ def _prepare(jobs: Sequence[Job]) -> None:
 
 
 def report_outcome(runs: Sequence[Run], folder: Path, console: Console) -> int:
-    """Say how a sweep ended; return the exit code: 0 all finished, 1 a run failed, 130 interrupted."""
+    """Say how a sweep ended; return the exit code: 0 all finished, 1 a run failed, 130 some are not finished."""
     runs = list({run.id: run for run in runs}.values())
     finished = sum(run.finished for run in runs)
     counts = {what: count for what in ("diverged", "refused") if (count := sum(run.status == what for run in runs))}
@@ -123,10 +139,13 @@ def report_outcome(runs: Sequence[Run], folder: Path, console: Console) -> int:
     for run in runs:
         if run.status in ("failed", "refused"):
             _say(console, f"{run.status.capitalize()}: {run.folder}: {run.message}")
-    if elsewhere := sum(run.status == "running" for run in runs):
-        _say(console, f"{elsewhere} runs are being trained by another process.")
-    if left := sum(run.status in ("interrupted", "waiting") for run in runs):
+    elsewhere = sum(run.status == "running" for run in runs)
+    left = sum(run.status in ("interrupted", "waiting") for run in runs)
+    if elsewhere:
+        _say(console, f"{elsewhere} runs are being trained by another process: the same command looks again.")
+    if left:
         _say(console, f"{left} of {len(runs)} runs are left: the same command goes on with them.")
+    if left or elsewhere:
         return INTERRUPTED
     return 1 if any(run.status == "failed" for run in runs) else 0
 
@@ -136,28 +155,36 @@ def _say(console: Console, sentence: str) -> None:
 
 
 @contextlib.contextmanager
-def _shown(console: Console, count: int) -> Iterator[Any]:
-    """Show all runs under way, on a terminal as bars, in a file as a line for each that ends."""
-    columns = ("{task.description}", BarColumn(bar_width=10), MofNCompleteColumn(), "{task.fields[loss]}")
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, disable=console.quiet or not console.is_terminal
-    ) as bars:
-        overall = bars.add_task("all runs", total=count, loss="")
-        tasks: dict[str, Any] = {}
-        ended = itertools.count(1)
+def _shown(console: Console, count: int) -> Iterator[Tell]:
+    """Show the runs under way: bars on a terminal; in a file a line for each that ends, for a single one its steps."""
+    columns = ("{task.description}", BarColumn(bar_width=10), MofNCompleteColumn(), "{task.fields[state]}")
+    ended = itertools.count(1)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
+        overall = bars.add_task("all runs", total=count, state="", visible=count > 1)
+        tasks: dict[str, TaskID] = {}
 
         def show(kind: str, job: Job, content: Any) -> None:
             if kind == "begin":
-                tasks[job.id] = bars.add_task(job.config.name, total=job.config.steps, loss="")
-            elif kind == "rows" and job.id in tasks:
-                step, loss = content[-1][:2]
-                bars.update(tasks[job.id], completed=step, loss="" if loss is None else f"loss {loss:.3f}")
-            elif kind == "end":
-                if job.id in tasks:
-                    bars.remove_task(tasks.pop(job.id))
+                tasks[job.id] = bars.add_task(job.config.name, total=job.config.steps, state="")
+            elif kind == "rows":
+                steps = job.config.steps
+                for row in content if count == 1 and bars.disable else ():
+                    # One step in ten, evaluations, a loss that is not finite.
+                    if row[0] % max(1, steps // 10) == 0 or row[6] is not None or row[1] is None:
+                        _say(console, f"step {row[0]}/{steps} {_state(row)}")
+                bars.update(tasks[job.id], completed=content[-1][0], state=_state(content[-1]))
+            else:
+                bars.remove_task(tasks.pop(job.id))
                 bars.update(overall, advance=1)
-                loss = content.record.get("final_val_loss")
-                words = f"{next(ended)}/{count} {job.folder.name}: {content.status}"
-                _say(bars.console, words + ("" if loss is None else f", {loss:.4f}"))
+                if count > 1:
+                    loss = content.record.get("final_val_loss")
+                    words = f"{next(ended)}/{count} {job.folder.name}: {content.status}"
+                    _say(bars.console, words + ("" if loss is None else f", {loss:.4f}"))
 
         yield show
+
+
+def _state(row: Sequence[Any]) -> str:
+    _, loss, lr, _, phase, _, val_loss = row
+    val = "" if val_loss is None else f" val {val_loss:.4f}"
+    return f"{phase} loss {math.nan if loss is None else loss:.4f} lr {lr:.1e}{val}"

@@ -30,24 +30,15 @@ Examples = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Task:
-    """What a run learns.
+    """What a run learns."""
 
-    Attributes:
-        fingerprint: Hash of the data.
-        predictions: What an example asks to predict: the tokens of a sequence, or the digit of an image.
-        held_out: Number of validation examples.
-        model: Makes the model to train, a function of the settings alone.
-        batch: The examples of a step 0, 1, ..., by seed and step alone; shape `(batch_size, width)`.
-        validation: The validation examples of numbers below `held_out`; shape `(len(numbers), width)`.
-        predict: Of the model and examples: logits of shape `(predictions, classes)`, and the classes that are right.
-    """
-
-    fingerprint: str
-    predictions: int
-    held_out: int
-    model: Callable[[], nn.Module]
-    batch: Callable[[int], Examples]
-    validation: Callable[[Examples], Examples]
+    fingerprint: str  # hash of the data
+    predictions: int  # that an example asks for: the tokens of a sequence, or the digit of an image
+    held_out: int  # number of validation examples
+    model: Callable[[], nn.Module]  # makes the model, a function of the settings alone
+    batch: Callable[[int], Examples]  # of step 0, 1, ..., by seed and step alone; shape (batch_size, width)
+    validation: Callable[[Examples], Examples]  # of numbers below `held_out`; shape (len(numbers), width)
+    # Of the model and examples: logits of shape (predictions, classes), and the classes that are right.
     predict: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 
 

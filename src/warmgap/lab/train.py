@@ -12,7 +12,6 @@ import os
 import pickle
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,8 +22,6 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed import DistError
@@ -42,7 +39,7 @@ from warmgap.lab.tasks import make_task
 from warmgap.torch import AdaptiveWarmup
 from warmgap.torch.recognition import optimizer_kappa
 
-MakeProbe = Callable[[torch.optim.Optimizer, nn.Module], Any]
+MakeProbe = Callable[[Path, torch.optim.Optimizer, nn.Module], Any]
 """Makes what looks at the steps: `measure(closure, step=...)` is a context around each, see `SmoothnessProbe`."""
 
 Sink = Callable[[Sequence[Sequence[Any]]], None]
@@ -60,9 +57,9 @@ def train(
     folder: Path | None = None,
     *,
     resume: bool = False,
-    progress: bool = False,
     probe: MakeProbe | None = None,
     sink: Sink | None = None,
+    stop: Interruption | None = None,
 ) -> Result:
     """Train and evaluate.
 
@@ -73,9 +70,10 @@ def train(
         config: The settings.
         folder: Where checkpoints go; None keeps none.
         resume: Whether to go on from the folder's last checkpoint, where there is one.
-        progress: Whether to show how it goes, on the standard error stream.
-        probe: Makes the probe that measures the steps, of the optimizer and the model; it changes no number of the run.
+        probe: Makes the probe that measures the steps, of `folder`, the optimizer and the model; it changes no number
+            of the run.
         sink: Takes the rows of metrics as they come, twice a second at most. All of them are in the result, too.
+        stop: The request to end early, where the caller takes ctrl-C itself.
 
     Raises:
         UserError: Settings that cannot be, a corpus that is not there or too short, a checkpoint of another run.
@@ -86,9 +84,8 @@ def train(
         torch.set_num_threads(full.threads)
     try:
         run = _Run(full, folder, probe, resume=resume)
-        shown = progress and run.accelerator.is_main_process
-        with _display(full, shown=shown) as display, Interruption() as stop:
-            return run.go(stop, display, sink)
+        with Interruption() if stop is None else contextlib.nullcontext(stop) as asked:
+            return run.go(asked, sink if run.accelerator.is_main_process else None)
     except RuntimeError as error:
         if not _lost(error):
             raise
@@ -138,13 +135,11 @@ class _Run:
                 self.network, **{name: getattr(config, name) for name in names}
             )
             self.schedulers = _schedulers(config, self.optimizers)
+            if probe is not None and len(self.optimizers) > 1:
+                raise ValueError(f"{config.optimizer} is two optimizers, and a probe measures the steps of one")
+            self.probe = None if probe is None else probe(folder or Path(), self.optimizers[0], self.network)
         except ValueError as error:
             raise UserError(f"These settings do not go together: {error}.") from error
-        if probe is not None and len(self.optimizers) > 1:
-            raise UserError(
-                f"{config.optimizer} is two optimizers, and a probe measures the steps of one: take another."
-            )
-        self.probe = None if probe is None else probe(self.optimizers[0], self.network)
         self.step = 0
         self.status = "running"
         self.first_loss = math.nan
@@ -156,7 +151,7 @@ class _Run:
             self.load(checkpoint)
         self.accelerator.wait_for_everyone()
 
-    def go(self, stop: Interruption, display: _Display, sink: Sink | None) -> Result:
+    def go(self, stop: Interruption, sink: Sink | None) -> Result:
         config, last_sent, message = self.config, 0.0, ""
         while self.step < config.steps and self.status == "running":
             try:
@@ -172,8 +167,9 @@ class _Run:
                     self.accelerator.set_trigger()
                 if self.accelerator.check_trigger():  # set in any process: they must stop at the same step
                     self.status = "interrupted"
-                self.read(display, evaluates=evaluates)
-                if sink is not None and self.accelerator.is_main_process and time.monotonic() - last_sent > _SEND_EVERY:
+                self.read(evaluates=evaluates)
+                over = self.step == config.steps or self.status != "running"
+                if sink is not None and (over or time.monotonic() - last_sent > _SEND_EVERY):
                     sink(self.metrics[self.sent :])
                     self.sent, last_sent = len(self.metrics), time.monotonic()
             if self.status != "diverged" and (saves or self.status == "interrupted"):
@@ -239,7 +235,7 @@ class _Run:
             logits, classes = self.task.predict(model, rows)
         return nn.functional.cross_entropy(logits.float(), classes)
 
-    def read(self, display: _Display, *, evaluates: bool) -> None:
+    def read(self, *, evaluates: bool) -> None:
         """Look at the steps made since the last look, write them down, and stop where a loss is no longer finite."""
         rows = [row for _, row in self.pending]
         for row, loss in zip(rows, torch.stack([loss for loss, _ in self.pending]).tolist(), strict=True):
@@ -254,7 +250,6 @@ class _Run:
             else:
                 self.status = "diverged"
         self.metrics += rows
-        display(rows[-1])
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -422,32 +417,3 @@ def code() -> str:
 def _git(root: Path, *words: str) -> str:
     command = ["git", "-C", str(root), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
-
-
-_Display = Callable[[Sequence[Any]], None]
-"""Takes the latest row of metrics."""
-
-
-@contextlib.contextmanager
-def _display(config: TrainConfig, *, shown: bool) -> Iterator[_Display]:
-    if not shown:
-        yield lambda _: None
-    elif sys.stderr.isatty():
-        columns = ("{task.description:>6}", BarColumn(bar_width=8), MofNCompleteColumn(), "{task.fields[numbers]}")
-        with Progress(*columns, TimeRemainingColumn(compact=True), "left", console=Console(stderr=True)) as bar:
-            task = bar.add_task("", total=config.steps, numbers="")
-            yield lambda row: bar.update(task, completed=row[0], description=row[4], numbers=_numbers(row))
-    else:
-        every = max(1, config.steps // 10)
-
-        def line(row: Sequence[Any]) -> None:
-            step, loss, val_loss = row[0], row[1], row[6]
-            if val_loss is not None or step % every == 0 or loss is None:
-                val = "" if val_loss is None else f" val {val_loss:.4f}"
-                print(f"step {step}/{config.steps} {row[4]} {_numbers(row)}{val}", file=sys.stderr, flush=True)  # noqa: T201
-
-        yield line
-
-
-def _numbers(row: Sequence[Any]) -> str:
-    return f"loss {math.nan if row[1] is None else row[1]:.4f} lr {row[2]:.1e}"

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from warmgap.lab.config import TrainConfig
+from warmgap.lab.config import TrainConfig, command_line
 from warmgap.lab.errors import UserError
-from warmgap.lab.train import train
+from warmgap.lab.smoothness import train_measured
 from warmgap.smoothness import UnifiedCheck, pooled, unified_figure
 from warmgap.torch import TrajectoryChecker
 
@@ -26,49 +26,55 @@ Checks = Mapping[str, Sequence[UnifiedCheck]]
 """P, `gap` or `gradient`, and the check of each seed."""
 
 POINTS_FILE = "unified.json"
+_NAMES = {"gap": "loss gap", "gradient": "squared gradient"}
 
 
 @dataclass(frozen=True)
 class _Points:
-    """Records a point before every N-th step."""
+    """Records a point before every N-th step, and writes all of them after the last."""
 
     checker: TrajectoryChecker
     every: int
+    last: int
+    path: Path
 
     @contextlib.contextmanager
     def measure(self, losses: Callable[[], Iterable[Tensor]], *, step: int) -> Iterator[None]:
         if step % self.every == 0:
             self.checker.record(lambda: sum(losses(), start=Tensor([0.0])[0]))
         yield
+        if step == self.last:
+            found = {name: self.checker.finalize(progress=name) for name in _NAMES}  # type: ignore[arg-type]
+            points = {name: [check.inner.tolist(), check.progress.tolist()] for name, check in found.items()}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(points) + "\n", encoding="utf-8")
 
 
 def check_runs(config: TrainConfig, seeds: Sequence[int], every: int, folder: Path) -> Checks | None:
-    """Train a run of each seed and check it; None where one was interrupted."""
+    """Train a run of each seed that is not there, and check it; None where one was interrupted."""
     steps = config.resolve().steps
     if every < 1 or steps <= every:
         raise UserError(f"A point is taken every N-th of the {steps} steps, two at least: give a smaller --every.")
-    found: dict[str, list[UnifiedCheck]] = {"gap": [], "gradient": []}
-    for seed in seeds:
-        points: list[_Points] = []
 
-        def make(optimizer: Any, model: nn.Module, kept: list[_Points] = points) -> _Points:  # noqa: ARG001
-            kept.append(_Points(TrajectoryChecker(model), every))
-            return kept[0]
+    def probe(place: Path, optimizer: Any, model: Any) -> _Points:  # noqa: ARG001
+        return _Points(TrajectoryChecker(model), every, steps - 1, place / POINTS_FILE)
 
-        result = train(replace(config, seed=seed, save_every=0), progress=True, probe=make)
-        if result.status == "interrupted":
-            return None
-        if result.status != "done":
-            raise UserError(f"The run of seed {seed} ended as {result.status}: it has no last point. {result.message}")
-        for progress, checks in found.items():
-            checks.append(points[0].checker.finalize(progress=progress))  # type: ignore[arg-type]
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = {
-        progress: [{"inner": check.inner.tolist(), "progress": check.progress.tolist()} for check in checks]
-        for progress, checks in found.items()
-    }
-    head = {"command": config.command(), "seeds": list(seeds), "every": every}
-    (folder / POINTS_FILE).write_text(json.dumps({**head, **rows}) + "\n", encoding="utf-8")
+    configs = {replace(config, seed=seed, save_every=0): f"seed-{seed}" for seed in seeds}
+    command = command_line("unified", config.given(), {"seeds": [*seeds], "every": every, "output": folder})
+    if not train_measured(configs, folder, probe, command, {"every": every}):
+        return None
+    found: dict[str, list[UnifiedCheck]] = {name: [] for name in _NAMES}
+    for name in configs.values():
+        path = folder / name / POINTS_FILE
+        try:
+            points = json.loads(path.read_text(encoding="utf-8"))
+            for progress, checks in found.items():
+                checks.append(UnifiedCheck.of(*points[progress]))
+        except FileNotFoundError as error:
+            sentence = f"{path.parent} diverged, so it has no last point: give a smaller --lr, and another --output."
+            raise UserError(sentence) from error
+        except (ValueError, TypeError, LookupError) as error:
+            raise UserError(f"{path} is damaged: give another --output.") from error
     return found
 
 
@@ -82,7 +88,7 @@ def unified_rows(checks: Checks, c1: Mapping[str, float]) -> list[dict[str, str]
         together, own = pooled(each), c1[progress]
         rows.append(
             {
-                "P": {"gap": "loss gap", "gradient": "squared gradient"}[progress],
+                "P": _NAMES[progress],
                 "points": str(len(together.inner)),
                 "c1": f"{own:g}",
                 "c2": f"{together.c2(own):.3g}",
