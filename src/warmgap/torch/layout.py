@@ -21,9 +21,11 @@ from torch import Tensor
 from warmgap._checks import check_count, check_flag
 
 __all__ = [
+    "Group",
     "block_shapes",
     "check_layout",
     "is_stack",
+    "join_blocks",
     "matrices_of",
     "matrix_blocks",
     "matrix_shapes",
@@ -61,6 +63,14 @@ def matrix_blocks(x: Tensor, group: Group) -> tuple[Tensor, ...]:
     if group.get("transposed"):
         x = x.mT if is_stack(x.ndim, group) else x.transpose(0, 1)
     return torch.split(x, group["blocks"], dim=-2) if group.get("blocks") else (x,)
+
+
+def join_blocks(blocks: Sequence[Tensor], group: Group) -> Tensor:
+    """The parameter whose `matrix_blocks` these are."""
+    x = blocks[0] if len(blocks) == 1 else torch.cat(tuple(blocks), dim=-2)
+    if not group.get("transposed"):
+        return x
+    return x.mT if is_stack(x.ndim, group) else x.transpose(0, 1)
 
 
 def block_shapes(shape: Sequence[int], group: Group) -> list[Sequence[int]]:

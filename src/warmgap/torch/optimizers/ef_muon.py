@@ -1,21 +1,19 @@
 """EF-Muon: what Muon's normalization drops is kept, and added again at the next step."""
 
 from collections.abc import Callable
-from typing import Any, final, overload
+from typing import final, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from warmgap._checks import check_at_least_zero, check_count, check_finite
-from warmgap.torch.layout import check_layout, matrices_of
+from warmgap.torch.layout import Group, check_layout, matrices_of
 from warmgap.torch.optimizers._base import check_momentum, check_no_module, check_params, check_rate, spectral_of
 from warmgap.torch.orthogonalize import TINY, as_matrix
 from warmgap.torch.sharding import is_sharded, local
 
 __all__ = ["EFMuon"]
-
-Group = dict[str, Any]
 
 
 @final

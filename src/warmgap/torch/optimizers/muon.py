@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from warmgap._checks import check_choice, check_flag, check_positive
-from warmgap.torch.layout import matrix_sides
+from warmgap.torch.layout import Group, matrix_sides
 from warmgap.torch.optimizers._base import (
-    Group,
     LayerNorm,
     NormConstrainedOptimizer,
     check_rate,

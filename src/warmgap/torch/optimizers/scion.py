@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from warmgap._checks import check_choice, check_flag, check_positive
-from warmgap.torch.layout import check_layout, is_stack
+from warmgap.torch.layout import Group, check_layout, is_stack
 from warmgap.torch.norms import layer_norm
-from warmgap.torch.optimizers._base import Group, LayerNorm, NormConstrainedOptimizer, check_spectral, spectral_of
+from warmgap.torch.optimizers._base import LayerNorm, NormConstrainedOptimizer, check_spectral, spectral_of
 from warmgap.torch.orthogonalize import Polynomial
 
 
