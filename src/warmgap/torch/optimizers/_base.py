@@ -200,12 +200,11 @@ class NormConstrainedOptimizer(Optimizer):
         """
         if group["norm"] != "spectral" or group.get("L0") is not None:
             return None
-        norms = self._norms(group, param.shape)
-        if len({norm.scale for norm in norms}) != 1:
+        norms, length = self._plan(group, param.shape)
+        if any(share != 1.0 for _, share in norms):
             return None
-        return _length(group, norms) * (
-            1.0 if group["exact"] else largest_singular_value(group["polynomial"], group["ns_steps"])
-        )
+        largest = 1.0 if group["exact"] else largest_singular_value(group["polynomial"], group["ns_steps"])
+        return length * largest
 
     def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm | None:
         """Return the norm that a group's steps are the LMO of, for a block of this shape; None for AdamW's groups.
@@ -302,11 +301,11 @@ class NormConstrainedOptimizer(Optimizer):
 
         Of sharded parameters, gradients and states are this rank's shards.
         """
-        rule = group.get("rule", self._rule)
+        rule, adaptive = group.get("rule", self._rule), group.get("L0") is not None
         if sharded:
             targets = [local(x) for x in targets]
             params = [_whole_here(p, group) for p in params] if rule == "spectral" else params
-        in_chunks = step.eager and rule in _SIGNS and not _is_adaptive(group)
+        in_chunks = step.eager and rule in _SIGNS and not adaptive
         for some, xs, gs, *kept in _batches(rule, in_chunks, params, targets, grads, *filter(None, states)):
             if rule == "adamw":
                 _adamw(group, xs, gs, kept, step)
@@ -314,13 +313,15 @@ class NormConstrainedOptimizer(Optimizer):
             cut = sharding_of(some[0]) if sharded else None
             by_passes = step.eager and xs[0].device.type == "cpu"
             estimates = self._average(group, rule, gs, kept, by_passes)
-            if cut and rule == "spectral":
-                moves = self._on_owners(group, some, xs, estimates, cut, step)
+            if rule != "spectral":
+                directions, length = self._directions(group, some[0].shape, estimates, cut, step.eager)
+                descend_(xs, directions, step.lr, step.weight_decay, length, by_passes)
+            elif cut:
+                self._descend_on_owners(group, some, xs, estimates, cut, step)
             else:
-                moves = [(xs, *self._directions(group, rule, some[0].shape, estimates, cut, step.eager))]
-            for ps, directions, length in moves:
-                # Not of matrices: a shard may be contiguous where the full tensor is not, and digits would differ.
-                descend_(ps, directions, step.lr, step.weight_decay, length, by_passes and rule != "spectral")
+                # Not in one pass: a shard may be contiguous where the full tensor is not, and digits would differ.
+                directions, length = self._polar_factors(group, some[0].shape, estimates, step.eager)
+                descend_(xs, directions, step.lr, step.weight_decay, length)
 
     def _average(
         self, group: Group, rule: str, gs: list[Tensor], kept: list[list[Tensor]], by_passes: bool
@@ -347,17 +348,14 @@ class NormConstrainedOptimizer(Optimizer):
         return ms
 
     def _directions(
-        self, group: Group, rule: str, shape: Sequence[int], estimates: list[Tensor], cut: Sharding | None, eager: bool
+        self, group: Group, shape: Sequence[int], estimates: list[Tensor], cut: Sharding | None, eager: bool
     ) -> tuple[list[Tensor], float]:
         """The steepest directions at full tensors of this shape, or at their shards, and the length to step along them.
 
         Fresh tensors, but for a large one on the CPU that need only be scaled.
         """
-        norms = self._norms(group, shape, eager)
-        length = _length(group, norms)
-        if rule == "spectral":
-            return _matrix_directions(group, norms, estimates, length), length
-        (norm,), first, adaptive = norms, estimates[0], _is_adaptive(group)
+        ((norm, _),), length = self._plan(group, shape, eager)
+        adaptive, first = group.get("L0") is not None, estimates[0]
         reduce = partial(full_norms, sharding=cut) if cut else None
         if isinstance(norm, Rows):
             others = {output_dim(first, group)} | ({0} if is_stack(first.ndim, group) else set())
@@ -370,30 +368,34 @@ class NormConstrainedOptimizer(Optimizer):
             directions = norm.steepest(estimates)
         return (_by_duals(group, norm, estimates, directions, cut) if adaptive else directions), length
 
-    def _norms(self, group: Group, shape: Sequence[int], eager: bool = True) -> list[LayerNorm]:
-        """The norm of each block of a parameter of this shape: the matrices of a spectral group, else all of it."""
-        key = None
-        if eager:
-            # Looked up at every step, as a group's values may be changed.
-            key = (type(self), shape, str([*map(group.get, _NORMS_FOLLOW)]))
-            if key in _KNOWN_NORMS:
-                return _KNOWN_NORMS[key]
-        rule = group.get("rule", self._rule)
-        shapes = [shape]
-        if rule in ("spectral", "sign", "row"):
-            if len(shape) < 2 and rule != "sign":
-                raise ValueError(
-                    f"a parameter of shape {tuple(shape)} stands where a matrix did: something has flattened the "
-                    "parameters since the optimizer was made (DeepSpeed's ZeRO, FSDP with use_orig_params=False); "
-                    "shard them with FSDP2, or take Lion or AdamW"
-                )
-            shapes = block_shapes(shape, group if rule == "spectral" else {**group, "blocks": None})
-        norms = [self._norm(group, block) for block in shapes]
-        if key is not None:
-            _KNOWN_NORMS[key] = norms
-        return norms
+    def _polar_factors(
+        self, group: Group, shape: Sequence[int], estimates: list[Tensor], eager: bool
+    ) -> tuple[list[Tensor], float]:
+        """U V^T of the matrices that full tensors of this shape are, and the length to step along them.
 
-    def _on_owners(
+        It is that of the longest block; shorter ones are shorter by as much.
+        """
+        norms, length = self._plan(group, shape, eager)
+        adaptive = group.get("L0") is not None
+        several = len(norms) > 1 or group.get("transposed")
+        blocks = zip(*(matrix_blocks(x, group) for x in estimates), strict=True) if several else [estimates]
+        found: list[list[Tensor]] = []
+        for (norm, share), sources in zip(norms, blocks, strict=True):
+            first = sources[0]
+            flat = first.ndim != 2 and not is_stack(first.ndim, group)
+            matrices = [as_matrix(source) for source in sources] if flat else sources
+            directions = norm.steepest(matrices)
+            if first.device.type != "cpu" and directions[0].dtype != first.dtype:
+                # On the CPU the sum with the parameter converts at less cost.
+                directions = [direction.to(first.dtype) for direction in directions]
+            if adaptive:
+                directions = _by_duals(group, norm, matrices, directions)
+            elif share != 1.0:
+                directions = [direction.to(first.dtype) * share for direction in directions]
+            found.append([direction.reshape(first.shape) for direction in directions] if flat else directions)
+        return [join_blocks(parts, group) for parts in zip(*found, strict=True)] if several else found[0], length
+
+    def _descend_on_owners(
         self,
         group: Group,
         params: list[Tensor],
@@ -401,14 +403,15 @@ class NormConstrainedOptimizer(Optimizer):
         estimates: list[Tensor],
         cut: Sharding,
         step: _Step,
-    ) -> Iterable[tuple[list[Tensor], list[Tensor], float]]:
-        """Shards of matrices, directions and lengths: each parameter is gathered and orthogonalized on one rank."""
+    ) -> None:
+        """Step sharded matrices: each parameter is gathered and orthogonalized on one rank."""
 
         def compute(full: list[Tensor]) -> list[Tensor]:
             found = list(full)
             for members in _by_shape(full):
-                some = [full[i] for i in members]
-                directions, _ = self._directions(group, "spectral", some[0].shape, some, None, step.eager)
+                directions, _ = self._polar_factors(
+                    group, full[members[0]].shape, [full[i] for i in members], step.eager
+                )
                 for i, direction in zip(members, directions, strict=True):
                     found[i] = direction.to(full[i].dtype)
             return found
@@ -419,16 +422,47 @@ class NormConstrainedOptimizer(Optimizer):
         sent = estimates if whole else [estimate.to(torch.bfloat16) for estimate in estimates]
         directions = on_owners(sent, [p.shape for p in params], owned, cut, compute)
         for members in _by_shape(params):
-            length = _length(group, self._norms(group, params[members[0]].shape, step.eager))
-            yield [xs[i] for i in members], [directions[i].to(xs[i].dtype) for i in members], length
+            _, length = self._plan(group, params[members[0]].shape, step.eager)
+            some = [xs[i] for i in members]
+            descend_(some, [directions[i].to(some[0].dtype) for i in members], step.lr, step.weight_decay, length)
+
+    def _plan(
+        self, group: Group, shape: Sequence[int], eager: bool = True
+    ) -> tuple[list[tuple[LayerNorm, float]], float]:
+        """The norms of a parameter of this shape, and how long a step of rate 1 is in that of the longest block.
+
+        A spectral group's parameter has one for each block, any other has one for all of it; each comes with its share
+        of the longest one's length.
+        """
+        key = None
+        if eager:
+            # Looked up at every step, as a group's values may be changed.
+            key = (type(self), shape, str([*map(group.get, _NORMS_FOLLOW)]))
+        found = _PLANS.get(key)
+        if found is None:
+            rule = group.get("rule", self._rule)
+            if len(shape) < 2 and rule in ("spectral", "row"):
+                raise ValueError(
+                    f"a parameter of shape {tuple(shape)} stands where a matrix did: something has flattened the "
+                    "parameters since the optimizer was made (DeepSpeed's ZeRO, FSDP with use_orig_params=False); "
+                    "shard them with FSDP2, or take Lion or AdamW"
+                )
+            shapes = [shape]
+            if rule in ("spectral", "sign", "row"):
+                shapes = block_shapes(shape, group if rule == "spectral" else {**group, "blocks": None})
+            norms = [self._norm(group, block) for block in shapes]
+            least = min(norm.scale for norm in norms)
+            found = [(norm, least / norm.scale) for norm in norms], least
+            if eager:
+                _PLANS[key] = found
+        norms_and_shares, scale = found
+        return norms_and_shares, 1.0 if group.get("L0") is not None else group.get("radius", 1.0) / scale
 
 
 # What a group's norms depend on beside shapes.
-_NORMS_FOLLOW = (
-    "kind", "rule", "blocks", "transposed", "scale", "exact", "ns_steps", "polynomial", "compute_dtype"
-)  # fmt: skip
+_NORMS_FOLLOW = ("kind", "rule", "blocks", "transposed", "scale", "exact", "ns_steps", "polynomial", "compute_dtype")
 
-_KNOWN_NORMS: dict[Hashable, list[LayerNorm]] = {}
+_PLANS: dict[Hashable, tuple[list[tuple[LayerNorm, float]], float]] = {}
 
 
 class _Step(NamedTuple):
@@ -447,55 +481,24 @@ class _Step(NamedTuple):
     eager: bool
 
 
-def _is_adaptive(group: Group) -> bool:
-    """Whether the radii of a group follow from dual norms (Gluon)."""
-    return group.get("L0") is not None
-
-
-def _length(group: Group, norms: Iterable[LayerNorm]) -> float:
-    """How long a step of rate 1 is, that of the longest block, where directions have unit scale."""
-    return 1.0 if _is_adaptive(group) else float(group.get("radius", 1.0) / min(norm.scale for norm in norms))
-
-
-def _matrix_directions(
-    group: Group, norms: Sequence[LayerNorm], estimates: list[Tensor], length: float
-) -> list[Tensor]:
-    """U V^T of the matrices that full tensors of one shape are, those of shorter blocks than this length shorter."""
-    several = len(norms) > 1 or group.get("transposed")
-    blocks = zip(*(matrix_blocks(x, group) for x in estimates), strict=True) if several else [estimates]
-    found: list[list[Tensor]] = []
-    for norm, sources in zip(norms, blocks, strict=True):
-        first = sources[0]
-        flat = first.ndim != 2 and not is_stack(first.ndim, group)
-        matrices = [as_matrix(source) for source in sources] if flat else sources
-        directions = norm.steepest(matrices)
-        if first.device.type != "cpu" and directions[0].dtype != first.dtype:
-            # On the CPU the sum with the parameter converts at less cost.
-            directions = [direction.to(first.dtype) for direction in directions]
-        if _is_adaptive(group):
-            directions = _by_duals(group, norm, matrices, directions)
-        elif (own := _length(group, [norm])) != length:
-            directions = [direction.to(first.dtype) * (own / length) for direction in directions]
-        found.append([direction.reshape(first.shape) for direction in directions] if flat else directions)
-    return [join_blocks(parts, group) for parts in zip(*found, strict=True)] if several else found[0]
-
-
 def _by_duals(
     group: Group, norm: LayerNorm, sources: Sequence[Tensor], directions: list[Tensor], cut: Sharding | None = None
 ) -> list[Tensor]:
     """Directions of the length that follows from L0, L1 and the dual norm of each, or of each matrix of a stack."""
     dims = (-2, -1) if isinstance(norm, Spectral) else None
     wide = torch.promote_types(sources[0].dtype, torch.float32)
-    scaled = [d.to(source.dtype).div_(norm.scale) for d, source in zip(directions, sources, strict=True)]
     # The part of <m, -lmo(m)> = ||m||_* that is here.
     partial_duals = [
-        (source * direction).sum(dim=dims, keepdim=dims is not None, dtype=wide)
-        for source, direction in zip(sources, scaled, strict=True)
+        (source.to(wide) * direction).sum(dim=dims, keepdim=dims is not None) / norm.scale
+        for source, direction in zip(sources, directions, strict=True)
     ]
-    for direction, dual in zip(scaled, full_sums(partial_duals, cut), strict=True):
-        # Without L0 it is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
-        direction.mul_(1 / group["L1"] if group["L0"] == 0 else dual / (group["L0"] + group["L1"] * dual))
-    return scaled
+    L0, L1 = group["L0"], group["L1"]
+    # Without L0 the radius is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
+    radii = [1 / L1 if L0 == 0 else dual / (L0 + L1 * dual) for dual in full_sums(partial_duals, cut)]
+    return [
+        (direction.to(source.dtype) * (radius / norm.scale)).to(source.dtype)
+        for source, direction, radius in zip(sources, directions, radii, strict=True)
+    ]
 
 
 def _adamw(group: Group, xs: list[Tensor], gs: list[Tensor], kept: list[list[Tensor]], step: _Step) -> None:
@@ -524,9 +527,9 @@ def _batches(rule: str, in_chunks: bool, params: list[Tensor], *others: list[Ten
     any shapes, so that they are exchanged at once.
     """
     by_shape = rule not in ("adamw", "lion", "signum", "sum")
-    latest: dict[Hashable, list[tuple[Tensor, ...]]] = {}
+    latest: dict[Hashable, list[list[Tensor]]] = {}
     entries: dict[Hashable, int] = {}
-    found: list[list[tuple[Tensor, ...]]] = []
+    found: list[list[list[Tensor]]] = []
     for row in zip(params, *others, strict=True):
         p = row[0]
         device, size, shape = p.device, p.numel(), p.shape if by_shape else None
@@ -539,24 +542,25 @@ def _batches(rule: str, in_chunks: bool, params: list[Tensor], *others: list[Ten
         if in_chunks and size > most and device.type == "cpu" and not unlimited:
             found += _chunks(*row)
         elif key in latest and (unlimited or entries[key] + size <= most):
-            latest[key].append(row)
+            for column, x in zip(latest[key], row, strict=True):
+                column.append(x)
             entries[key] += size
         else:
-            latest[key], entries[key] = [row], size
+            latest[key], entries[key] = [*map(list, zip(row))], size  # one column of each
             found.append(latest[key])
-    return [[*map(list, zip(*rows, strict=True))] for rows in found]
+    return found
 
 
-def _chunks(p: Tensor, *others: Tensor) -> Iterable[list[tuple[Tensor, ...]]]:
+def _chunks(p: Tensor, *others: Tensor) -> Iterable[list[list[Tensor]]]:
     """A large parameter with what belongs to it, chunk by chunk where all are contiguous.
 
     A chunk stays in the cache from pass to pass, and temporaries stay small enough for the allocator to use them again,
     without which large parameters take three times as long.
     """
     if not all(x.is_contiguous() for x in others):
-        return [[(p, *others)]]
+        return [[[p], *([x] for x in others)]]
     chunks = (x.detach().view(-1).split(CHUNK_ENTRIES) for x in others)
-    return ([(p, *chunk_of_each)] for chunk_of_each in zip(*chunks, strict=True))
+    return ([[p], *([chunk] for chunk in chunk_of_each)] for chunk_of_each in zip(*chunks, strict=True))
 
 
 def _gradient(p: Tensor) -> Tensor:
