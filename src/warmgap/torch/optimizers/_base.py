@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from warmgap._checks import check_at_least_zero, check_choice, check_count, check_finite, check_flag
+from warmgap._checks import check_at_least_zero, check_choice, check_count, check_finite
 from warmgap.torch.layout import (
     Group,
     block_shapes,
@@ -22,6 +22,7 @@ from warmgap.torch.layout import (
     matrix_blocks,
     matrix_sides,
     output_dim,
+    outputs_first,
 )
 from warmgap.torch.norms import BATCH_ENTRIES, Frobenius, Max, Rows, Spectral
 from warmgap.torch.orthogonalize import (
@@ -64,7 +65,57 @@ _NORM_OF = {
 _ADAMW_FUSED = ("cpu", "cuda", "xpu")
 
 
-class NormConstrainedOptimizer(Optimizer):
+class CheckedOptimizer(Optimizer):
+    """An optimizer that checks every group when it comes; a subclass says what for (`_complete_group`)."""
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        if isinstance(params, nn.Module):
+            name = type(self).__name__
+            raise TypeError(
+                f"{name} takes parameters, got the module {type(params).__name__}: write "
+                f"{name}(split_parameters(model), ...), with split_parameters from warmgap.torch"
+            )
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group, completed with the optimizer's defaults.
+
+        Args:
+            param_group: A dict with `params` and whatever is to differ from the defaults. Not changed.
+
+        Raises:
+            TypeError: If a parameter is complex or not a tensor.
+            ValueError: If a value is out of range.
+        """
+        super().add_param_group({**param_group})
+        group = self.param_groups[-1]
+        try:
+            for p in group["params"]:
+                if not p.is_floating_point():
+                    raise TypeError(
+                        f"parameters must be real floating-point tensors, got {p.dtype} of shape {tuple(p.shape)}; "
+                        "keep the two parts of a complex one as two parameters"
+                    )
+            if group.get("kind", "matrix") not in KINDS:
+                raise ValueError(
+                    f"kind must be one of {', '.join(map(repr, KINDS))}, got {group['kind']!r}; leave it out where all "
+                    "parameters of the group are matrices"
+                )
+            check_rate(group["lr"])
+            self._complete_group(group, frozenset(param_group))
+            check_rate(group["weight_decay"], "weight_decay")
+            if "momentum" in group:
+                check_momentum("momentum", group["momentum"])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def _complete_group(self, group: Group, given: frozenset[str]) -> None:
+        """Check a new group, already filled with the defaults, and set what follows; `given` is what the user set."""
+        raise NotImplementedError
+
+
+class NormConstrainedOptimizer(CheckedOptimizer):
     """An optimizer for the whole model whose step is, group by group, the LMO of a norm.
 
     Every group carries `norm`: `"spectral"`, `"max"`, `"frobenius"`, or None where the group's rule is not constrained
@@ -82,32 +133,12 @@ class NormConstrainedOptimizer(Optimizer):
     # What a group's steps go by where groups have no rule of their own.
     _rule: ClassVar[str] = ""
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        check_no_module(params, type(self).__name__)
-        super().__init__(params, defaults)
-
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a group, completed with the optimizer's defaults.
-
-        Args:
-            param_group: A dict with `params` and whatever is to differ from the defaults.
-
-        Raises:
-            TypeError: If a parameter is complex or not a tensor.
-            ValueError: If a value is out of range.
-        """
-        given = frozenset(param_group)
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            check_params(group["params"])
-            _check_kind(group)
-            check_rate(group["lr"])
-            self._complete_group(group, given)
-            check_rate(group["weight_decay"], "weight_decay")
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            if "ns_steps" in group:  # checkpoints of version 1 have neither
+                group.setdefault("polynomial", "jordan")
+                group.setdefault("compute_dtype", None)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -214,9 +245,6 @@ class NormConstrainedOptimizer(Optimizer):
         return None if group.get("rule") == "adamw" else self._norm(group, shape)
 
     def _complete_group(self, group: Group, given: frozenset[str]) -> None:  # noqa: ARG002
-        """Check a new group, already filled with the defaults, and set what follows; `given` is what the user set."""
-        if "momentum" in group:
-            check_momentum("momentum", group["momentum"])
         if "betas" in group:
             check_betas(group["betas"])
         rule = group.get("rule", self._rule)
@@ -447,9 +475,7 @@ class NormConstrainedOptimizer(Optimizer):
                     "parameters since the optimizer was made (DeepSpeed's ZeRO, FSDP with use_orig_params=False); "
                     "shard them with FSDP2, or take Lion or AdamW"
                 )
-            shapes = [shape]
-            if rule in ("spectral", "sign", "row"):
-                shapes = block_shapes(shape, group if rule == "spectral" else {**group, "blocks": None})
+            shapes = block_shapes(shape, group) if rule == "spectral" else [outputs_first(shape, group)]
             norms = [self._norm(group, block) for block in shapes]
             least = min(norm.scale for norm in norms)
             found = [(norm, least / norm.scale) for norm in norms], least
@@ -563,13 +589,18 @@ def _chunks(p: Tensor, *others: Tensor) -> Iterable[list[list[Tensor]]]:
     return ([[p], *([chunk] for chunk in chunk_of_each)] for chunk_of_each in zip(*chunks, strict=True))
 
 
-def _gradient(p: Tensor) -> Tensor:
-    """The gradient of p, which has one; of a sharded parameter, this rank's shard."""
+def dense_gradient(p: Tensor) -> Tensor:
+    """The gradient of p, which has one; TypeError where it is sparse."""
     grad = p.grad
     assert grad is not None  # noqa: S101 (for the type checker)
     if grad.layout != torch.strided:
         raise TypeError(f"sparse gradients are not supported, got layout {grad.layout}; use sparse=False")
-    return local(sharded_alike(grad, p))
+    return grad
+
+
+def _gradient(p: Tensor) -> Tensor:
+    """The gradient of p, which has one; of a sharded parameter, this rank's shard."""
+    return local(sharded_alike(dense_gradient(p), p))
 
 
 def _scalar(value: Tensor, eager: bool) -> float | Tensor:
@@ -648,7 +679,6 @@ def spectral_of(group: Group, scale: float = 1.0) -> Spectral:
         scale,
         "svd" if group["exact"] else "newton-schulz",
         steps=group["ns_steps"],
-        # A checkpoint from before has neither.
         polynomial=group.get("polynomial", "jordan"),
         compute_dtype=group.get("compute_dtype"),
     )
@@ -682,7 +712,6 @@ def check_betas(betas: Any) -> None:
 def check_spectral(group: Group) -> None:
     """Raise ValueError unless a group can be stepped by orthogonalisation."""
     check_count("ns_steps", group["ns_steps"], minimum=1)
-    check_flag("exact", group["exact"])
     polynomial: Polynomial = group["polynomial"]
     group["polynomial"] = check_polynomial(polynomial, group["ns_steps"])
     check_compute_dtype(group["compute_dtype"])
@@ -693,30 +722,3 @@ def check_spectral(group: Group) -> None:
                 "split_parameters(model), which gives every parameter the rule that fits it"
             )
     check_layout(group)
-
-
-def _check_kind(group: Group) -> None:
-    if "kind" in group and group["kind"] not in KINDS:
-        raise ValueError(
-            f"kind must be one of {', '.join(map(repr, KINDS))}, got {group['kind']!r}; leave it out where all "
-            "parameters of the group are matrices"
-        )
-
-
-def check_no_module(params: object, name: str) -> None:
-    """Raise TypeError where a model is given in place of its parameters."""
-    if isinstance(params, nn.Module):
-        raise TypeError(
-            f"{name} takes parameters, got the module {type(params).__name__}: write {name}(split_parameters(model), "
-            "...), with split_parameters from warmgap.torch"
-        )
-
-
-def check_params(params: list[Tensor]) -> None:
-    """Raise TypeError unless all parameters are real and floating-point."""
-    for p in params:
-        if not p.is_floating_point():
-            raise TypeError(
-                f"parameters must be real floating-point tensors, got {p.dtype} of shape {tuple(p.shape)}; "
-                "keep the two parts of a complex one as two parameters"
-            )

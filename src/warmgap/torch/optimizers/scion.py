@@ -36,8 +36,11 @@ class LayerWise(NormConstrainedOptimizer):
             check_layout(group)
 
     def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
-        spectral = spectral_of(group) if group["rule"] == "spectral" else None
-        return layer_norm(group["rule"], shape[1:] if is_stack(len(shape), group) else shape, spectral=spectral)
+        rule = group["rule"]
+        if rule == "rms":  # of all entries, of a stack too
+            return layer_norm("rms", shape)
+        spectral = spectral_of(group) if rule == "spectral" else None
+        return layer_norm(rule, shape[1:] if is_stack(len(shape), group) else shape, spectral=spectral)
 
 
 @final
