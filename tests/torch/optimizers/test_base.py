@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from warmgap.torch.layout import block_shapes, matrices_of, matrix_blocks, matrix_shapes
 from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
-from warmgap.torch.optimizers._base import CHUNK_ENTRIES, _batches, descend_
+from warmgap.torch.optimizers._base import _PLANS, CHUNK_ENTRIES, _batches, descend_
 
 ALL: dict[str, Any] = {
     "muon": Muon,
@@ -165,3 +165,42 @@ def test_promise_8_a_model_in_place_of_its_parameters_is_named(optimizer: Any) -
         TypeError, match=rf"got the module Linear: write {optimizer.__name__}\(split_parameters\(model\)"
     ):
         optimizer(nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize("optimizer", [*ALL.values(), EFMuon])
+def test_a_group_that_is_given_is_not_changed(optimizer: Any) -> None:
+    given = {"params": [nn.Parameter(torch.ones(3, 2))], "kind": "matrix", "lr": -1.0}
+    made = optimizer([nn.Parameter(torch.ones(3, 2))])
+    with pytest.raises(ValueError, match="lr"):
+        made.add_param_group(given)
+    assert given.keys() == {"params", "kind", "lr"}
+    # Nor does one optimizer find what another has written into it.
+    given["lr"] = 0.1
+    for cls in (Muon, Lion, optimizer):
+        cls([given])
+    assert given.keys() == {"params", "kind", "lr"}
+
+
+def test_a_checkpoint_without_polynomials_goes_on() -> None:
+    optimizer = Muon([nn.Parameter(torch.ones(3, 2))])
+    before = optimizer.direction_norm(optimizer.param_groups[0], torch.ones(3, 2))
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["polynomial"], group["compute_dtype"]
+    optimizer.load_state_dict(saved)
+    (group,) = optimizer.param_groups
+    assert (group["polynomial"], group["compute_dtype"]) == ("jordan", None)
+    assert optimizer.direction_norm(group, torch.ones(3, 2)) == before
+
+
+def test_a_radius_that_changes_from_step_to_step_is_followed_and_leaves_nothing_behind() -> None:
+    p = nn.Parameter(torch.zeros(4, 3))
+    p.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    optimizer = Scion([p], lr=1.0, momentum=0.0, constrained=False)
+    group = optimizer.param_groups[0]
+    (unit,) = (direction / group["radius"] for direction in optimizer.directions(group, [p]))
+    known = len(_PLANS)
+    for step in range(5):
+        group["radius"] = 1.0 + step
+        torch.testing.assert_close(optimizer.directions(group, [p]), [unit * group["radius"]])
+    assert len(_PLANS) == known
