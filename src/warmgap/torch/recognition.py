@@ -72,8 +72,7 @@ def optimizer_kappa(optimizer: Optimizer, norm: str = "auto") -> float:
 def _kappa(optimizer: Optimizer, name: str, shape: torch.Size, group: dict[str, Any], norm: str) -> float:
     shapes = matrix_shapes(shape, group) if name == "spectral" else [outputs_first(shape, group)]
     if norm == "auto" and "radius" in group and isinstance(optimizer, NormConstrainedOptimizer):  # Scion, Gluon
-        norms = [(optimizer.norm_of(group, block), block) for block in shapes]
-        return math.fsum(own.kappa(block) for own, block in norms if own is not None)
+        return math.fsum(optimizer.norm_of(group, block).kappa(block) for block in shapes)
     return kappa(name, shapes)
 
 

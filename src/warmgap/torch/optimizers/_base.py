@@ -127,7 +127,7 @@ class NormConstrainedOptimizer(CheckedOptimizer):
     Parameters may be sharded (DTensor): a step is that of the full tensor, and every rank of their mesh must make it.
     Each matrix is orthogonalized on one rank.
 
-    A subclass names its rule, or says which one a group takes (`_complete_group`) and the norm of a block (`_norm`).
+    A subclass names its rule, or says which one a group takes (`_complete_group`) and the norm of a block (`norm_of`).
     """
 
     # What a group's steps go by where groups have no rule of their own.
@@ -237,12 +237,12 @@ class NormConstrainedOptimizer(CheckedOptimizer):
         largest = 1.0 if group["exact"] else largest_singular_value(group["polynomial"], group["ns_steps"])
         return length * largest
 
-    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm | None:
-        """Return the norm that a group's steps are the LMO of, for a block of this shape; None for AdamW's groups.
+    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm:  # noqa: ARG002
+        """Return the norm that a group's steps are the LMO of, for a block of this shape, outputs first.
 
-        The radius of Scion and Gluon and Muon's `scale` are no part of it.
+        Of a stack of matrices it is each one's. The radius of Scion and Gluon is no part of it; AdamW has no norm.
         """
-        return None if group.get("rule") == "adamw" else self._norm(group, shape)
+        return Frobenius() if group["norm"] == "frobenius" else Max()
 
     def _complete_group(self, group: Group, given: frozenset[str]) -> None:  # noqa: ARG002
         if "betas" in group:
@@ -254,10 +254,6 @@ class NormConstrainedOptimizer(CheckedOptimizer):
             raise ValueError(
                 f"this group's steps are constrained in norm={norm!r}, got norm={group['norm']!r}; leave norm out"
             )
-
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:  # noqa: ARG002
-        """The norm of a block of this shape (of a stack of matrices, each one's), under a rule that is not AdamW's."""
-        return Frobenius() if group["norm"] == "frobenius" else Max()
 
     # ------------------------------------------------------------------------------------------------------------ state
 
@@ -389,7 +385,8 @@ class NormConstrainedOptimizer(CheckedOptimizer):
             others = {output_dim(first, group)} | ({0} if is_stack(first.ndim, group) else set())
             directions = norm.steepest(estimates, reduce, {*range(first.ndim)} - others)
         elif isinstance(norm, Frobenius):
-            if eager and not adaptive and first.device.type == "cpu" and first.numel() > CHUNK_ENTRIES:
+            alone = len(estimates) == 1 and first.numel() > CHUNK_ENTRIES
+            if alone and eager and first.device.type == "cpu" and not adaptive:
                 return estimates, length / float(norm.lengths(estimates, reduce)[0])
             directions = norm.steepest(estimates, reduce)
         else:
@@ -476,7 +473,7 @@ class NormConstrainedOptimizer(CheckedOptimizer):
                     "shard them with FSDP2, or take Lion or AdamW"
                 )
             shapes = block_shapes(shape, group) if rule == "spectral" else [outputs_first(shape, group)]
-            norms = [self._norm(group, block) for block in shapes]
+            norms = [self.norm_of(group, block) for block in shapes]
             least = min(norm.scale for norm in norms)
             found = [(norm, least / norm.scale) for norm in norms], least
             if eager:

@@ -145,9 +145,10 @@ class Muon(NormConstrainedOptimizer):
         if rule == "adamw":
             check_positive("eps", group.setdefault("eps", second["eps"]))
 
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+        """The norm of a block; in the spectral norm, scaled as the group says."""
         if group["rule"] != "spectral":
-            return super()._norm(group, shape)
+            return super().norm_of(group, shape)
         return spectral_of(group, 1.0 / _scale(group["scale"], *matrix_sides(shape, group)))
 
 

@@ -35,7 +35,8 @@ class LayerWise(NormConstrainedOptimizer):
         elif rule != "rms":
             check_layout(group)
 
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+        """The norm of a block by the table of `Scion`."""
         rule = group["rule"]
         if rule == "rms":  # of all entries, of a stack too
             return layer_norm("rms", shape)
