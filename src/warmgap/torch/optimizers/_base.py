@@ -398,7 +398,7 @@ class NormConstrainedOptimizer(CheckedOptimizer):
     ) -> tuple[list[Tensor], float]:
         """U V^T of the matrices that full tensors of this shape are, and the length to step along them.
 
-        It is that of the longest block; shorter ones are shorter by as much.
+        The length is that of the longest block; directions of the others are as much shorter as their steps are.
         """
         norms, length = self._plan(group, shape, eager)
         adaptive = group.get("L0") is not None
