@@ -85,7 +85,7 @@ TRAFFIC = {
     "torch.optim.SGD, fused": (20, 20),
     "Signum": (20, 12 + 8 + 12),  # average; sign; step
     "Lion": (20, 12 + 8 + 12 + 12),  # estimate; sign; average; step
-    "NormalizedSGD": (24, 12 + 4 + 12),  # sum; length; step, which must wait for the length of the whole
+    "NormalizedSGD": (28, 12 + 4 + 12),  # sum; length; step, which must wait for the length of the whole
 }
 
 CONTESTS = [

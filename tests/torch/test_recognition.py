@@ -156,3 +156,15 @@ def test_a_given_norm_is_used_for_every_block() -> None:
     assert optimizer_kappa(optimizer, "spectral") == 12
     with pytest.raises(ValueError, match="a step of AdamW is not known here"):
         optimizer_kappa(optimizer)
+
+
+@pytest.mark.parametrize("rule", ["sign", "row"])
+def test_weights_stored_with_inputs_first_count_as_those_with_outputs_first(rule: Any) -> None:
+    found = []
+    for shape, transposed in (((5, 3), False), ((3, 5), True)):
+        groups: list[dict[str, Any]] = [
+            {"params": [nn.Parameter(torch.ones(6, 4))], "kind": "matrix"},
+            {"params": [nn.Parameter(torch.ones(shape))], "kind": "head", "transposed": transposed},
+        ]
+        found.append(optimizer_kappa(Scion(groups, embedding_rule=rule)))
+    assert found[0] == found[1]

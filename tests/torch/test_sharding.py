@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from warmgap.torch import Gluon, Lion, Muon, SmoothnessProbe
+from warmgap.torch import Gluon, Lion, Muon, NormalizedSGD, SmoothnessProbe
 from warmgap.torch.norms import Frobenius, Max, Spectral
+from warmgap.torch.optimizers._base import CHUNK_ENTRIES
 from warmgap.torch.sharding import Sharding, local, owners, sharding_of
 
 
@@ -106,6 +107,19 @@ def test_states_are_sharded_as_their_parameters(cls: Any, alone: DeviceMesh) -> 
     optimizer.step()
     (state,) = optimizer.state.values()
     assert all(isinstance(value, DTensor) and value.placements == (Shard(0),) for value in state.values())
+
+
+@pytest.mark.parametrize("cls", [NormalizedSGD, Lion])
+def test_large_shards_are_stepped_as_large_tensors(cls: Any, alone: DeviceMesh) -> None:
+    shapes = [(CHUNK_ENTRIES + 1, 1), (3, 2), (CHUNK_ENTRIES + 2, 1)]
+    plain = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    cut = [nn.Parameter(distribute_tensor(torch.ones(shape), alone, [Shard(0)])) for shape in shapes]
+    for params in (plain, cut):
+        for p in params:
+            p.grad = p.detach() * (1.0 + p.numel() % 5)
+        cls(params, lr=0.5).step()
+    for p, q in zip(plain, cut, strict=True):
+        torch.testing.assert_close(local(q), p.detach())
 
 
 def test_what_measures_wants_a_full_tensor(alone: DeviceMesh) -> None:

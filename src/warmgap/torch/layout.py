@@ -21,14 +21,17 @@ from torch import Tensor
 from warmgap._checks import check_count, check_flag
 
 __all__ = [
+    "Group",
     "block_shapes",
     "check_layout",
     "is_stack",
+    "join_blocks",
     "matrices_of",
     "matrix_blocks",
     "matrix_shapes",
     "matrix_sides",
     "output_dim",
+    "outputs_first",
 ]
 
 Group = dict[str, Any]
@@ -63,14 +66,28 @@ def matrix_blocks(x: Tensor, group: Group) -> tuple[Tensor, ...]:
     return torch.split(x, group["blocks"], dim=-2) if group.get("blocks") else (x,)
 
 
-def block_shapes(shape: Sequence[int], group: Group) -> list[Sequence[int]]:
-    """The shapes of the blocks of a parameter of this shape."""
+def join_blocks(blocks: Sequence[Tensor], group: Group) -> Tensor:
+    """The parameter whose `matrix_blocks` these are."""
+    x = blocks[0] if len(blocks) == 1 else torch.cat(tuple(blocks), dim=-2)
+    if not group.get("transposed"):
+        return x
+    return x.mT if is_stack(x.ndim, group) else x.transpose(0, 1)
+
+
+def outputs_first(shape: Sequence[int], group: Group) -> tuple[int, ...]:
+    """The shape of a parameter with its matrices' outputs before their inputs; that of a vector as it is."""
     sides = list(shape)
-    if group.get("transposed"):
+    if group.get("transposed") and len(sides) > 1:
         one, other = (-2, -1) if is_stack(len(sides), group) else (0, 1)
         sides[one], sides[other] = sides[other], sides[one]
+    return tuple(sides)
+
+
+def block_shapes(shape: Sequence[int], group: Group) -> list[Sequence[int]]:
+    """The shapes of the blocks of a parameter of this shape."""
+    sides = outputs_first(shape, group)
     if not group.get("blocks"):
-        return [tuple(sides)]
+        return [sides]
     return [(*sides[:-2], size, sides[-1]) for size in group["blocks"]]
 
 

@@ -21,7 +21,7 @@ Source: arXiv 2602.05813, section 1, appendices C and D.1; arXiv 2502.07529, tab
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, TypeVar, final
 
@@ -45,8 +45,12 @@ __all__ = ["Frobenius", "Greedy", "Max", "Norm", "Rows", "Spectral", "SupOverBlo
 
 _Block = TypeVar("_Block")
 
-Reduce = Callable[[list[Tensor]], list[Tensor]]
-"""From the lengths of the ranks' shards to those of the full tensors."""
+
+class Reduce(Protocol):
+    """From the lengths of the ranks' shards, along these dimensions, to those of the full tensors."""
+
+    def __call__(self, lengths: list[Tensor], *, dims: Collection[int] | None = None) -> list[Tensor]: ...
+
 
 LayerRule = Literal["spectral", "sign", "row", "rms"]
 
@@ -239,6 +243,33 @@ class _Lengths(_Scaled):
         """The block as a matrix whose rows are the vectors."""
         raise NotImplementedError
 
+    @staticmethod
+    def lengths(
+        gs: Sequence[Tensor], reduce: Reduce | None = None, along: Collection[int] | None = None
+    ) -> list[Tensor]:
+        """Lengths in float32 at least, no less than 1e-15.
+
+        Args:
+            gs: Tensors.
+            reduce: Makes the full tensors' lengths of those of these, where they are shards.
+            along: The dimensions along which vectors lie, which are kept; None: the length of each tensor as one.
+        """
+        wide = torch.promote_types(gs[0].dtype, torch.float32)
+        if along is None:
+            found = list(torch._foreach_norm(list(gs), 2, dtype=wide))
+        else:
+            found = [torch.linalg.vector_norm(g, dim=tuple(along), keepdim=True, dtype=wide) for g in gs]
+        found = reduce(found, dims=along) if reduce else found
+        torch._foreach_clamp_min_(found, TINY)
+        return found
+
+    def steepest(
+        self, gs: Sequence[Tensor], reduce: Reduce | None = None, along: Collection[int] | None = None
+    ) -> list[Tensor]:
+        """Every vector divided by its length, fresh, zero where it is; arguments as for `lengths`."""
+        found = torch._foreach_div(list(gs), self.lengths(gs, reduce, along))
+        return [unit.to(g.dtype) for unit, g in zip(found, gs, strict=True)]
+
 
 @final
 @dataclass(frozen=True)
@@ -263,18 +294,6 @@ class Frobenius(_Lengths):
     @staticmethod
     def _vectors(x: Tensor) -> Tensor:
         return x.reshape(1, -1)
-
-    @staticmethod
-    def lengths(gs: Sequence[Tensor]) -> list[Tensor]:
-        """||g||_F of each tensor, 0-d, in float32 at least."""
-        return list(torch._foreach_norm(list(gs), 2, dtype=torch.promote_types(gs[0].dtype, torch.float32)))
-
-    def steepest(self, gs: Sequence[Tensor], reduce: Reduce | None = None) -> list[Tensor]:
-        """Tensors divided by their lengths, fresh, zero where they are; `reduce` where they are shards."""
-        found = self.lengths(gs)
-        found = reduce(found) if reduce else found
-        torch._foreach_clamp_min_(found, TINY)
-        return [g / length for g, length in zip(gs, found, strict=True)]
 
 
 @final
@@ -307,13 +326,11 @@ class Rows(_Lengths):
     def _vectors(x: Tensor) -> Tensor:
         return as_matrix(x)
 
-    @staticmethod
-    def steepest(gs: Sequence[Tensor], reduce: Reduce | None = None) -> list[Tensor]:
-        """Matrices, or stacks of them, with every row divided by its length, fresh; zero rows stay zero."""
-        wide = torch.promote_types(gs[0].dtype, torch.float32)
-        found = [torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=wide) for g in gs]
-        found = reduce(found) if reduce else found
-        return [(g / length.clamp_min(TINY)).to(g.dtype) for g, length in zip(gs, found, strict=True)]
+    def steepest(
+        self, gs: Sequence[Tensor], reduce: Reduce | None = None, along: Collection[int] | None = (-1,)
+    ) -> list[Tensor]:
+        """Every row divided by its length, fresh; of matrices or stacks of them unless `along` says where rows lie."""
+        return super().steepest(gs, reduce, along)
 
 
 @final

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from warmgap.geometry import check_norm, kappa
-from warmgap.torch.layout import matrix_shapes
+from warmgap.torch.layout import matrix_shapes, outputs_first
 from warmgap.torch.optimizers._base import NormConstrainedOptimizer
 
 CLASSES: dict[str, str] = {
@@ -70,10 +70,9 @@ def optimizer_kappa(optimizer: Optimizer, norm: str = "auto") -> float:
 
 
 def _kappa(optimizer: Optimizer, name: str, shape: torch.Size, group: dict[str, Any], norm: str) -> float:
-    shapes = matrix_shapes(shape, group) if name == "spectral" else [shape]
+    shapes = matrix_shapes(shape, group) if name == "spectral" else [outputs_first(shape, group)]
     if norm == "auto" and "radius" in group and isinstance(optimizer, NormConstrainedOptimizer):  # Scion, Gluon
-        norms = [(optimizer.norm_of(group, block), block) for block in shapes]
-        return math.fsum(own.kappa(block) for own, block in norms if own is not None)
+        return math.fsum(optimizer.norm_of(group, block).kappa(block) for block in shapes)
     return kappa(name, shapes)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from warmgap.torch.layout import block_shapes, matrices_of, matrix_blocks, matrix_shapes
 from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
-from warmgap.torch.optimizers._base import CHUNK_ENTRIES, _batches, _chunks, descend_
+from warmgap.torch.optimizers._base import _PLANS, CHUNK_ENTRIES, _batches, descend_
 
 ALL: dict[str, Any] = {
     "muon": Muon,
@@ -103,7 +103,7 @@ def test_a_rate_on_the_device_does_what_a_float_does() -> None:
 def test_batches_gather_by_device_dtype_and_shape_and_hold_what_fits() -> None:
     def places(rule: str, params: list[Tensor]) -> list[list[int]]:
         order = [torch.tensor(index) for index in range(len(params))]
-        return [[int(index) for index in indices] for _, indices in _batches(rule, params, order)]
+        return [[int(index) for index in indices] for _, indices in _batches(rule, False, params, order)]
 
     a, b = torch.zeros(2, 3), torch.zeros(2, 3, device="meta")
     c, d = torch.zeros(3, 3), torch.zeros(2, 3, dtype=torch.bfloat16)
@@ -117,17 +117,23 @@ def test_batches_gather_by_device_dtype_and_shape_and_hold_what_fits() -> None:
     assert places("rms", large) == [[0, 1, 2]]
 
 
-def test_chunks_cover_a_large_tensor_and_pass_on_one_that_is_not_contiguous() -> None:
-    large, state = torch.zeros(700, 1000), torch.zeros(700, 1000)
-    pieces = list(_chunks([large], [state]))
-    assert len(pieces) == 3
-    for (x,), (y,) in pieces:
-        x += 1
-        y += 2
-    assert large.eq(1).all()
-    assert state.eq(2).all()
-    untouched = [large.T]
-    assert list(_chunks(untouched, [state])) == [(untouched, [state])]
+def test_a_large_parameter_is_stepped_chunk_by_chunk_as_in_one_piece() -> None:
+    entries = 2 * CHUNK_ENTRIES + 5
+    for cls in (Lion, Signum, NormalizedSGD):
+        chunked, small, strided = (
+            nn.Parameter(torch.ones(entries)),
+            nn.Parameter(torch.ones(7)),
+            torch.ones(5, entries).T,
+        )
+        for p in (chunked, small):
+            p.grad = torch.linspace(-1, 1, p.numel())
+        whole = nn.Parameter(strided[:, 0])  # not contiguous
+        whole.grad = torch.linspace(-1, 1, entries)
+        optimizer = cls([chunked, small, whole], lr=0.1, weight_decay=0.1)
+        for _ in range(2):
+            optimizer.step()
+        torch.testing.assert_close(chunked, whole)
+        assert chunked.ne(1).all()
 
 
 @pytest.mark.parametrize(
@@ -159,3 +165,42 @@ def test_promise_8_a_model_in_place_of_its_parameters_is_named(optimizer: Any) -
         TypeError, match=rf"got the module Linear: write {optimizer.__name__}\(split_parameters\(model\)"
     ):
         optimizer(nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize("optimizer", [*ALL.values(), EFMuon])
+def test_a_group_that_is_given_is_not_changed(optimizer: Any) -> None:
+    given = {"params": [nn.Parameter(torch.ones(3, 2))], "kind": "matrix", "lr": -1.0}
+    made = optimizer([nn.Parameter(torch.ones(3, 2))])
+    with pytest.raises(ValueError, match="lr"):
+        made.add_param_group(given)
+    assert given.keys() == {"params", "kind", "lr"}
+    # Nor does one optimizer find what another has written into it.
+    given["lr"] = 0.1
+    for cls in (Muon, Lion, optimizer):
+        cls([given])
+    assert given.keys() == {"params", "kind", "lr"}
+
+
+def test_a_checkpoint_without_polynomials_goes_on() -> None:
+    optimizer = Muon([nn.Parameter(torch.ones(3, 2))])
+    before = optimizer.direction_norm(optimizer.param_groups[0], torch.ones(3, 2))
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["polynomial"], group["compute_dtype"]
+    optimizer.load_state_dict(saved)
+    (group,) = optimizer.param_groups
+    assert (group["polynomial"], group["compute_dtype"]) == ("jordan", None)
+    assert optimizer.direction_norm(group, torch.ones(3, 2)) == before
+
+
+def test_a_radius_that_changes_from_step_to_step_is_followed_and_leaves_nothing_behind() -> None:
+    p = nn.Parameter(torch.zeros(4, 3))
+    p.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    optimizer = Scion([p], lr=1.0, momentum=0.0, constrained=False)
+    group = optimizer.param_groups[0]
+    (unit,) = (direction / group["radius"] for direction in optimizer.directions(group, [p]))
+    known = len(_PLANS)
+    for step in range(5):
+        group["radius"] = 1.0 + step
+        torch.testing.assert_close(optimizer.directions(group, [p]), [unit * group["radius"]])
+    assert len(_PLANS) == known

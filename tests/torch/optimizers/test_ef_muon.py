@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -190,3 +192,23 @@ def test_what_is_refused(settings: dict[str, Any], sentence: str) -> None:
     W.grad = torch.ones(2, 2)
     with pytest.raises(ValueError, match="no use for it"):
         EFMuon([W]).step(loss=1.0)
+
+
+def test_copies_keep_their_settings() -> None:
+    W = nn.Parameter(matrix(3, 2))
+    optimizer = EFMuon([W], lr=1.0, feedback=False, target_loss=0.0)
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):  # noqa: S301
+        for p in (W, other.param_groups[0]["params"][0]):
+            p.grad = matrix(3, 2, seed=1)
+        directions = [one.directions(one.param_groups[0], one.param_groups[0]["params"]) for one in (optimizer, other)]
+        assert torch.equal(directions[0][0], directions[1][0])
+        other.step(loss=1.0)
+        assert {name for state in other.state.values() for name in state} == {"momentum_buffer"}
+    assert not optimizer.state
+
+
+def test_sparse_gradients_are_refused() -> None:
+    W = nn.Parameter(matrix(3, 2))
+    W.grad = matrix(3, 2).to_sparse()
+    with pytest.raises(TypeError, match="sparse=False"):
+        EFMuon([W]).step()

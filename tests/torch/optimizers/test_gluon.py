@@ -73,3 +73,13 @@ def test_constants_that_say_nothing_are_refused() -> None:
         Gluon(parameters([(3, 2)]), L0=0.0, L1=0.0)
     with pytest.raises(ValueError, match="L1"):
         Gluon(parameters([(3, 2)]), L0=1.0, L1=-1.0)
+
+
+def test_dual_norms_of_small_half_precision_gradients_do_not_vanish() -> None:
+    heads = [torch.nn.Parameter(torch.zeros(4, 768, dtype=dtype)) for dtype in (torch.float16, torch.float32)]
+    for p in heads:
+        p.grad = torch.full_like(p, 1e-5)
+        Gluon([{"params": [p], "kind": "head"}], lr=1.0, L0=1e-7, L1=0.0).step()
+    half, single = heads
+    assert single.all()
+    torch.testing.assert_close(half.float(), single.detach(), rtol=2e-2, atol=0, check_dtype=False)

@@ -130,3 +130,11 @@ def test_bare_parameters_must_be_matrices_and_rules_known() -> None:
         Scion(parameters([(3, 2), (3,)]))
     with pytest.raises(ValueError, match="rule"):
         Scion([{"params": parameters([(3, 2)]), "rule": "nuclear"}])
+
+
+def test_the_root_mean_square_of_a_stack_is_that_of_all_its_entries() -> None:
+    (stack,) = parameters([(4, 3, 2)])
+    stack.data.zero_()
+    stack.grad = torch.randn(4, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    Scion([{"params": [stack], "kind": "matrix", "rule": "rms"}], lr=1.0, radius=2.0, constrained=False).step()
+    assert stack.detach().square().mean().sqrt().item() == pytest.approx(2.0)

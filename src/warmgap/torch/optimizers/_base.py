@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
@@ -13,11 +12,20 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from warmgap._checks import check_at_least_zero, check_choice, check_count, check_finite, check_flag
-from warmgap.torch.layout import block_shapes, check_layout, is_stack, matrix_blocks, matrix_sides, output_dim
+from warmgap._checks import check_at_least_zero, check_choice, check_count, check_finite
+from warmgap.torch.layout import (
+    Group,
+    block_shapes,
+    check_layout,
+    is_stack,
+    join_blocks,
+    matrix_blocks,
+    matrix_sides,
+    output_dim,
+    outputs_first,
+)
 from warmgap.torch.norms import BATCH_ENTRIES, Frobenius, Max, Rows, Spectral
 from warmgap.torch.orthogonalize import (
-    TINY,
     Polynomial,
     as_matrix,
     check_compute_dtype,
@@ -38,8 +46,6 @@ from warmgap.torch.sharding import (
 )
 from warmgap.torch.split import KINDS
 
-Group = dict[str, Any]
-
 LayerNorm = Spectral | Max | Rows | Frobenius
 
 # What a core's own cache holds of a parameter, its state, its gradient and a temporary.
@@ -48,7 +54,9 @@ CHUNK_ENTRIES = 2**18
 # A weight decay by which a step of length one would be this much longer does not fit in float32.
 LARGEST = 1e30
 
-_NORMS = {
+_SIGNS = ("lion", "signum", "sign")
+
+_NORM_OF = {
     "spectral": "spectral", "row": None, "rms": "frobenius", "sum": "frobenius",
     "sign": "max", "signum": "max", "lion": "max", "adamw": None,
 }  # fmt: skip
@@ -57,7 +65,57 @@ _NORMS = {
 _ADAMW_FUSED = ("cpu", "cuda", "xpu")
 
 
-class NormConstrainedOptimizer(Optimizer):
+class CheckedOptimizer(Optimizer):
+    """An optimizer that checks every group when it comes; a subclass says what for (`_complete_group`)."""
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        if isinstance(params, nn.Module):
+            name = type(self).__name__
+            raise TypeError(
+                f"{name} takes parameters, got the module {type(params).__name__}: write "
+                f"{name}(split_parameters(model), ...), with split_parameters from warmgap.torch"
+            )
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group, completed with the optimizer's defaults.
+
+        Args:
+            param_group: A dict with `params` and whatever is to differ from the defaults. Not changed.
+
+        Raises:
+            TypeError: If a parameter is complex or not a tensor.
+            ValueError: If a value is out of range.
+        """
+        super().add_param_group({**param_group})
+        group = self.param_groups[-1]
+        try:
+            for p in group["params"]:
+                if not p.is_floating_point():
+                    raise TypeError(
+                        f"parameters must be real floating-point tensors, got {p.dtype} of shape {tuple(p.shape)}; "
+                        "keep the two parts of a complex one as two parameters"
+                    )
+            if group.get("kind", "matrix") not in KINDS:
+                raise ValueError(
+                    f"kind must be one of {', '.join(map(repr, KINDS))}, got {group['kind']!r}; leave it out where all "
+                    "parameters of the group are matrices"
+                )
+            check_rate(group["lr"])
+            self._complete_group(group, frozenset(param_group))
+            check_rate(group["weight_decay"], "weight_decay")
+            if "momentum" in group:
+                check_momentum("momentum", group["momentum"])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def _complete_group(self, group: Group, given: frozenset[str]) -> None:
+        """Check a new group, already filled with the defaults, and set what follows; `given` is what the user set."""
+        raise NotImplementedError
+
+
+class NormConstrainedOptimizer(CheckedOptimizer):
     """An optimizer for the whole model whose step is, group by group, the LMO of a norm.
 
     Every group carries `norm`: `"spectral"`, `"max"`, `"frobenius"`, or None where the group's rule is not constrained
@@ -69,38 +127,18 @@ class NormConstrainedOptimizer(Optimizer):
     Parameters may be sharded (DTensor): a step is that of the full tensor, and every rank of their mesh must make it.
     Each matrix is orthogonalized on one rank.
 
-    A subclass names its rule, or says which one a group takes (`_complete_group`) and the norm of a block (`_norm`).
+    A subclass names its rule, or says which one a group takes (`_complete_group`) and the norm of a block (`norm_of`).
     """
 
     # What a group's steps go by where groups have no rule of their own.
     _rule: ClassVar[str] = ""
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        check_no_module(params, type(self).__name__)
-        super().__init__(params, defaults)
-
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a group, completed with the optimizer's defaults.
-
-        Args:
-            param_group: A dict with `params` and whatever is to differ from the defaults.
-
-        Raises:
-            TypeError: If a parameter is complex or not a tensor.
-            ValueError: If a value is out of range.
-        """
-        given = frozenset(param_group)
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            check_params(group["params"])
-            _check_kind(group)
-            check_rate(group["lr"])
-            self._complete_group(group, given)
-            check_rate(group["weight_decay"], "weight_decay")
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            if "ns_steps" in group:  # checkpoints of version 1 have neither
+                group.setdefault("polynomial", "jordan")
+                group.setdefault("compute_dtype", None)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -193,35 +231,29 @@ class NormConstrainedOptimizer(Optimizer):
         """
         if group["norm"] != "spectral" or group.get("L0") is not None:
             return None
-        found = {length for _, _, length in self._plan(group, param.shape)}
-        if len(found) != 1:
+        norms, length = self._plan(group, param.shape)
+        if any(share != 1.0 for _, share in norms):
             return None
-        return found.pop() * (1.0 if group["exact"] else largest_singular_value(group["polynomial"], group["ns_steps"]))
+        largest = 1.0 if group["exact"] else largest_singular_value(group["polynomial"], group["ns_steps"])
+        return length * largest
 
-    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm | None:
-        """Return the norm that a group's steps are the LMO of, for a block of this shape; None for AdamW's groups.
+    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm:  # noqa: ARG002
+        """Return the norm that a group's steps are the LMO of, for a block of this shape, outputs first.
 
-        The radius of Scion and Gluon and Muon's `scale` are no part of it.
+        Of a stack of matrices it is each one's. The radius of Scion and Gluon is no part of it; AdamW has no norm.
         """
-        return None if group.get("rule") == "adamw" else self._norm(group, shape)
+        return Frobenius() if group["norm"] == "frobenius" else Max()
 
     def _complete_group(self, group: Group, given: frozenset[str]) -> None:  # noqa: ARG002
-        """Check a new group, already filled with the defaults, and set what follows; `given` is what the user set."""
-        if "momentum" in group:
-            check_momentum("momentum", group["momentum"])
         if "betas" in group:
             check_betas(group["betas"])
         rule = group.get("rule", self._rule)
-        check_choice("rule", rule, (self._rule,) if self._rule else tuple(_NORMS))
-        norm = _NORMS[rule]
+        check_choice("rule", rule, (self._rule,) if self._rule else tuple(_NORM_OF))
+        norm = _NORM_OF[rule]
         if group.setdefault("norm", norm) != norm:
             raise ValueError(
                 f"this group's steps are constrained in norm={norm!r}, got norm={group['norm']!r}; leave norm out"
             )
-
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:  # noqa: ARG002
-        """The norm of a block of this shape (of a stack of matrices, each one's), under a rule that is not AdamW's."""
-        return Frobenius() if group["norm"] == "frobenius" else Max()
 
     # ------------------------------------------------------------------------------------------------------------ state
 
@@ -293,42 +325,40 @@ class NormConstrainedOptimizer(Optimizer):
 
         Of sharded parameters, gradients and states are this rank's shards.
         """
-        rule = group.get("rule", self._rule)
+        rule, adaptive = group.get("rule", self._rule), group.get("L0") is not None
         if sharded:
             targets = [local(x) for x in targets]
             params = [_whole_here(p, group) for p in params] if rule == "spectral" else params
-        for some, xs, gs, *kept in _batches(rule, params, targets, grads, *filter(None, states)):
-            shape, cut = some[0].shape, sharding_of(some[0]) if sharded else None
-            by_passes = step.eager and xs[0].device.type == "cpu"
+        in_chunks = step.eager and rule in _SIGNS and not adaptive
+        for some, xs, gs, *kept in _batches(rule, in_chunks, params, targets, grads, *filter(None, states)):
             if rule == "adamw":
                 _adamw(group, xs, gs, kept, step)
-            elif rule in ("spectral", "row") or group.get("L0") is not None:
-                estimates = self._estimate(group, rule, gs, kept, by_passes)
-                if rule == "spectral" and cut:
-                    blocks = self._owned_blocks(group, some, xs, estimates, cut, step)
-                else:
-                    blocks = self._blocks(group, shape, xs, estimates, cut, step.eager)
-                if group.get("L0") is not None:
-                    blocks = _by_duals(group, blocks, cut)
-                for ps, _, directions, _, length in blocks:
-                    # Not in one pass: a shard may be contiguous where the full tensor is not, and digits would differ.
-                    descend_(ps, directions, step.lr, step.weight_decay, length)
+                continue
+            cut = sharding_of(some[0]) if sharded else None
+            by_passes = step.eager and xs[0].device.type == "cpu"
+            estimates = self._average(group, rule, gs, kept, by_passes)
+            if rule != "spectral":
+                directions, length = self._directions(group, some[0].shape, estimates, cut, step.eager)
+                descend_(xs, directions, step.lr, step.weight_decay, length, by_passes)
+            elif cut:
+                self._descend_on_owners(group, some, xs, estimates, cut, step)
             else:
-                self._entrywise(group, rule, shape, xs, gs, kept, step, cut, by_passes)
+                # Not in one pass: a shard may be contiguous where the full tensor is not, and digits would differ.
+                directions, length = self._polar_factors(group, some[0].shape, estimates, step.eager)
+                descend_(xs, directions, step.lr, step.weight_decay, length)
 
-    def _estimate(
+    def _average(
         self, group: Group, rule: str, gs: list[Tensor], kept: list[list[Tensor]], by_passes: bool
     ) -> list[Tensor]:
-        """Move the averages; return what the LMO is taken at, perhaps these or gradients themselves; of Lion signs."""
+        """Move the averages; return what the LMO is taken at, perhaps these or gradients themselves."""
         if not kept:
             return gs
         (ms,) = kept
         if rule == "lion":
             beta1, beta2 = group["betas"]
-            signs = torch._foreach_lerp(ms, gs, 1 - beta1)
-            torch._foreach_sign_(signs)
+            estimates = torch._foreach_lerp(ms, gs, 1 - beta1)
             torch._foreach_lerp_(ms, gs, 1 - beta2)
-            return list(signs)
+            return list(estimates)
         momentum = group["momentum"]
         if rule != "sum":
             torch._foreach_lerp_(ms, gs, 1 - momentum)
@@ -341,85 +371,56 @@ class NormConstrainedOptimizer(Optimizer):
             torch._foreach_add_(ms, gs)
         return ms
 
-    def _entrywise(
-        self,
-        group: Group,
-        rule: str,
-        shape: Sequence[int],
-        xs: list[Tensor],
-        gs: list[Tensor],
-        kept: list[list[Tensor]],
-        step: _Step,
-        cut: Sharding | None,
-        by_passes: bool,
-    ) -> None:
-        """Signs, and tensors over their lengths, of full parameters."""
-        _, norm, length = self._plan(group, shape, step.eager)[0]
-        in_chunks = by_passes and len(xs) == 1 and xs[0].numel() > CHUNK_ENTRIES
-        if isinstance(norm, Max):
-            for ps, some, *states in _chunks(xs, gs, *kept) if in_chunks else [(xs, gs, *kept)]:
-                directions = self._estimate(group, rule, some, states, by_passes)
-                directions = directions if rule == "lion" else norm.steepest(directions)
-                descend_(ps, directions, step.lr, step.weight_decay, length, by_passes)
-            return
-        found: list[Tensor] = []
-        for some, *states in _chunks(gs, *kept) if in_chunks else [(gs, *kept)]:
-            found += Frobenius.lengths(self._estimate(group, rule, some, states, by_passes))
-        lengths = [torch.linalg.vector_norm(torch.stack(found))] if in_chunks else found
-        lengths = full_norms(lengths, cut) if cut else lengths
-        torch._foreach_clamp_min_(lengths, TINY)
-        estimates = kept[0] if kept else gs
-        if in_chunks:
-            descend_(xs, estimates, step.lr, step.weight_decay, length / float(lengths[0]), by_passes)
+    def _directions(
+        self, group: Group, shape: Sequence[int], estimates: list[Tensor], cut: Sharding | None, eager: bool
+    ) -> tuple[list[Tensor], float]:
+        """The steepest directions at full tensors of this shape, or at their shards, and the length to step along them.
+
+        Fresh tensors, but for a large one on the CPU that need only be scaled.
+        """
+        ((norm, _),), length = self._plan(group, shape, eager)
+        adaptive, first = group.get("L0") is not None, estimates[0]
+        reduce = partial(full_norms, sharding=cut) if cut else None
+        if isinstance(norm, Rows):
+            others = {output_dim(first, group)} | ({0} if is_stack(first.ndim, group) else set())
+            directions = norm.steepest(estimates, reduce, {*range(first.ndim)} - others)
+        elif isinstance(norm, Frobenius):
+            alone = len(estimates) == 1 and first.numel() > CHUNK_ENTRIES
+            if alone and eager and first.device.type == "cpu" and not adaptive:
+                return estimates, length / float(norm.lengths(estimates, reduce)[0])
+            directions = norm.steepest(estimates, reduce)
         else:
-            directions = list(torch._foreach_div(estimates, lengths))
-            descend_(xs, directions, step.lr, step.weight_decay, length, by_passes)
+            directions = norm.steepest(estimates)
+        return (_by_duals(group, norm, estimates, directions, cut) if adaptive else directions), length
 
-    # ----------------------------------------------------------------------------------------------------------- blocks
+    def _polar_factors(
+        self, group: Group, shape: Sequence[int], estimates: list[Tensor], eager: bool
+    ) -> tuple[list[Tensor], float]:
+        """U V^T of the matrices that full tensors of this shape are, and the length to step along them.
 
-    def _plan(
-        self, group: Group, shape: Sequence[int], eager: bool = True
-    ) -> list[tuple[Sequence[int], LayerNorm, float]]:
-        """The blocks of a parameter of this shape: each one's shape, norm and step length."""
-        key = None
-        if eager:
-            # All that norms depend on; looked up at every step, as a group's values may be changed.
-            key = (type(self), shape, str([*map(group.get, _PLANNED)]))
-            if key in _PLANS:
-                return _PLANS[key]
-        vector = group.get("rule", self._rule) not in ("spectral", "sign", "row")
-        shapes = [shape] if vector else block_shapes(shape, group)
-        norms = [self._norm(group, block) for block in shapes]
-        radius = group.get("radius", 1.0)
-        plan = [(block, norm, radius / norm.scale) for block, norm in zip(shapes, norms, strict=True)]
-        if key is not None:
-            _PLANS[key] = plan
-        return plan
+        The length is that of the longest block; directions of the others are as much shorter as their steps are.
+        """
+        norms, length = self._plan(group, shape, eager)
+        adaptive = group.get("L0") is not None
+        several = len(norms) > 1 or group.get("transposed")
+        blocks = zip(*(matrix_blocks(x, group) for x in estimates), strict=True) if several else [estimates]
+        found: list[list[Tensor]] = []
+        for (norm, share), sources in zip(norms, blocks, strict=True):
+            first = sources[0]
+            flat = first.ndim != 2 and not is_stack(first.ndim, group)
+            matrices = [as_matrix(source) for source in sources] if flat else sources
+            directions = norm.steepest(matrices)
+            if first.device.type != "cpu" and directions[0].dtype != first.dtype:
+                # On the CPU the sum with the parameter converts at less cost.
+                directions = [direction.to(first.dtype) for direction in directions]
+            if adaptive:
+                directions = _by_duals(group, norm, matrices, directions)
+            elif share != 1.0:
+                directions = [direction.to(first.dtype) * share for direction in directions]
+            found.append([direction.reshape(first.shape) for direction in directions] if flat else directions)
+        return [join_blocks(parts, group) for parts in zip(*found, strict=True)] if several else found[0], length
 
-    def _blocks(
-        self,
-        group: Group,
-        shape: Sequence[int],
-        xs: list[Tensor],
-        estimates: list[Tensor],
-        cut: Sharding | None,
-        eager: bool,
-        directions: list[Tensor] | None = None,
-    ) -> list[_Block]:
-        """The blocks of tensors of this shape, or of their shards, with the directions given or still to take."""
-        plan = self._plan(group, shape, eager)
-        tensors = (xs, estimates) if directions is None else (xs, estimates, directions)
-        parts: Iterable[Sequence[Sequence[Tensor]]] = (tensors,)
-        if len(plan) > 1 or (group.get("transposed") and group["rule"] != "rms"):
-            blocks = [[_local_blocks(x, shape, group, cut) for x in some] for some in tensors]
-            parts = zip(*(zip(*of_each, strict=True) for of_each in blocks), strict=True)
-        found: list[_Block] = []
-        for (_, norm, length), of_block in zip(plan, parts, strict=True):
-            targets, sources, *given = map(list, of_block)
-            found.append((targets, sources, given[0] if given else _steepest(norm, sources, group, cut), norm, length))
-        return found
-
-    def _owned_blocks(
+    def _descend_on_owners(
         self,
         group: Group,
         params: list[Tensor],
@@ -427,40 +428,64 @@ class NormConstrainedOptimizer(Optimizer):
         estimates: list[Tensor],
         cut: Sharding,
         step: _Step,
-    ) -> list[_Block]:
-        """The blocks of sharded matrices: each parameter is gathered and orthogonalized on one rank."""
+    ) -> None:
+        """Step sharded matrices: each parameter is gathered and orthogonalized on one rank."""
 
         def compute(full: list[Tensor]) -> list[Tensor]:
-            results = [torch.empty_like(x) for x in full]
+            found = list(full)
             for members in _by_shape(full):
-                some, of_some = ([part[i] for i in members] for part in (results, full))
-                for targets, _, directions, _, _ in self._blocks(group, some[0].shape, some, of_some, None, step.eager):
-                    torch._foreach_copy_(targets, directions)
-            return results
+                directions, _ = self._polar_factors(
+                    group, full[members[0]].shape, [full[i] for i in members], step.eager
+                )
+                for i, direction in zip(members, directions, strict=True):
+                    found[i] = direction.to(full[i].dtype)
+            return found
 
         owned = owners([_cost(p, group) for p in params], cut.mesh, step.loads)
         # On accelerators Newton-Schulz begins by rounding to bfloat16: nothing is lost where that is done before.
         whole = group["exact"] or xs[0].device.type == "cpu"
         sent = estimates if whole else [estimate.to(torch.bfloat16) for estimate in estimates]
         directions = on_owners(sent, [p.shape for p in params], owned, cut, compute)
-        directions = [direction.to(x.dtype) for direction, x in zip(directions, xs, strict=True)]
-        found: list[_Block] = []
         for members in _by_shape(params):
-            of_shape = ([part[i] for i in members] for part in (xs, estimates, directions))
-            some, sources, given = of_shape
-            found += self._blocks(group, params[members[0]].shape, some, sources, cut, step.eager, given)
-        return found
+            _, length = self._plan(group, params[members[0]].shape, step.eager)
+            some = [xs[i] for i in members]
+            descend_(some, [directions[i].to(some[0].dtype) for i in members], step.lr, step.weight_decay, length)
 
+    def _plan(
+        self, group: Group, shape: Sequence[int], eager: bool = True
+    ) -> tuple[list[tuple[LayerNorm, float]], float]:
+        """The norms of a parameter of this shape, and how long a step of rate 1 is in that of the longest block.
 
-_Block = tuple[list[Tensor], list[Tensor], list[Tensor], LayerNorm, float]
-"""Views of targets and estimates, directions of unit scale, fresh, the norm they are steepest in, and step length."""
+        A spectral group's parameter has one for each block, any other has one for all of it; each comes with its share
+        of the longest one's length.
+        """
+        key = None
+        if eager:
+            # Looked up at every step, as a group's values may be changed.
+            key = (type(self), shape, str([*map(group.get, _NORMS_FOLLOW)]))
+        found = _PLANS.get(key)
+        if found is None:
+            rule = group.get("rule", self._rule)
+            if len(shape) < 2 and rule in ("spectral", "row"):
+                raise ValueError(
+                    f"a parameter of shape {tuple(shape)} stands where a matrix did: something has flattened the "
+                    "parameters since the optimizer was made (DeepSpeed's ZeRO, FSDP with use_orig_params=False); "
+                    "shard them with FSDP2, or take Lion or AdamW"
+                )
+            shapes = block_shapes(shape, group) if rule == "spectral" else [outputs_first(shape, group)]
+            norms = [self.norm_of(group, block) for block in shapes]
+            least = min(norm.scale for norm in norms)
+            found = [(norm, least / norm.scale) for norm in norms], least
+            if eager:
+                _PLANS[key] = found
+        norms_and_shares, scale = found
+        return norms_and_shares, 1.0 if group.get("L0") is not None else group.get("radius", 1.0) / scale
+
 
 # What a group's norms depend on beside shapes.
-_PLANNED = (
-    "kind", "rule", "blocks", "transposed", "scale", "radius", "L0", "exact", "ns_steps", "polynomial", "compute_dtype"
-)  # fmt: skip
+_NORMS_FOLLOW = ("kind", "rule", "blocks", "transposed", "scale", "exact", "ns_steps", "polynomial", "compute_dtype")
 
-_PLANS: dict[Hashable, list[tuple[Sequence[int], LayerNorm, float]]] = {}
+_PLANS: dict[Hashable, tuple[list[tuple[LayerNorm, float]], float]] = {}
 
 
 class _Step(NamedTuple):
@@ -479,53 +504,24 @@ class _Step(NamedTuple):
     eager: bool
 
 
-def _by_duals(group: Group, blocks: list[_Block], cut: Sharding | None) -> list[_Block]:
-    """The blocks with radii that follow from L0, L1 and dual norms in their directions, and steps of length 1."""
-    # The part of <m, -lmo(m)> = ||m||_* that is here, of each matrix where the block is a stack of them.
-    partial_duals: list[Tensor] = []
-    minus_lmos: list[list[Tensor]] = []
-    stacked = group.get("rule") == "spectral" and is_stack(blocks[0][0][0].ndim, group)
-    dims = (-2, -1) if stacked else None
-    for _, sources, directions, norm, _ in blocks:
-        wide = torch.promote_types(sources[0].dtype, torch.float32)
-        scaled = [d.to(source.dtype).div_(norm.scale) for d, source in zip(directions, sources, strict=True)]
-        for source, direction in zip(sources, scaled, strict=True):
-            partial_duals.append((source * direction).sum(dim=dims, keepdim=stacked, dtype=wide))
-        minus_lmos.append(scaled)
-    duals = iter(full_sums(partial_duals, cut, (1, 2) if stacked else None))
-    for scaled in minus_lmos:
-        for direction, dual in zip(scaled, duals, strict=False):
-            # Without L0 it is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
-            direction.mul_(1 / group["L1"] if group["L0"] == 0 else dual / (group["L0"] + group["L1"] * dual))
-    return [(ps, of, scaled, norm, 1.0) for (ps, of, _, norm, _), scaled in zip(blocks, minus_lmos, strict=True)]
-
-
-def _steepest(norm: LayerNorm, sources: list[Tensor], group: Group, cut: Sharding | None) -> list[Tensor]:
-    """A norm's steepest directions at blocks of one shape, or at this rank's shards of them, in that shape."""
-    if isinstance(norm, Max):
-        return norm.steepest(sources)
-    reduce = partial(full_norms, sharding=cut) if cut else None
-    if isinstance(norm, Frobenius):
-        return norm.steepest(sources, reduce)
-    first = sources[0]
-    stacked = first.ndim != 2 and is_stack(first.ndim, group)
-    flat = first.ndim != 2 and not stacked
-    if first.ndim < 2:
-        raise ValueError(
-            f"a parameter of shape {tuple(first.shape)} stands where a matrix did: something has flattened the "
-            "parameters since the optimizer was made (DeepSpeed's ZeRO, FSDP with use_orig_params=False); shard them "
-            "with FSDP2, or take Lion or AdamW"
-        )
-    matrices = [as_matrix(source) for source in sources] if flat else sources
-    if isinstance(norm, Spectral):
-        found = norm.steepest(matrices)
-        if first.device.type != "cpu" and found[0].dtype != first.dtype:
-            # On the CPU the sum with the parameter converts at less cost.
-            found = [direction.to(first.dtype) for direction in found]
-    else:
-        along = {*range(first.ndim)} - {output_dim(first, group)} - ({0} if stacked else set())
-        found = norm.steepest(matrices, partial(reduce, dims=along) if reduce else None)
-    return [direction.reshape(first.shape) for direction in found] if flat else found
+def _by_duals(
+    group: Group, norm: LayerNorm, sources: Sequence[Tensor], directions: list[Tensor], cut: Sharding | None = None
+) -> list[Tensor]:
+    """Directions of the length that follows from L0, L1 and the dual norm of each, or of each matrix of a stack."""
+    dims = (-2, -1) if isinstance(norm, Spectral) else None
+    wide = torch.promote_types(sources[0].dtype, torch.float32)
+    # The part of <m, -lmo(m)> = ||m||_* that is here.
+    partial_duals = [
+        (source.to(wide) * direction).sum(dim=dims, keepdim=dims is not None) / norm.scale
+        for source, direction in zip(sources, directions, strict=True)
+    ]
+    L0, L1 = group["L0"], group["L1"]
+    # Without L0 the radius is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
+    radii = [1 / L1 if L0 == 0 else dual / (L0 + L1 * dual) for dual in full_sums(partial_duals, cut)]
+    return [
+        (direction.to(source.dtype) * (radius / norm.scale)).to(source.dtype)
+        for source, direction, radius in zip(sources, directions, radii, strict=True)
+    ]
 
 
 def _adamw(group: Group, xs: list[Tensor], gs: list[Tensor], kept: list[list[Tensor]], step: _Step) -> None:
@@ -546,16 +542,17 @@ def _adamw(group: Group, xs: list[Tensor], gs: list[Tensor], kept: list[list[Ten
     torch._fused_adamw_(xs, gs, exp_avgs, exp_avg_sqs, [], counters, **options)
 
 
-def _batches(rule: str, params: list[Tensor], *others: list[Tensor]) -> list[list[list[Tensor]]]:
+def _batches(rule: str, in_chunks: bool, params: list[Tensor], *others: list[Tensor]) -> list[list[list[Tensor]]]:
     """What one multi-tensor call can take, column by column: of one device and dtype, and for layers of one shape.
 
-    On the CPU it is only as much as stays in the cache from pass to pass, elsewhere as one batch may hold. Sharded
-    parameters that are cut alike come all together, matrices of any shapes, so that they are exchanged at once.
+    On the CPU it is only as much as stays in the cache from pass to pass, elsewhere as one batch may hold; with
+    `in_chunks` a large parameter comes in several. Sharded parameters that are cut alike come all together, matrices of
+    any shapes, so that they are exchanged at once.
     """
     by_shape = rule not in ("adamw", "lion", "signum", "sum")
-    latest: dict[Hashable, list[tuple[Tensor, ...]]] = {}
+    latest: dict[Hashable, list[list[Tensor]]] = {}
     entries: dict[Hashable, int] = {}
-    found: list[list[tuple[Tensor, ...]]] = []
+    found: list[list[list[Tensor]]] = []
     for row in zip(params, *others, strict=True):
         p = row[0]
         device, size, shape = p.device, p.numel(), p.shape if by_shape else None
@@ -565,34 +562,42 @@ def _batches(rule: str, params: list[Tensor], *others: list[Tensor]) -> list[lis
             unlimited, shape = True, None if rule == "spectral" else shape
             key = (device, p.dtype, shape, p.device_mesh, p.placements, p.ndim)
         most = CHUNK_ENTRIES if device.type == "cpu" else BATCH_ENTRIES
-        if key in latest and (unlimited or entries[key] + size <= most):
-            latest[key].append(row)
+        if in_chunks and size > most and device.type == "cpu" and not unlimited:
+            found += _chunks(*row)
+        elif key in latest and (unlimited or entries[key] + size <= most):
+            for column, x in zip(latest[key], row, strict=True):
+                column.append(x)
             entries[key] += size
         else:
-            latest[key], entries[key] = [row], size
+            latest[key], entries[key] = [*map(list, zip(row))], size  # one column of each
             found.append(latest[key])
-    return [[*map(list, zip(*rows, strict=True))] for rows in found]
+    return found
 
 
-def _chunks(*tensors: list[Tensor]) -> Iterable[tuple[list[Tensor], ...]]:
-    """A large CPU parameter and what belongs to it, chunk by chunk where all are contiguous.
+def _chunks(p: Tensor, *others: Tensor) -> Iterable[list[list[Tensor]]]:
+    """A large parameter with what belongs to it, chunk by chunk where all are contiguous.
 
     A chunk stays in the cache from pass to pass, and temporaries stay small enough for the allocator to use them again,
     without which large parameters take three times as long.
     """
-    if not all(x.is_contiguous() for (x,) in tensors):
-        return (tensors,)
-    chunks = (torch.split(x.detach().view(-1), CHUNK_ENTRIES) for (x,) in tensors)
-    return (tuple([chunk] for chunk in chunk_of_each) for chunk_of_each in zip(*chunks, strict=True))
+    if not all(x.is_contiguous() for x in others):
+        return [[[p], *([x] for x in others)]]
+    chunks = (x.detach().view(-1).split(CHUNK_ENTRIES) for x in others)
+    return ([[p], *([chunk] for chunk in chunk_of_each)] for chunk_of_each in zip(*chunks, strict=True))
 
 
-def _gradient(p: Tensor) -> Tensor:
-    """The gradient of p, which has one; of a sharded parameter, this rank's shard."""
+def dense_gradient(p: Tensor) -> Tensor:
+    """The gradient of p, which has one; TypeError where it is sparse."""
     grad = p.grad
     assert grad is not None  # noqa: S101 (for the type checker)
     if grad.layout != torch.strided:
         raise TypeError(f"sparse gradients are not supported, got layout {grad.layout}; use sparse=False")
-    return local(sharded_alike(grad, p))
+    return grad
+
+
+def _gradient(p: Tensor) -> Tensor:
+    """The gradient of p, which has one; of a sharded parameter, this rank's shard."""
+    return local(sharded_alike(dense_gradient(p), p))
 
 
 def _scalar(value: Tensor, eager: bool) -> float | Tensor:
@@ -643,16 +648,6 @@ def descend_(
             x.add_(direction, alpha=-rate)
 
 
-def _local_blocks(x: Tensor, shape: Sequence[int], group: Group, cut: Sharding | None) -> tuple[Tensor, ...]:
-    """The blocks of x, this rank's shard of a tensor of this shape: its part of each, which may be empty."""
-    if cut is None or not group.get("blocks"):
-        return matrix_blocks(x, group)
-    start, stop = cut.span(shape, cut.here, output_dim(x, group))
-    edges = [0, *itertools.accumulate(group["blocks"])]
-    clipped = [min(max(edge, start), stop) for edge in edges]
-    return matrix_blocks(x, group | {"blocks": [b - a for a, b in itertools.pairwise(clipped)]})
-
-
 def _whole_here(p: Tensor, group: Group) -> Tensor:
     """p, or this rank's shard where that holds full matrices: of a stack of experts that are spread over the ranks."""
     cut = sharding_of(p)
@@ -681,7 +676,6 @@ def spectral_of(group: Group, scale: float = 1.0) -> Spectral:
         scale,
         "svd" if group["exact"] else "newton-schulz",
         steps=group["ns_steps"],
-        # A checkpoint from before has neither.
         polynomial=group.get("polynomial", "jordan"),
         compute_dtype=group.get("compute_dtype"),
     )
@@ -715,7 +709,6 @@ def check_betas(betas: Any) -> None:
 def check_spectral(group: Group) -> None:
     """Raise ValueError unless a group can be stepped by orthogonalisation."""
     check_count("ns_steps", group["ns_steps"], minimum=1)
-    check_flag("exact", group["exact"])
     polynomial: Polynomial = group["polynomial"]
     group["polynomial"] = check_polynomial(polynomial, group["ns_steps"])
     check_compute_dtype(group["compute_dtype"])
@@ -726,30 +719,3 @@ def check_spectral(group: Group) -> None:
                 "split_parameters(model), which gives every parameter the rule that fits it"
             )
     check_layout(group)
-
-
-def _check_kind(group: Group) -> None:
-    if "kind" in group and group["kind"] not in KINDS:
-        raise ValueError(
-            f"kind must be one of {', '.join(map(repr, KINDS))}, got {group['kind']!r}; leave it out where all "
-            "parameters of the group are matrices"
-        )
-
-
-def check_no_module(params: object, name: str) -> None:
-    """Raise TypeError where a model is given in place of its parameters."""
-    if isinstance(params, nn.Module):
-        raise TypeError(
-            f"{name} takes parameters, got the module {type(params).__name__}: write {name}(split_parameters(model), "
-            "...), with split_parameters from warmgap.torch"
-        )
-
-
-def check_params(params: list[Tensor]) -> None:
-    """Raise TypeError unless all parameters are real and floating-point."""
-    for p in params:
-        if not p.is_floating_point():
-            raise TypeError(
-                f"parameters must be real floating-point tensors, got {p.dtype} of shape {tuple(p.shape)}; "
-                "keep the two parts of a complex one as two parameters"
-            )

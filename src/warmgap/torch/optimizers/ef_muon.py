@@ -1,25 +1,23 @@
 """EF-Muon: what Muon's normalization drops is kept, and added again at the next step."""
 
 from collections.abc import Callable
-from typing import Any, final, overload
+from typing import final, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
-from warmgap._checks import check_at_least_zero, check_count, check_finite
-from warmgap.torch.layout import check_layout, matrices_of
-from warmgap.torch.optimizers._base import check_momentum, check_no_module, check_params, check_rate, spectral_of
+from warmgap._checks import check_count, check_finite, check_flag
+from warmgap.torch.layout import Group, check_layout, matrices_of
+from warmgap.torch.optimizers._base import CheckedOptimizer, dense_gradient, spectral_of
 from warmgap.torch.orthogonalize import TINY, as_matrix
 from warmgap.torch.sharding import is_sharded, local
 
 __all__ = ["EFMuon"]
 
-Group = dict[str, Any]
-
 
 @final
-class EFMuon(Optimizer):
+class EFMuon(CheckedOptimizer):
     """Muon with error feedback: it converges where Muon does not, on convex Lipschitz functions.
 
     Muon goes along U V^T, whatever the singular values of its momentum: what is small in every gradient, but always
@@ -53,7 +51,7 @@ class EFMuon(Optimizer):
             parameters; lr is 1, or less for caution, and weight decay takes it as it is.
 
     Raises:
-        TypeError: If a parameter is complex.
+        TypeError: If a parameter is complex; from `step`, if a gradient is sparse.
         ValueError: If a value is out of range; from `step`, if a loss is missing, or given without target_loss.
 
     Example:
@@ -88,31 +86,19 @@ class EFMuon(Optimizer):
     ) -> None:
         if target_loss is not None:
             check_finite("target_loss", target_loss)
-        self._target_loss = target_loss
-        self._feedback = feedback
-        check_no_module(params, "EFMuon")
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps, "exact": exact}
+        check_flag("feedback", feedback)
+        defaults = {
+            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps, "exact": exact,
+            "feedback": feedback, "target_loss": target_loss
+        }  # fmt: skip
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a group, completed with the optimizer's defaults.
-
-        Raises:
-            TypeError: If a parameter is complex.
-            ValueError: If a value is out of range.
-        """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            check_params(group["params"])
-            check_rate(group["lr"])
-            check_at_least_zero("weight_decay", group["weight_decay"])
-            check_momentum("momentum", group["momentum"])
-            check_count("ns_steps", group["ns_steps"], minimum=1)
-            check_layout(group)
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+    def _complete_group(self, group: Group, given: frozenset[str]) -> None:  # noqa: ARG002
+        # Of the whole step, not of a group.
+        del group["feedback"], group["target_loss"]
+        check_count("ns_steps", group["ns_steps"], minimum=1)
+        check_flag("exact", group["exact"])
+        check_layout(group)
 
     @overload
     def step(self, closure: None = None, *, loss: float | Tensor | None = None) -> None: ...
@@ -136,11 +122,12 @@ class EFMuon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 returned = closure()
-        if loss is not None and self._target_loss is None:
+        target_loss = self.defaults["target_loss"]
+        if loss is not None and target_loss is None:
             raise ValueError("step was given a loss, but has no use for it; leave it out, or make EFMuon(target_loss=)")
         factor: float | Tensor = 1.0
-        if self._target_loss is not None:
-            factor = self._polyak(returned if loss is None else loss, self._target_loss)
+        if target_loss is not None:
+            factor = self._polyak(returned if loss is None else loss, target_loss)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None or not p.numel():
@@ -148,7 +135,7 @@ class EFMuon(Optimizer):
                 average = self._average(group, p)
                 move, error = self._move(group, p, factor, average)
                 self.state[p]["momentum_buffer"] = average
-                if self._feedback:
+                if self.defaults["feedback"]:
                     self.state[p]["error"] = error
                 if group["weight_decay"]:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -171,18 +158,17 @@ class EFMuon(Optimizer):
 
     def _average(self, group: Group, p: Tensor) -> Tensor:
         """The momentum with the present gradient in it, fresh."""
-        assert p.grad is not None  # noqa: S101 (for the type checker)
-        before = self.state[p].get("momentum_buffer")
+        before = self.state.get(p, {}).get("momentum_buffer")
         before = torch.zeros_like(p) if before is None else before
-        average: Tensor = before.lerp(p.grad.to(p.dtype), 1.0 - group["momentum"])
+        average: Tensor = before.lerp(dense_gradient(p).to(p.dtype), 1.0 - group["momentum"])
         return average
 
     def _move(self, group: Group, p: Tensor, factor: float | Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
         """What is subtracted from p, and the error that is kept."""
         rate = group["lr"] * factor
-        if not self._feedback:
+        if not self.defaults["feedback"]:
             return _polar_factor(average, group) * rate, average
-        kept = average * rate + self.state[p].get("error", 0.0)
+        kept = average * rate + self.state.get(p, {}).get("error", 0.0)
         move = _project(kept, group)
         return move, kept - move
 
@@ -191,7 +177,7 @@ class EFMuon(Optimizer):
         if loss is None:
             raise ValueError("target_loss needs the loss of the step; call step(loss=loss), or give a closure")
         sizes = [
-            _inner(grad, grad if self._feedback else _polar_factor(grad, group))
+            _inner(grad, grad if self.defaults["feedback"] else _polar_factor(grad, group))
             for group in self.param_groups
             for p in group["params"]
             if (grad := p.grad) is not None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from warmgap._checks import check_at_least_zero
-from warmgap.torch.optimizers._base import Group
+from warmgap.torch.layout import Group
 from warmgap.torch.optimizers.scion import LayerWise
 from warmgap.torch.orthogonalize import Polynomial
 

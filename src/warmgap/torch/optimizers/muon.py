@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from warmgap._checks import check_choice, check_flag, check_positive
-from warmgap.torch.layout import matrix_sides
+from warmgap.torch.layout import Group, matrix_sides
 from warmgap.torch.optimizers._base import (
-    Group,
     LayerNorm,
     NormConstrainedOptimizer,
     check_rate,
@@ -146,9 +145,10 @@ class Muon(NormConstrainedOptimizer):
         if rule == "adamw":
             check_positive("eps", group.setdefault("eps", second["eps"]))
 
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+        """The norm of a block; in the spectral norm, scaled as the group says."""
         if group["rule"] != "spectral":
-            return super()._norm(group, shape)
+            return super().norm_of(group, shape)
         return spectral_of(group, 1.0 / _scale(group["scale"], *matrix_sides(shape, group)))
 
 

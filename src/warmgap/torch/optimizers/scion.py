@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from warmgap._checks import check_choice, check_flag, check_positive
-from warmgap.torch.layout import check_layout, is_stack
+from warmgap.torch.layout import Group, check_layout, is_stack
 from warmgap.torch.norms import layer_norm
-from warmgap.torch.optimizers._base import Group, LayerNorm, NormConstrainedOptimizer, check_spectral, spectral_of
+from warmgap.torch.optimizers._base import LayerNorm, NormConstrainedOptimizer, check_spectral, spectral_of
 from warmgap.torch.orthogonalize import Polynomial
 
 
@@ -35,9 +35,13 @@ class LayerWise(NormConstrainedOptimizer):
         elif rule != "rms":
             check_layout(group)
 
-    def _norm(self, group: Group, shape: Sequence[int]) -> LayerNorm:
-        spectral = spectral_of(group) if group["rule"] == "spectral" else None
-        return layer_norm(group["rule"], shape[1:] if is_stack(len(shape), group) else shape, spectral=spectral)
+    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm:
+        """The norm of a block by the table of `Scion`."""
+        rule = group["rule"]
+        if rule == "rms":  # of all entries, of a stack too
+            return layer_norm("rms", shape)
+        spectral = spectral_of(group) if rule == "spectral" else None
+        return layer_norm(rule, shape[1:] if is_stack(len(shape), group) else shape, spectral=spectral)
 
 
 @final
