@@ -461,19 +461,18 @@ def plot(path: Path, picture: Path) -> None:
     from matplotlib import pyplot as plt
 
     found = {name: by for name, by in losses(path).items() if len(by["auto"]) > 2}
+    shown = [method for method in METHODS if any(method in by_method for by_method in found.values())]
     columns = min(4, len(found))
     rows = -(-len(found) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.7 * rows), squeeze=False)
     for axis, (workload, by_method) in zip(axes.flat, found.items(), strict=False):
         rate = next(Workload(**r["workload"]).rate for r in load(path) if Workload(**r["workload"]).name == workload)
-        for index, method in enumerate(METHODS):
+        for index, method in enumerate(shown):
             if by_rate := by_method.get(method):
                 rates = sorted(by_rate)
                 means = np.array([np.mean(by_rate[m]) for m in rates])
                 style = (
-                    {"color": "k", "lw": 2.4, "zorder": 3}
-                    if method == "auto"
-                    else {"color": plt.get_cmap("tab20")(index), "lw": 1.0}
+                    {"color": "k", "lw": 2.4, "zorder": 3} if method == "auto" else {"color": f"C{index}", "lw": 1.0}
                 )
                 axis.plot([rate * m for m in rates], means, label=method, marker=".", **style)
         axis.set_xscale("log")
