@@ -158,10 +158,10 @@ class Schedule:
     Example:
         >>> schedule = Schedule(total_iters=100)
         >>> state = schedule.first(schedule.init(), 5.5)
-        >>> for step in range(70):
+        >>> for step in range(80):
         ...     state = schedule.step(state, 5.5 - 0.01 * step)
         >>> print(f"{state.factor:.2f} {state.phase}; {state.events[-1]}")
-        0.50 decay; step 40, loss 5.11: decay began, factor at 1
+        0.50 decay; step 60, loss 4.91: decay began, factor at 1
     """
 
     total_iters: int

@@ -86,7 +86,7 @@ def test_lbfgs_steps_all_parameters_alike() -> None:
     for _ in range(TOTAL):
         scheduler.step(optimizer.step(closure))
     assert scheduler.last_epoch == TOTAL
-    assert loss_of().item() < 0.5 * before
+    assert loss_of().item() < 0.7 * before
 
 
 def test_two_optimizers_keep_the_ratio_of_their_rates() -> None:

@@ -171,7 +171,7 @@ def test_groups_have_schedules_of_their_own(where: str) -> None:
     assert columns[1][:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.5 + 0.5 * math.cos(math.pi / 36)])
     assert columns[2] == pytest.approx([0.2, 0.4, 0.6, 0.8, *[1.0] * 17, *[1.0 - t / 20 for t in range(1, 20)]])
     assert columns[3] == columns[4] == (1.0,) * 40
-    assert columns[5] == pytest.approx([1.0] * 17 + [0.5 + 0.5 * math.cos(math.pi * t / 24) for t in range(1, 24)])
+    assert columns[5] == pytest.approx([1.0] * 25 + [0.5 + 0.5 * math.cos(math.pi * t / 16) for t in range(1, 16)])
     assert scheduler.roles["slow (own)"].phase == "decay"
     assert scheduler.roles["group 3"].phase == "unscheduled"
     scheduler.load_state_dict(halfway)
