@@ -117,7 +117,9 @@ def test_a_verdict_takes_fifty_steps_at_the_peak() -> None:
         (0.2, 1.0, "unknown"),
     ],
 )
-def test_a_peak_is_fine_where_the_cap_let_through_a_twentieth_to_three_tenths(share: float, room: float, verdict: str) -> None:
+def test_a_peak_is_fine_where_the_cap_let_a_twentieth_to_three_tenths_pass(
+    share: float, room: float, verdict: str
+) -> None:
     scheduler = run(FALLING[:3], total=200)
     scheduler._history.peak_steps, scheduler._history.held, scheduler._history.room = 60, 60 * share, room
     assert scheduler.verdict == verdict
