@@ -389,6 +389,9 @@ class NormConstrainedOptimizer(CheckedOptimizer):
             if alone and eager and first.device.type == "cpu" and not adaptive:
                 return estimates, length / float(norm.lengths(estimates, reduce)[0])
             directions = norm.steepest(estimates, reduce)
+        elif group.get("rule", self._rule) == "lion" and not adaptive:
+            torch._foreach_sign_(estimates)  # which are not kept
+            directions = estimates
         else:
             directions = norm.steepest(estimates)
         return (_by_duals(group, norm, estimates, directions, cut) if adaptive else directions), length
@@ -550,9 +553,9 @@ def _batches(rule: str, in_chunks: bool, params: list[Tensor], *others: list[Ten
     any shapes, so that they are exchanged at once.
     """
     by_shape = rule not in ("adamw", "lion", "signum", "sum")
-    latest: dict[Hashable, list[list[Tensor]]] = {}
+    latest: dict[Hashable, list[tuple[Tensor, ...]]] = {}
     entries: dict[Hashable, int] = {}
-    found: list[list[list[Tensor]]] = []
+    found: list[list[tuple[Tensor, ...]]] = []
     for row in zip(params, *others, strict=True):
         p = row[0]
         device, size, shape = p.device, p.numel(), p.shape if by_shape else None
@@ -563,27 +566,26 @@ def _batches(rule: str, in_chunks: bool, params: list[Tensor], *others: list[Ten
             key = (device, p.dtype, shape, p.device_mesh, p.placements, p.ndim)
         most = CHUNK_ENTRIES if device.type == "cpu" else BATCH_ENTRIES
         if in_chunks and size > most and device.type == "cpu" and not unlimited:
-            found += _chunks(*row)
+            found += ([chunk_of_each] for chunk_of_each in _chunks(*row))
         elif key in latest and (unlimited or entries[key] + size <= most):
-            for column, x in zip(latest[key], row, strict=True):
-                column.append(x)
+            latest[key].append(row)
             entries[key] += size
         else:
-            latest[key], entries[key] = [*map(list, zip(row))], size  # one column of each
+            latest[key], entries[key] = [row], size
             found.append(latest[key])
-    return found
+    return [[*map(list, zip(*rows, strict=True))] for rows in found]
 
 
-def _chunks(p: Tensor, *others: Tensor) -> Iterable[list[list[Tensor]]]:
+def _chunks(p: Tensor, *others: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """A large parameter with what belongs to it, chunk by chunk where all are contiguous.
 
     A chunk stays in the cache from pass to pass, and temporaries stay small enough for the allocator to use them again,
     without which large parameters take three times as long.
     """
     if not all(x.is_contiguous() for x in others):
-        return [[[p], *([x] for x in others)]]
+        return [(p, *others)]
     chunks = (x.detach().view(-1).split(CHUNK_ENTRIES) for x in others)
-    return ([[p], *([chunk] for chunk in chunk_of_each)] for chunk_of_each in zip(*chunks, strict=True))
+    return ((p, *chunk_of_each) for chunk_of_each in zip(*chunks, strict=True))
 
 
 def dense_gradient(p: Tensor) -> Tensor:
