@@ -151,8 +151,8 @@ SUITES: dict[str, list[Workload]] = {
         Workload("muon", 2e-2, "photos", layers=4, width=36, steps=250, batch=16, length=13, model="denoiser"),
     ],
     "ninth-long": [
-        Workload("lion", 1e-3, "wiki", 4096, layers=4, width=128, steps=1000, batch=8, length=96),
-        Workload("adamw", 3e-3, "wiki", 4096, layers=4, width=128, steps=1000, batch=8, length=96),
+        Workload(optimizer, rate, "wiki", 4096, layers=4, width=128, steps=1000, batch=8, length=96)
+        for optimizer, rate in (("lion", 1e-3), ("adamw", 3e-3), ("signum", 1e-3), ("muon", 2e-2))
     ],
 }
 MULTIPLES = (0.1, 1 / 3, 1.0, 3.0, 10.0)
