@@ -67,6 +67,14 @@ class Workload:
         return f"{self.optimizer}-{data}-{self.layers}x{self.width}-{self.steps}"
 
 
+def long_runs(corpus: str, layers: int) -> list[Workload]:
+    """LLaMAs with 4,096 tokens, trained for 1,000 steps, with four optimizers."""
+    return [
+        Workload(optimizer, rate, corpus, 4096, layers=layers, width=128, steps=1000, batch=8, length=96)
+        for optimizer, rate in (("lion", 1e-3), ("adamw", 3e-3), ("signum", 1e-3), ("muon", 2e-2))
+    ]
+
+
 SUITES: dict[str, list[Workload]] = {
     "development": [
         Workload("lion", 3e-3),
@@ -100,12 +108,7 @@ SUITES: dict[str, list[Workload]] = {
         Workload("muon", 2e-2, "photos", layers=3, width=48, steps=300, batch=16, length=12, model="denoiser"),
         Workload("signum", 1e-3, "photos", layers=7, width=24, steps=300, batch=16, length=12, model="denoiser"),
     ],
-    "long": [
-        Workload("lion", 1e-3, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
-        Workload("adamw", 3e-3, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
-        Workload("muon", 2e-2, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
-        Workload("signum", 1e-3, "wiki", 4096, layers=2, width=128, steps=1000, batch=8, length=96),
-    ],
+    "long": long_runs("wiki", 2),
     "seventh": [
         Workload("lion", 2e-3, "wiki", layers=3, width=96, steps=300, batch=16, model="gpt2"),
         Workload("signum", 2e-3, "stdlib", 1024, layers=3, width=96, steps=300, batch=16),
@@ -120,10 +123,7 @@ SUITES: dict[str, list[Workload]] = {
         Workload("lion", 1e-3, "photos", layers=4, width=48, steps=300, batch=16, length=12, model="denoiser"),
         Workload("adamw", 3e-3, "photos", layers=6, width=32, steps=300, batch=16, length=12, model="denoiser"),
     ],
-    "seventh-long": [
-        Workload(optimizer, rate, "stdlib", 4096, layers=3, width=128, steps=1000, batch=8, length=96)
-        for optimizer, rate in (("lion", 1e-3), ("adamw", 3e-3), ("signum", 1e-3), ("muon", 2e-2))
-    ],
+    "seventh-long": long_runs("stdlib", 3),
     "eighth": [
         Workload("lion", 2e-3, "wiki", 512, layers=4, width=80, steps=300, batch=16),
         Workload("signum", 2e-3, "wiki", layers=6, width=64, steps=300, batch=16, model="gpt2"),
@@ -150,10 +150,7 @@ SUITES: dict[str, list[Workload]] = {
         Workload("adamw", 3e-3, "photos", layers=5, width=36, steps=250, batch=16, length=13, model="denoiser"),
         Workload("muon", 2e-2, "photos", layers=4, width=36, steps=250, batch=16, length=13, model="denoiser"),
     ],
-    "ninth-long": [
-        Workload(optimizer, rate, "wiki", 4096, layers=4, width=128, steps=1000, batch=8, length=96)
-        for optimizer, rate in (("lion", 1e-3), ("adamw", 3e-3), ("signum", 1e-3), ("muon", 2e-2))
-    ],
+    "ninth-long": long_runs("wiki", 4),
 }
 MULTIPLES = (0.1, 1 / 3, 1.0, 3.0, 10.0)
 

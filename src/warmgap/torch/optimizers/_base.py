@@ -678,6 +678,7 @@ def spectral_of(group: Group, scale: float = 1.0) -> Spectral:
         scale,
         "svd" if group["exact"] else "newton-schulz",
         steps=group["ns_steps"],
+        # EF-Muon's groups have neither.
         polynomial=group.get("polynomial", "jordan"),
         compute_dtype=group.get("compute_dtype"),
     )
