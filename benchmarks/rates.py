@@ -17,7 +17,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from warmgap.decay import cosine, linear
 from warmgap.torch import AdaptiveWarmup, Lion, Muon, NormalizedSGD, Signum, split_parameters
 
 
@@ -151,6 +152,15 @@ SUITES: dict[str, list[Workload]] = {
         Workload("muon", 2e-2, "photos", layers=4, width=36, steps=250, batch=16, length=13, model="denoiser"),
     ],
     "ninth-long": long_runs("wiki", 4),
+    "lengths": [
+        Workload(optimizer, rate, "wiki", 1024, layers=4, width=96, steps=steps, batch=16)
+        for steps in (200, 800, 3200)
+        for optimizer, rate in (("lion", 2e-3), ("adamw", 3e-3), ("muon", 2e-2))
+    ],
+    "larger": [
+        Workload(optimizer, rate, "stdlib", 4096, layers=4, width=256, steps=1000, batch=8, length=96)
+        for optimizer, rate in (("lion", 1e-3), ("adamw", 3e-3), ("muon", 2e-2))
+    ],
 }
 MULTIPLES = (0.1, 1 / 3, 1.0, 3.0, 10.0)
 
@@ -164,24 +174,31 @@ class Clock:
         start: Where a geometric warm-up starts; 0 is a straight line.
         hold: Share of the run at which the decay begins.
         hidden: Whether only hidden matrices are warmed up.
+        decay: A name of `DECAYS`.
     """
 
     warmup: float = 0.0
     start: float = 0.0
     hold: float = 0.0
     hidden: bool = False
+    decay: str = "cosine"
 
     def factor(self, step: int, steps: int, role: str) -> float:
         """Rate over peak rate at step = 0, 1, ..."""
         begin = max(self.hold, self.warmup) * steps
         if step >= begin:
-            return 0.5 * (1.0 + math.cos(math.pi * (step - begin) / (steps - begin)))
+            return DECAYS[self.decay]((step - begin) / (steps - begin))
         ramp = min(1.0, (step + 1) / (self.warmup * steps + 1)) if self.warmup else 1.0
         if self.hidden and role != "hidden":
             return 1.0
         return self.start ** (1.0 - ramp) if self.start else ramp
 
 
+DECAYS: dict[str, Callable[[float], float]] = {
+    "cosine": cosine(),
+    "linear": linear(),
+    "1 - sqrt": lambda progress: 1.0 - math.sqrt(progress),
+}
 CLOCKS = {
     "cosine": Clock(),
     "hold 40 %": Clock(hold=0.4),
@@ -197,8 +214,15 @@ CLOCKS = {
     "geometric 40 %, hold 60 %": Clock(warmup=0.4, start=0.25, hold=0.6),
     "geometric 40 %, hidden, hold 60 %": Clock(warmup=0.4, start=0.25, hold=0.6, hidden=True),
     "linear 40 %, hidden, hold 60 %": Clock(warmup=0.4, hold=0.6, hidden=True),
+    "linear 60 %, hidden": Clock(warmup=0.6, hidden=True),
 }
-METHODS = (*CLOCKS, "auto")
+CLOCKS |= {
+    f"{name}, {decay}": replace(CLOCKS[name], decay=decay)
+    for name in ("hold 60 %", "geometric 40 %, hidden, hold 60 %", "linear 40 %, hidden, hold 60 %")
+    for decay in ("linear", "1 - sqrt")
+}
+AUTO = {"auto": cosine(), "auto, linear": linear(), "auto, 1 - sqrt": DECAYS["1 - sqrt"], "auto, no roles": cosine()}
+METHODS = (*CLOCKS, *AUTO)
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "lion": Lion,
@@ -213,9 +237,9 @@ def final_loss(workload: Workload, rate: float, method: str, seed: int) -> dict[
     """Train once; return the validation loss and what is to be known of the schedule."""
     model = network(workload, seed)
     batch_loss, validation_loss = (photo_losses if workload.corpus == "photos" else text_losses)(workload)
-    groups = list(split_parameters(model))
+    groups = list(model.parameters()) if method == "auto, no roles" else list(split_parameters(model))
     optimizer = OPTIMIZERS[workload.optimizer](groups, lr=rate, weight_decay=0.1)
-    scheduler = AdaptiveWarmup(optimizer, workload.steps) if method == "auto" else None
+    scheduler = AdaptiveWarmup(optimizer, workload.steps, decay=AUTO[method]) if method in AUTO else None
     order = np.random.default_rng(seed)
     factors: list[float] = []
     for step in range(workload.steps):
@@ -230,7 +254,7 @@ def final_loss(workload: Workload, rate: float, method: str, seed: int) -> dict[
         else:
             scheduler.observe(loss)
         optimizer.step()
-        hidden = next(group["lr"] for group in optimizer.param_groups if group["role"] == "hidden")
+        hidden = next(group["lr"] for group in optimizer.param_groups if group.get("role", "hidden") == "hidden")
         factors.append(round(float(hidden) / rate, 4))
         if scheduler is not None:
             scheduler.step()
