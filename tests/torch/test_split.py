@@ -23,6 +23,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -34,7 +35,7 @@ from transformers import (
 )
 
 from warmgap.torch import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
-from warmgap.torch.roles import assign_roles, roles_from_names, roles_table
+from warmgap.torch.roles import assign_roles, guess_roles, roles_from_names, roles_from_shapes, roles_table
 from warmgap.torch.split import KINDS, ROLES, ParameterSplit, role_of, split_parameters
 
 
@@ -1017,6 +1018,54 @@ def test_names_that_do_not_say_enough(params: Callable[[], Any]) -> None:
     assert not assign_roles(optimizer)
     assert len(optimizer.param_groups) == 1
     assert "role" not in optimizer.param_groups[0]
+
+
+SHAPED: dict[str, Callable[[], nn.Module]] = {
+    name: MODELS[name] for name in ("llama", "llama tied", "llama without head", "mixtral")
+} | {
+    "positions": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=24, n_embd=16, n_layer=2, n_head=2)),
+    "classifier": lambda: BertForSequenceClassification(
+        BertConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+            max_position_embeddings=20, num_labels=3,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_shapes_say_what_the_modules_say(name: str) -> None:
+    model = SHAPED[name]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    by_module = {parameter: group["role"] for group in split_parameters(model) for parameter in group["params"]}
+    with pytest.warns(UserWarning, match=r"no roles; by order and shape 40x16.* are taken for embeddings"):
+        assert guess_roles(optimizer)
+    assert {p: group["role"] for group in optimizer.param_groups for p in group["params"]} == by_module
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_take_no_hidden_matrix_for_another(name: str) -> None:
+    model = MODELS[name]()
+    guessed = roles_from_shapes(torch.optim.SGD(model.parameters(), lr=0.1)) or {}
+    by_module = {parameter: group["role"] for group in split_parameters(model) for parameter in group["params"]}
+    assert not [tuple(p.shape) for p, role in guessed.items() if by_module[p] == "hidden" != role]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        VisionTransformer,
+        convnet,
+        mlp,
+        lambda: nn.Sequential(nn.Linear(30, 12), nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 30)),
+        lambda: nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)),
+    ],
+)
+def test_shapes_that_do_not_say_enough(model: Callable[[], nn.Module]) -> None:
+    optimizer = torch.optim.SGD(model().parameters(), lr=0.1)
+    assert roles_from_shapes(optimizer) is None
+    assert not guess_roles(optimizer)
+    assert len(optimizer.param_groups) == 1
 
 
 def test_the_table_of_roles() -> None:

@@ -14,7 +14,7 @@ from warmgap import decay as decays
 from warmgap._checks import check_count, check_finite, warn
 from warmgap.rules import LinearRule, SpectralRule
 from warmgap.schedule import Schedule
-from warmgap.torch.roles import assign_roles, roles_from_names
+from warmgap.torch.roles import assign_roles, guess_roles, roles_from_names
 from warmgap.torch.split import aligned, layouts_of, role_of
 
 Decay = str | Callable[[float], float]
@@ -38,7 +38,10 @@ class GroupPlan:
 
 
 def find_roles(
-    optimizer: Optimizer, model: nn.Module | None, roles: Sequence[str] | Mapping[int | str, str] | None
+    optimizer: Optimizer,
+    model: nn.Module | None,
+    roles: Sequence[str] | Mapping[int | str, str] | None,
+    guess: bool = False,
 ) -> bool:
     """Give the parameter groups their roles where they have none.
 
@@ -46,6 +49,7 @@ def find_roles(
         optimizer: Its groups may have roles already; they are split where they hold parameters of several.
         model: The model, or None to go by the names that torch keeps of named parameters.
         roles: The roles by group, or None.
+        guess: Whether to go by shapes where nothing else says them.
 
     Returns:
         Whether any group is known to be hidden, or there is nothing to tell apart.
@@ -63,7 +67,8 @@ def find_roles(
     elif model is not None:
         assign_roles(optimizer, model)
     elif not any("role" in group or "initial_lr" in group for group in groups):
-        assign_roles(optimizer)  # another scheduler's groups, with an `initial_lr`, can't be split any more
+        # another scheduler's groups, with an `initial_lr`, can't be split any more
+        _ = assign_roles(optimizer) or (guess and guess_roles(optimizer))
     matrices = sum(p.ndim >= 2 for group in optimizer.param_groups for p in group["params"])
     return matrices < 3 or any(group.get("role") == "hidden" for group in optimizer.param_groups)
 

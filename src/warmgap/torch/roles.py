@@ -1,6 +1,7 @@
 """The role of each parameter group of an optimizer that was made without `split_parameters`."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def assign_roles(
     groups = optimizer.param_groups
     pending = [group for group in groups if role_of(group) is None]
     fields: Mapping[Tensor, dict[str, Any]] = {}
-    if pending and (isinstance(optimizer, LBFGS) or isinstance(getattr(optimizer, "optim", None), Optimizer)):
+    if pending and _is_whole(optimizer):
         if model is None:
             return False
         raise ValueError(
@@ -80,7 +81,47 @@ def assign_roles(
         if guessed is None:
             return False
         fields = {parameter: {"role": role} for parameter, role in guessed.items()}
+    _split_groups(optimizer, fields)
+    return True
 
+
+def guess_roles(optimizer: Optimizer) -> bool:
+    """Does as `assign_roles` without a model, by the shapes of the parameters (`roles_from_shapes`).
+
+    Returns:
+        Whether they say enough.
+
+    Warns:
+        UserWarning: What was taken for embeddings and for a head.
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> sizes = [(9, 4), (8, 4), (4, 8), (9, 4)]
+        >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(size)) for size in sizes], lr=0.01)
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     guess_roles(optimizer)
+        True
+        >>> print(*(group["role"] for group in optimizer.param_groups))
+        hidden embedding head
+    """
+    optimizer = _innermost(optimizer)
+    guessed = roles_from_shapes(optimizer)
+    if guessed is None or _is_whole(optimizer):
+        return False
+    of_role = {name: [shape_text(p.shape) for p, role in guessed.items() if role == name] for name in ROLES}
+    warn(
+        f"the groups of {type(optimizer).__name__} have no roles; by order and shape {', '.join(of_role['embedding'])} "
+        f"are taken for embeddings, and {', '.join(of_role['head']) or 'none'} for the head: make the groups by "
+        "split_parameters(model), or give AdaptiveWarmup model=model"
+    )
+    _split_groups(optimizer, {parameter: {"role": role} for parameter, role in guessed.items()})
+    return True
+
+
+def _split_groups(optimizer: Any, fields: Mapping[Tensor, dict[str, Any]]) -> None:
+    """Splits the groups without a role in place, by what is known of their parameters."""
+    groups = optimizer.param_groups
     before = [list(group["params"]) for group in groups]
     parts: list[dict[str, Any]] = []
     origins: list[int] = []
@@ -93,7 +134,6 @@ def assign_roles(
     if len(parts) > len(groups):
         groups[:] = parts
         _load_from_before(optimizer, before, origins)
-    return True
 
 
 def roles_from_names(optimizer: Optimizer) -> dict[Tensor, Role] | None:
@@ -118,6 +158,42 @@ def roles_from_names(optimizer: Optimizer) -> dict[Tensor, Role] | None:
                 return None
             roles[parameter] = role
     return roles if {"embedding", "head"} & set(roles.values()) else None
+
+
+def roles_from_shapes(optimizer: Optimizer) -> dict[Tensor, Role] | None:
+    """Guesses what every parameter is from shapes, in the order in which `model.parameters()` gives them.
+
+    A layer's outputs are another one's inputs, so that both sides of a hidden matrix come again elsewhere. An embedding
+    comes first, as (tokens, width), and its tokens are a side of nothing but a head. Others may follow it, as of
+    positions, and the last matrix is a head, where one side of them is met nowhere else; only in a model of several
+    layers, where every other shape is met again.
+
+    Args:
+        optimizer: Any optimizer, also as wrapped by Accelerate or Lightning.
+
+    Returns:
+        The role of each parameter; None where no embedding comes first, as in an MLP or a convnet.
+    """
+    parameters = [p for group in _innermost(optimizer).param_groups for p in group["params"]]
+    matrices = [p for p in parameters if not _is_other(p.shape)]
+    shapes = [tuple(p.shape) for p in matrices]
+    sides = Counter(side for shape in shapes for side in {*(shape[:2] if len(shape) == 4 else shape[-2:])})
+    if len(shapes) < 4 or len(shapes[0]) != 2:
+        return None
+    tokens, width = shapes[0]
+    if tokens == width or sides[tokens] > min(2, shapes.count(shapes[0])) or sides[width] < 4:
+        return None
+    roles: dict[Tensor, Role] = {p: "other" if _is_other(p.shape) else "hidden" for p in parameters}
+    ends = [len(shape) == 2 and shape[1] == width and sides[shape[0]] == 1 for shape in shapes]
+    leading = next((index for index, end in enumerate(ends[1:], 1) if not end), len(ends))
+    between = shapes[leading : -1 if ends[-1] or shapes[-1] == shapes[0] else None]
+    if min(Counter(between).values(), default=1) == 1:  # one layer, or a model of another kind
+        ends, leading = [False] * len(ends), 1
+    for p in matrices[:leading]:
+        roles[p] = "embedding"
+    if shapes[-1] == shapes[0] or ends[-1]:
+        roles[matrices[-1]] = "head"
+    return roles
 
 
 def roles_table(optimizer: Optimizer, model: nn.Module | None = None) -> str:
@@ -164,6 +240,11 @@ def _innermost(optimizer: Any) -> Any:
         raise TypeError(f"an optimizer with param_groups is needed, got {type(optimizer).__name__}")
     inner = getattr(optimizer, "optimizer", None)
     return _innermost(inner) if hasattr(inner, "param_groups") else optimizer
+
+
+def _is_whole(optimizer: Any) -> bool:
+    """Whether an optimizer's groups can't be split once it is made."""
+    return isinstance(optimizer, LBFGS) or isinstance(getattr(optimizer, "optim", None), Optimizer)
 
 
 def _check_known(parameters: list[Tensor], fields: Mapping[Tensor, object]) -> None:
@@ -229,7 +310,7 @@ def _role_by_name(name: str, shape: Sequence[int]) -> Role | None:
     """What a name plainly says; None where it says nothing."""
     parts = [part for part in plain_name(name).split(".") if not _ADAPTER_NAMES.fullmatch(part)]
     *modules, attribute = parts
-    if is_vector(shape) or (len(shape) == 3 and shape[0] == 1):
+    if _is_other(shape):
         return "other"
     if all(part.isdecimal() for part in modules) and attribute.startswith("weight"):
         return None
@@ -239,3 +320,8 @@ def _role_by_name(name: str, shape: Sequence[int]) -> Role | None:
     if len(shape) == 2 and _EMBEDDING_NAMES.search(layer) and not re.search("proj|patch", layer):
         return "embedding"
     return "hidden" if _MATRIX_NAMES.search(attribute) and "bias" not in attribute else "other"
+
+
+def _is_other(shape: Sequence[int]) -> bool:
+    """Whether a shape is a vector's, or that of positions that are added to a sequence."""
+    return is_vector(shape) or (len(shape) == 3 and shape[0] == 1)

@@ -154,7 +154,8 @@ class AdaptiveWarmup(LRScheduler):
         self.optimizer = optimizer
         self._asked = dict(groups or {})
         self._model = None if model is None else weakref.ref(model)
-        has_roles = find_roles(optimizer, model, roles)
+        guess = not self._asked and (rule.roles == "hidden" or (cap == "auto" and rule.name == "spectral"))
+        has_roles = find_roles(optimizer, model, roles, guess)
         self.cap = _cap_of(cap, optimizer, total_iters, rule)
         self._plans = self._planned()
         self._loss = LossMean(process_group)
