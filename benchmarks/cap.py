@@ -37,7 +37,8 @@ class Variant:
     Attributes:
         rho: The most that a step may be, relative to `against`; infinite: no cut.
         norm: Of the step: `"spectral"`, or `"frobenius"` as in the trust ratio of LARS and LAMB.
-        against: The weight's `"shape"`, sqrt(outputs / inputs), or its norm `"at start"` or `"now"`.
+        against: The weight's `"shape"`, sqrt(outputs / inputs), its norm `"at start"` or `"now"`, or the `"rate"` of
+            every entry, as in Adafactor's update clipping.
         pooled: What becomes of the ratios of all matrices: `"median"`, `"mean"`, `"largest"`, or a factor for
             `"each"`.
         rank: Singular values that are cut one by one; the rest is scaled by a factor, by the smallest of these. 0:
@@ -46,6 +47,7 @@ class Variant:
         roles: The roles whose steps are cut.
         until: Share of the run after which nothing is cut.
         decays: Whether the limit decays with the rate.
+        relative: Whether the rate itself is the limit, and smaller steps are made as long, as in LAMB.
     """
 
     rho: float = RHO
@@ -57,8 +59,10 @@ class Variant:
     roles: tuple[str, ...] = ("hidden",)
     until: float = 1.0
     decays: bool = False
+    relative: bool = False
 
 
+MATRICES = ("hidden", "embedding", "head")
 VARIANTS = {
     "no cap": Variant(math.inf, rank=0),
     "the cap": Variant(),
@@ -79,9 +83,12 @@ VARIANTS = {
     "against the weight now": Variant(0.1, against="now"),
     "lifted at 60 %": Variant(until=0.6),
     "limit decays with the rate": Variant(decays=True),
-    "all matrices": Variant(roles=("hidden", "embedding", "head")),
+    "all matrices": Variant(roles=MATRICES),
     "trust ratio (LARC), 0.02": Variant(0.02, "frobenius", "now", "each", 0),
     "trust ratio (LARC), 0.05": Variant(0.05, "frobenius", "now", "each", 0),
+    "trust ratio (LAMB)": Variant(1.0, "frobenius", "now", "each", 0, roles=MATRICES, relative=True),
+    "trust ratio (LAMB), hidden": Variant(1.0, "frobenius", "now", "each", 0, relative=True),
+    "update clipping (Adafactor)": Variant(1.0, "frobenius", "rate", "each", 0, roles=MATRICES),
 }
 
 
@@ -92,11 +99,15 @@ def size(matrix: Tensor, norm: str) -> float:
 
 
 @torch.no_grad()
-def cut(matrices: list[Tensor], before: list[Tensor], starts: list[float], limit: float, variant: Variant) -> float:
-    """Cut the steps just made, in place; return the factor of the first matrix."""
+def cut(
+    matrices: list[Tensor], before: list[Tensor], starts: list[float], limit: float, rate: float, variant: Variant
+) -> float:
+    """Cut the steps just made at a rate, in place; return the factor of the first matrix."""
     steps = [matrix - old for matrix, old in zip(matrices, before, strict=True)]
     if variant.against == "shape":
         references = [math.sqrt(matrix.shape[0] / matrix.shape[1]) for matrix in matrices]
+    elif variant.against == "rate":
+        references = [rate * math.sqrt(matrix.numel()) for matrix in matrices]
     else:
         references = starts if variant.against == "at start" else [size(old, variant.norm) for old in before]
     if variant.rank:
@@ -108,7 +119,7 @@ def cut(matrices: list[Tensor], before: list[Tensor], starts: list[float], limit
     ratios = np.array(held) / np.array(references)
     pools: dict[str, Any] = {"median": np.median, "mean": np.mean, "largest": np.max, "each": np.asarray}
     pooled = np.maximum(pools[variant.pooled](ratios), 1e-30)
-    factors = np.broadcast_to(np.minimum(1.0, limit / pooled), len(steps))
+    factors = np.broadcast_to(np.minimum(math.inf if variant.relative else 1.0, limit / pooled), len(steps))
     for index, (matrix, old) in enumerate(zip(matrices, before, strict=True)):
         step = steps[index] * float(factors[index])
         if variant.rank:
@@ -144,8 +155,8 @@ def final_loss(workload: Workload, multiple: float, variant: Variant, seed: int)
         before = [matrix.detach().clone() for matrix in matrices] if cuts else []
         optimizer.step()
         if cuts:
-            limit = variant.rho * (share if variant.decays else 1.0)
-            factors.append(round(cut(matrices, before, starts, limit, variant), 4))
+            limit = variant.rho * (rate * share if variant.relative else share if variant.decays else 1.0)
+            factors.append(round(cut(matrices, before, starts, limit, rate * share, variant), 4))
         optimizer.zero_grad()
     model.eval()
     with torch.no_grad():
