@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from rates import OPTIMIZERS, SUITES, Clock, Workload, load, network, text_losses
-from warmgap.rules import SpectralRule, noise_edge
-from warmgap.rules.spectral import ABOVE_EDGE, RHO
+from warmgap.rules import noise_edge
+from warmgap.rules.spectral import ABOVE_EDGE, HOLD, RHO
 from warmgap.torch import split_parameters
 
 
@@ -136,7 +136,7 @@ def final_loss(workload: Workload, multiple: float, variant: Variant, seed: int)
     """Train once; return the validation loss and the factors."""
     batch_loss, validation_loss = text_losses(workload)
     model = network(workload, seed)
-    rate, clock = workload.rate * multiple, Clock(hold=SpectralRule().hold)
+    rate, clock = workload.rate * multiple, Clock(hold=HOLD)
     optimizer = OPTIMIZERS[workload.optimizer](list(split_parameters(model)), lr=rate, weight_decay=0.1)
     matrices = [p for g in optimizer.param_groups if g["role"] in variant.roles for p in g["params"] if p.ndim == 2]
     starts = [size(matrix.detach(), variant.norm) for matrix in matrices]

@@ -152,6 +152,16 @@ SUITES: dict[str, list[Workload]] = {
         Workload("muon", 2e-2, "photos", layers=4, width=36, steps=250, batch=16, length=13, model="denoiser"),
     ],
     "ninth-long": long_runs("wiki", 4),
+    "tenth": [
+        Workload("lion", 2e-3, "stdlib", layers=3, width=64, steps=250, batch=16),
+        Workload("signum", 2e-3, "wiki", layers=4, width=64, steps=250, batch=16, model="gpt2"),
+        Workload("adamw", 5e-3, "wiki", 512, layers=3, width=64, steps=250, batch=16),
+        Workload("adamw", 3e-3, "stdlib", layers=4, width=64, steps=250, batch=16, model="gpt2"),
+        Workload("muon", 2e-2, "stdlib", 512, layers=3, width=64, steps=250, batch=16),
+        Workload("normalized-sgd", 0.1, "wiki", layers=2, width=80, steps=300, batch=16),
+        Workload("lion", 1e-3, "photos", layers=4, width=128, steps=300, batch=32, length=8, model="autoencoder"),
+        Workload("adamw", 3e-3, "photos", layers=5, width=24, steps=300, batch=16, length=12, model="denoiser"),
+    ],
     "lengths": [
         Workload(optimizer, rate, "wiki", 1024, layers=4, width=96, steps=steps, batch=16)
         for steps in (200, 800, 3200)
@@ -214,6 +224,7 @@ CLOCKS = {
     "geometric 40 %, hold 60 %": Clock(warmup=0.4, start=0.25, hold=0.6),
     "geometric 40 %, hidden, hold 60 %": Clock(warmup=0.4, start=0.25, hold=0.6, hidden=True),
     "linear 40 %, hidden, hold 60 %": Clock(warmup=0.4, hold=0.6, hidden=True),
+    "linear 40 %, hidden, hold 80 %": Clock(warmup=0.4, hold=0.8, hidden=True),
     "linear 60 %, hidden": Clock(warmup=0.6, hidden=True),
 }
 CLOCKS |= {
@@ -265,7 +276,7 @@ def final_loss(workload: Workload, rate: float, method: str, seed: int) -> dict[
     verdict = {}
     if scheduler is not None:  # and, before the decay, the mean share of a step's spectral norm under the cap
         history = scheduler._history
-        verdict = {"verdict": scheduler.verdict, "share": round(history.held / max(1, history.peak_steps), 3)}
+        verdict = {"verdict": scheduler.verdict, "share": round(history.share, 3)}
     return {"loss": loss_at_the_end, "factors": factors[:: max(1, len(factors) // 20)], **verdict}
 
 

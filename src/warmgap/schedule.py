@@ -15,6 +15,7 @@ from warmgap._version_1 import of_version_1
 from warmgap.rules import DivergenceGuard, Rule, rule_for
 from warmgap.rules.deadlock import DeadlockState, watch
 from warmgap.rules.guard import GuardState
+from warmgap.rules.spectral import HOLD, HOLD_LOW
 
 STATE_VERSION = 2
 
@@ -31,6 +32,7 @@ REASONS = (
     "loss rises at any rate: guard off",
     "deadlock: rate raised",
     "deadline: warm-up ended",
+    "peak is low: held longer",
     "decay began",
     "extended",
     "decay moved up",
@@ -269,7 +271,8 @@ class Schedule:
         check_count("total_iters", total_iters, minimum=1)
         if total_iters <= state.step:
             raise ValueError(f"total_iters must lie above the {state.step} steps made, got {total_iters}")
-        hold_until, deadline = self._marks(total_iters)
+        low = state.hold_until > self._marks(state.total_iters)[0]  # as `hold_on` left it
+        hold_until, deadline = self._marks(total_iters, low)
         longer = state._replace(
             total_iters=total_iters,
             hold_until=hold_until,
@@ -285,6 +288,19 @@ class Schedule:
         else:
             longer = longer._replace(anchor=state.step, progress=_progress_of(state))
         return self._noted(state, longer, None, "extended")
+
+    def hold_on(self, state: ScheduleState) -> ScheduleState:
+        """Return the state of a run whose peak is low, and is held to 80 % of the run in place of 60 %.
+
+        The state is the same where the rule's `hold` is a number, or the decay has begun.
+        """
+        hold_until = self._marks(state.total_iters, low=True)[0]
+        if hold_until <= state.hold_until or state.phase == "decay":
+            return state
+        longer = state._replace(hold_until=hold_until)
+        if state.phase == "stable":
+            longer = longer._replace(decaying=hold_until, anchor=hold_until)
+        return self._noted(state, longer, None, "peak is low: held longer")
 
     def decay_now(self, state: ScheduleState, steps: int) -> ScheduleState:
         """Return the state of a run that decays from the present factor over the next `steps` steps, and ends there.
@@ -412,11 +428,12 @@ class Schedule:
 
     # Of the host alone.
 
-    def _marks(self, total_iters: int) -> tuple[int, int]:
-        """Return the steps before which it does not decay, and at which warm-up ends at the latest."""
-        latest = self.rule.max_warmup
+    def _marks(self, total_iters: int, low: bool = False) -> tuple[int, int]:
+        """Return the steps before which it does not decay, where the peak is `low`, and at which warm-up ends."""
+        latest, hold = self.rule.max_warmup, self.rule.hold
+        share = hold if hold != "auto" else HOLD_LOW if low else HOLD
         return (
-            max(self._earliest, math.ceil(self.rule.hold * total_iters)),
+            max(self._earliest, math.ceil(share * total_iters)),
             _NEVER if latest is None else max(1, math.ceil(latest * total_iters)),
         )
 

@@ -77,7 +77,7 @@ def test_the_guard_can_be_left_out() -> None:
 
 def test_it_is_the_default() -> None:
     assert by_name("auto", TOTAL) == by_name("spectral", TOTAL) == SpectralRule() == Schedule(TOTAL).rule
-    assert (SpectralRule().roles, SpectralRule().hold) == ("all", 0.6)
+    assert (SpectralRule().roles, SpectralRule().hold) == ("all", "auto")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class Rule(abc.ABC, Generic[S]):
         max_warmup: Share of the run within which a schedule ends the warm-up, in (0, 1); None for no such deadline.
         deadlock_exit: Whether a schedule raises the rate where the loss does not move.
         guard: Whether a schedule halves the rate where the loss rises.
-        hold: Share of the run before which the decay does not begin.
+        hold: Share of the run before which the decay does not begin; `"auto"` as in `SpectralRule`.
 
     Example:
         >>> from dataclasses import dataclass
@@ -79,7 +79,7 @@ class Rule(abc.ABC, Generic[S]):
     max_warmup: float | None = None
     deadlock_exit: bool = False
     guard: bool = False
-    hold: float = 0.0
+    hold: float | Literal["auto"] = 0.0
 
     def __init_subclass__(cls) -> None:
         if "name" in cls.__dict__:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from warmgap._checks import check_finite, check_fraction, plain_fields
 from warmgap._ops import Floats, Ops
@@ -25,7 +25,8 @@ class SpectralRule(Rule[RuleState]):
     any, the first step runs at `floor`, and the factor doubles at every step up to 1.
 
     Attributes:
-        hold: Share of the run before which the decay does not begin, in [0, 1).
+        hold: Share of the run before which the decay does not begin, in [0, 1); `"auto"` is 0.6, or 0.8 where the peak
+            is low: where, up to there, the spectral cap has let more than half of a step's spectral norm pass.
         floor: Factor of a first step without evidence, in (0, 1).
         guard: Whether the rate is halved where the loss rises (`warmgap.rules.DivergenceGuard`).
 
@@ -42,7 +43,7 @@ class SpectralRule(Rule[RuleState]):
     Source: this project; what it was measured against is in LOG.md.
     """
 
-    hold: float = 0.6
+    hold: float | Literal["auto"] = "auto"
     floor: float = 0.01
     guard: bool = True
 
@@ -53,8 +54,8 @@ class SpectralRule(Rule[RuleState]):
     def __post_init__(self) -> None:
         plain_fields(self)
         check_fraction("floor", self.floor, "it is the factor of a first step without evidence")
-        if not 0.0 <= check_finite("hold", self.hold) < 1.0:
-            raise ValueError(f"hold must lie in [0, 1), got {self.hold!r}; it is a share of the run")
+        if self.hold != "auto" and not 0.0 <= check_finite("hold", self.hold, "give a share or 'auto'") < 1.0:
+            raise ValueError(f"hold must lie in [0, 1), got {self.hold!r}; it is a share of the run, or 'auto'")
         if not isinstance(self.guard, bool):
             raise ValueError(f"guard must be True or False, got {self.guard!r}")
 
@@ -74,6 +75,10 @@ class SpectralRule(Rule[RuleState]):
         factor = ops.minimum(1.0, 2.0 * state.factor)
         return RuleState(factor, factor == 1.0)
 
+
+HOLD = 0.6  # of a run
+HOLD_LOW = 0.8  # where the cap has let more than the share LOW of steps pass: the peak is low
+LOW = 0.5
 
 RHO = 0.02  # of runs of up to _STEPS steps; in longer ones it falls with the square root of their length
 RHO_LEAST = 0.01

@@ -63,6 +63,11 @@ class History:
         self.held += held
         self.room = min(self.room, room)
 
+    @property
+    def share(self) -> float:
+        """The share of a step's spectral norm that the cap let through before the decay, on average."""
+        return self.held / max(1, self.peak_steps)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
         return asdict(self)
@@ -154,7 +159,7 @@ def judged(scheduler: AdaptiveWarmup) -> tuple[Verdict, str]:
     """
     history = scheduler._history
     alarms = [event for event in scheduler.events if _HALVED in event.reason]
-    steps, share = history.peak_steps, history.held / max(1, history.peak_steps)
+    steps, share = history.peak_steps, history.share
     if scheduler._state.guard.off:
         return "unknown", "The loss rose at any rate, so it says nothing about the peak."
     if len(alarms) > 1:

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from warmgap._checks import check_finite, check_fraction, check_positive, warn
 from warmgap.geometry import check_norm
 from warmgap.rules import Rule, SpectralRule, rule_for
-from warmgap.rules.spectral import LARGEST_ENTRY
+from warmgap.rules.spectral import LARGEST_ENTRY, LOW
 from warmgap.schedule import MOST_EVENTS, Event, Schedule, ScheduleState
 from warmgap.torch import misuse
 from warmgap.torch.explain import History, Verdict, judged, picture, picture_html, role_table, sentences
@@ -707,6 +707,8 @@ class AdaptiveWarmup(LRScheduler):
         self._history.add(before.step, loss, self._largest_factor, before.base)
         if before.phase != "decay":
             self._history.at_peak(min(1.0, self._room), self._room)
+            if self._capped and before.step + 1 == before.decay_start and self._history.share > LOW:
+                self._each(lambda schedule, state: schedule.hold_on(state))
         self._made = made
         self._each(lambda schedule, state: schedule.step(state, loss))
         self._log_new(before)
@@ -875,7 +877,7 @@ def _connect(optimizer: Optimizer, scheduler: AdaptiveWarmup) -> None:
 def _first(schedule: Schedule, before: ScheduleState, loss: float | None, known: bool) -> ScheduleState:
     """Return the state before the first step from what is known then, with the length and decay that were asked for."""
     state = schedule.init()
-    if before.phase == "decay" and schedule.rule.hold > 0.0:
+    if before.phase == "decay" and schedule.rule.hold != 0.0:
         state = schedule.decay_now(state, before.total_iters)
     elif before.total_iters != state.total_iters:
         state = schedule.extend(state, before.total_iters)
