@@ -285,6 +285,38 @@ def test_extended_before_the_decay_the_peak_is_held_for_its_share_of_the_new_len
     assert (early.hold_until, early.decay_start) == (600, None)
 
 
+def test_a_low_peak_is_held_longer() -> None:
+    schedule = Schedule(100)
+    state = states(schedule, [5.0] * 59)[-1]
+    longer = schedule.hold_on(state)
+    assert (longer.decay_start, longer.events[-1].reason) == (80, "peak is low: held longer")
+    assert schedule.hold_on(longer) is longer
+    assert schedule.from_dict(schedule.to_dict(longer)) == longer
+    out = [longer.factor]
+    for _ in range(41):
+        longer = schedule.step(longer, 5.0)
+        out.append(longer.factor)
+    assert out[:22] == [1.0] * 22
+    assert out[22:] == pytest.approx([0.5 * (1.0 + math.cos(math.pi * k / 20)) for k in range(1, 20)] + out[-1:])
+    assert schedule.extend(schedule.hold_on(state), 1000).decay_start == 800
+    before = schedule.hold_on(schedule.init())
+    assert (before.hold_until, schedule.first(before, 5.0).decay_start) == (80, 80)
+
+
+@pytest.mark.parametrize("rule", [SpectralRule(hold=0.6), LinearRule(10)])
+def test_a_hold_that_was_given_is_not_made_longer(rule: Any) -> None:
+    schedule = Schedule(100, rule)
+    state = states(schedule, [5.0] * 59)[-1]
+    assert schedule.hold_on(state) is state
+
+
+@pytest.mark.parametrize("decay", ["cosine", "constant"])
+def test_a_decay_that_has_begun_or_never_comes_is_not_put_off(decay: str) -> None:
+    schedule = Schedule(100, decay=decay)
+    state = states(schedule, [5.0] * 61)[-1]
+    assert schedule.hold_on(state) is state
+
+
 def test_extended_near_its_deadline_a_warm_up_keeps_what_it_has_reached() -> None:
     schedule = Schedule(100, GapRule(kappa=65280, target_loss=-50.0, deadlock_exit=False))
     state = states(schedule, [9.0 - 0.01 * t for t in range(38)])[-1]

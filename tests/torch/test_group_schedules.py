@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -281,6 +282,24 @@ def test_promise_8_a_rate_changed_at_four_steps_in_a_row_is_said() -> None:
         scheduler.optimizer.param_groups[0]["lr"] *= 0.99
     with pytest.warns(UserWarning, match="something else .* changes the rate at every step too, and both multiply"):
         constant_losses(scheduler, 1)
+
+
+@pytest.mark.parametrize(
+    ("lr", "settings", "start"),
+    [(1e-4, {}, 24), (0.03, {}, 18), (1e-4, {"rule": "spectral(hold=0.6)"}, 18), (1e-4, {"cap": None}, 18)],
+)
+def test_promise_9_a_peak_of_which_the_cap_lets_most_pass_is_held_longer(lr: float, settings: Any, start: int) -> None:
+    model = language_model()
+    scheduler = AdaptiveWarmup(AdamW(split_parameters(model), lr=lr), 30, **settings)
+    losses(model, scheduler.optimizer, scheduler, range(17))
+    saved = copy.deepcopy(scheduler.state_dict())
+    losses(model, scheduler.optimizer, scheduler, range(17, 30))
+    assert scheduler._state.decay_start == start
+    assert [e.step for e in scheduler.events if e.reason == "peak is low: held longer"] == [17] * (start == 24)
+    resumed = AdaptiveWarmup(AdamW(split_parameters(model), lr=lr), 30, **settings)
+    resumed.load_state_dict(saved)
+    losses(model, resumed.optimizer, resumed, range(17, 18))
+    assert resumed._state.decay_start == start
 
 
 def test_promise_9_every_change_is_an_event_and_a_log_record(caplog: pytest.LogCaptureFixture) -> None:
