@@ -401,24 +401,25 @@ def key_of(run: dict[str, Any]) -> str:
     return json.dumps({key: run[key] for key in ("workload", "method", "multiple", "seed")}, sort_keys=True)
 
 
-def load(path: Path) -> list[dict[str, Any]]:
-    """The runs that a file holds."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def load(path: Path, suite: str | None = None) -> list[dict[str, Any]]:
+    """The runs that a file holds, or those of a suite in it."""
+    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return runs if suite is None else [run for run in runs if Workload(**run["workload"]) in SUITES[suite]]
 
 
-def losses(path: Path) -> dict[str, dict[str, dict[float, list[float]]]]:
+def losses(path: Path, suite: str | None) -> dict[str, dict[str, dict[float, list[float]]]]:
     """Final losses over the seeds, by workload, method and multiple of the rate."""
     found: dict[str, dict[str, dict[float, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for run in load(path):
+    for run in load(path, suite):
         found[Workload(**run["workload"]).name][run["method"]][run["multiple"]].append(run["loss"])
     return found
 
 
-def table(path: Path) -> None:
+def table(path: Path, suite: str | None) -> None:
     """Print the losses, how auto compares with each rival at the same rate and workload, and what the cap let pass."""
     from scipy.stats import wilcoxon
 
-    found = losses(path)
+    found = losses(path, suite)
     spread = [np.std(x, ddof=1) for by in found.values() for r in by.values() for x in r.values() if len(x) > 1]
     for workload, by_method in found.items():
         multiples = sorted({m for by_rate in by_method.values() for m in by_rate})
@@ -469,7 +470,7 @@ def table(path: Path) -> None:
         "\nruns of auto by the share of a step's spectral norm that passed the cap before the decay, and those of them"
     )
     print("within 0.1 of the best loss of auto at any rate (same workload and seed)")
-    runs = [(Workload(**run["workload"]).name, run) for run in load(path) if run["method"] == "auto"]
+    runs = [(Workload(**run["workload"]).name, run) for run in load(path, suite) if run["method"] == "auto"]
     least: dict[tuple[str, int], float] = defaultdict(lambda: math.inf)
     for name, run in runs:
         least[name, run["seed"]] = min(least[name, run["seed"]], run["loss"])
@@ -485,14 +486,14 @@ def cell(of_seeds: list[float]) -> str:
     return f"{np.mean(of_seeds):.3f}{deviation} ({len(of_seeds)})"
 
 
-def plot(path: Path, picture: Path) -> None:
+def plot(path: Path, picture: Path, suite: str | None) -> None:
     """Draw final loss against peak rate, a panel a workload that has three rates or more."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    found = {name: by for name, by in losses(path).items() if len(by["auto"]) > 2}
+    found = {name: by for name, by in losses(path, suite).items() if len(by["auto"]) > 2}
     shown = [method for method in METHODS if any(method in by_method for by_method in found.values())]
     columns = min(4, len(found))
     rows = -(-len(found) // columns)
@@ -508,7 +509,7 @@ def plot(path: Path, picture: Path) -> None:
                 )
                 axis.plot([rate * m for m in rates], means, label=method, marker=".", **style)
         axis.set_xscale("log")
-        ticks = [rate * m for m in MULTIPLES[1:]]
+        ticks = [rate * m for m in MULTIPLES if any(m in by_rate for by_rate in by_method.values())]
         axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
         axis.minorticks_off()
         axis.set_title(workload, fontsize=7)
@@ -529,20 +530,20 @@ def main() -> None:
     parser.add_argument("command", choices=("run", "table", "plot"))
     parser.add_argument("output", type=Path)
     parser.add_argument("picture", type=Path, nargs="?")
-    parser.add_argument("--suite", choices=SUITES, default="test")
+    parser.add_argument("--suite", choices=SUITES, help="what to run; of table and plot, what to show")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--multiples", type=lambda text: float(Fraction(text)), nargs="+", default=list(MULTIPLES))
     parser.add_argument("--share", default="0/1")
     given = parser.parse_args()
     if given.command == "table":
-        table(given.output)
+        table(given.output, given.suite)
     elif given.command == "plot":
-        plot(given.output, given.picture)
+        plot(given.output, given.picture, given.suite)
     else:
         torch.set_num_threads(1)
         index, count = map(int, given.share.split("/"))
-        runs = list(runs_of(given.suite, given.seeds, given.methods, given.multiples))
+        runs = list(runs_of(given.suite or "test", given.seeds, given.methods, given.multiples))
         for run in runs[index::count]:
             if key_of(run) in {key_of(other) for other in load(given.output)}:
                 continue
