@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from warmgap.torch.layout import block_shapes, matrices_of, matrix_blocks, matrix_shapes
 from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
-from warmgap.torch.optimizers._base import _PLANS, CHUNK_ENTRIES, _batches, descend_
+from warmgap.torch.optimizers._base import _NORMS, CHUNK_ENTRIES, Step, _batches, descend_
 
 ALL: dict[str, Any] = {
     "muon": Muon,
@@ -103,7 +103,10 @@ def test_a_rate_on_the_device_does_what_a_float_does() -> None:
 def test_batches_gather_by_device_dtype_and_shape_and_hold_what_fits() -> None:
     def places(rule: str, params: list[Tensor]) -> list[list[int]]:
         order = [torch.tensor(index) for index in range(len(params))]
-        return [[int(index) for index in indices] for _, indices in _batches(rule, False, params, order)]
+        step = Step({"radius": 1.0} if rule == "rms" else {}, rule, False, False, {}, {}, 1.0, 0.0, 1.0)
+        return [
+            [int(index) for index in indices] for _, indices in (zip(*rows) for rows in _batches(step, params, order))
+        ]
 
     a, b = torch.zeros(2, 3), torch.zeros(2, 3, device="meta")
     c, d = torch.zeros(3, 3), torch.zeros(2, 3, dtype=torch.bfloat16)
@@ -199,8 +202,8 @@ def test_a_radius_that_changes_from_step_to_step_is_followed_and_leaves_nothing_
     optimizer = Scion([p], lr=1.0, momentum=0.0, constrained=False)
     group = optimizer.param_groups[0]
     (unit,) = (direction / group["radius"] for direction in optimizer.directions(group, [p]))
-    known = len(_PLANS)
+    known = len(_NORMS)
     for step in range(5):
         group["radius"] = 1.0 + step
         torch.testing.assert_close(optimizer.directions(group, [p]), [unit * group["radius"]])
-    assert len(_PLANS) == known
+    assert len(_NORMS) == known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -10,8 +11,10 @@ from torch.optim.optimizer import ParamsT
 
 from warmgap._checks import check_at_least_zero
 from warmgap.torch.layout import Group
+from warmgap.torch.optimizers._base import LayerNorm, Tensors, inner_products
 from warmgap.torch.optimizers.scion import LayerWise
 from warmgap.torch.orthogonalize import Polynomial
+from warmgap.torch.sharding import Sharding
 
 
 @final
@@ -64,6 +67,8 @@ class Gluon(LayerWise):
         >>> [[round(entry, 3) for entry in row] for row in W.tolist()]
         [[-0.5, 0.0], [0.0, 0.5]]
     """
+
+    _from_gradient = True
 
     def __init__(
         self,
@@ -118,5 +123,10 @@ class Gluon(LayerWise):
             if group["L0"] + group["L1"] == 0:
                 raise ValueError("L0 and L1 are both 0, which makes every radius infinite; give at least one above 0")
 
-    def _fresh(self, group: Group, name: str, p: Tensor, grad: Tensor) -> Tensor:  # noqa: ARG002
-        return grad.detach().clone(memory_format=torch.preserve_format)
+    def _radii(
+        self, group: Group, norm: LayerNorm, sources: Tensors, directions: Tensors, cut: Sharding | None
+    ) -> Sequence[Tensor | float]:
+        L0, L1 = group["L0"], group["L1"]
+        duals = [product / norm.scale for product in inner_products(sources, directions, norm, cut)]
+        # Without L0 the radius is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
+        return [1 / L1 if L0 == 0 else dual / (L0 + L1 * dual) for dual in duals]
