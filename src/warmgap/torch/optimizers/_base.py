@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from warmgap._checks import check_at_least_zero, check_choice, check_count, check_finite
+from warmgap._checks import check_at_least_zero, check_choice, check_count, check_finite, check_flag, check_positive
 from warmgap.torch.layout import (
     Group,
     block_shapes,
@@ -119,11 +120,11 @@ class NormConstrainedOptimizer(Optimizer):
                     f"kind must be one of {', '.join(map(repr, KINDS))}, got {group['kind']!r}; leave it out where all "
                     "parameters of the group are matrices"
                 )
-            check_rate(group["lr"])
+            for name, check in _CHECKS.items():
+                if name in group:
+                    check(name, group[name])
             self._complete_group(group, frozenset(param_group))
-            check_rate(group["weight_decay"], "weight_decay")
-            if "momentum" in group:
-                check_momentum("momentum", group["momentum"])
+            check_rate("weight_decay", group["weight_decay"])
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -234,6 +235,15 @@ class NormConstrainedOptimizer(Optimizer):
             raise ValueError(
                 f"this group's steps are constrained in norm={norm!r}, got norm={group['norm']!r}; leave norm out"
             )
+        if rule == "spectral":
+            group["polynomial"] = spectral_of(group).polynomial
+            check_layout(group)
+            vectors = [tuple(p.shape) for p in group["params"] if p.ndim < 2]
+            if vectors:
+                raise ValueError(
+                    f"a parameter of shape {vectors[0]} is not a matrix and can't be orthogonalized; pass "
+                    "split_parameters(model), which gives every parameter the rule that fits it"
+                )
 
     def _rule_of(self, group: Group) -> str:
         rule: str = group.get("rule", self._rule)
@@ -618,25 +628,17 @@ def _cost(p: Tensor, group: Group) -> float:
 
 def spectral_of(group: Group, scale: float = 1.0) -> Spectral:
     """How a spectral group's directions are computed."""
-    return Spectral(
-        scale,
-        "svd" if group["exact"] else "newton-schulz",
-        steps=group["ns_steps"],
-        # EF-Muon's groups have neither.
-        polynomial=group.get("polynomial", "jordan"),
-        compute_dtype=group.get("compute_dtype"),
-    )
+    # EF-Muon's groups have none of these.
+    options = {name: group[name] for name in ("polynomial", "compute_dtype") if name in group}
+    return Spectral(scale, "svd" if group["exact"] else "newton-schulz", steps=group["ns_steps"], **options)
 
 
-def check_rate(lr: Any, name: str = "lr") -> None:
-    """Raise ValueError unless lr is a number of at least 0 or a tensor of one element; a device tensor is not read."""
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError(f"a tensor {name} must have one element, got shape {tuple(lr.shape)}")
-        if lr.device.type != "cpu":
-            return
-        lr = float(lr)
-    check_at_least_zero(name, lr)
+def check_rate(name: str, value: Any) -> None:
+    """Raise ValueError unless it is a number of at least 0 or a tensor of one; a device tensor is not read."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"a tensor {name} must have one element, got shape {tuple(value.shape)}")
+    if not isinstance(value, Tensor) or value.device.type == "cpu":
+        check_at_least_zero(name, value if not isinstance(value, Tensor) else float(value))
 
 
 def check_momentum(name: str, value: Any) -> None:
@@ -653,14 +655,9 @@ def check_betas(betas: Any) -> None:
         check_momentum(f"betas[{index}]", beta)
 
 
-def check_spectral(group: Group) -> None:
-    """Raise ValueError unless a group can be stepped by orthogonalisation."""
-    check_count("ns_steps", group["ns_steps"], minimum=1)
-    group["polynomial"] = spectral_of(group).polynomial
-    for p in group["params"]:
-        if p.ndim < 2:
-            raise ValueError(
-                f"a parameter of shape {tuple(p.shape)} is not a matrix and can't be orthogonalized; pass "
-                "split_parameters(model), which gives every parameter the rule that fits it"
-            )
-    check_layout(group)
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "lr": check_rate, "momentum": check_momentum, "nesterov": check_flag, "exact": check_flag,
+    "ns_steps": partial(check_count, minimum=1), "radius": check_positive, "embedding_radius": check_positive,
+    "constrained": check_flag, "eps": check_positive, "second_momentum": check_momentum, "second_eps": check_positive,
+}  # fmt: skip
+"""What a group may have, before it is completed, and what it must be."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from warmgap._checks import check_count, check_finite, check_flag
+from warmgap._checks import check_finite, check_flag
 from warmgap.torch.layout import Group, check_layout
 from warmgap.torch.norms import Max
 from warmgap.torch.optimizers._base import (
@@ -46,6 +46,9 @@ class EFMuon(NormConstrainedOptimizer):
     `blocks`, and `transposed` where it says so; convolutions as (out, rest); each matrix of a stack of experts.
     Embeddings, heads and vectors take `O = sign(P)`, the same for the max norm. Without role and kind, matrices are
     orthogonalized and vectors take the sign.
+
+    `directions` gives what the next `step` would subtract over the rate, with `target_loss` what one without it would.
+    At rate 0, over which nothing can be said, it is that of a step without an error.
 
     Args:
         params: Parameters, dicts of them, or the groups from `split_parameters`.
@@ -105,8 +108,6 @@ class EFMuon(NormConstrainedOptimizer):
     def _complete_group(self, group: Group, given: frozenset[str]) -> None:  # noqa: ARG002
         # Of the whole step, not of a group.
         del group["feedback"], group["target_loss"]
-        check_count("ns_steps", group["ns_steps"], minimum=1)
-        check_flag("exact", group["exact"])
         check_layout(group)
 
     @overload
@@ -137,14 +138,6 @@ class EFMuon(NormConstrainedOptimizer):
             self._factor = self._polyak(returned if loss is None else loss, target_loss)
         super().step()
         return returned
-
-    def directions(self, group: Group, params: Sequence[Tensor]) -> Tensors:
-        """Return what the next `step` would subtract over the group's rate, changing nothing.
-
-        As in the other optimizers. With `target_loss` it is that of a step without it. At rate 0, where nothing can be
-        said over the rate, it is that of a step without an error.
-        """
-        return super().directions(group, params)
 
     @torch.no_grad()
     def _polyak(self, loss: float | Tensor | None, target: float) -> float | Tensor:

@@ -43,12 +43,7 @@ class Gluon(LayerWise):
         L0: Layer-wise smoothness constant, at least 0; with L1 it replaces the radii.
         L1: Layer-wise smoothness constant, at least 0; L0 + L1 must be above 0.
         weight_decay: Decoupled weight decay, at least 0; a float or a tensor of one element.
-        ns_steps: Newton-Schulz iterations.
-        polynomial: That of Newton-Schulz, a name or (a, b, c) of each step, see `warmgap.torch.orthogonalize`.
-        compute_dtype: What Newton-Schulz computes in, such as `torch.bfloat16`; by default bfloat16 where the hardware
-            has units for it, else float32.
-        exact: Take U V^T from a singular value decomposition instead: for small problems and checks; on CUDA it waits
-            for the host.
+        ns_steps, exact, polynomial, compute_dtype: How U V^T is computed, as in `Muon`.
 
     Raises:
         TypeError: If a parameter is complex; from `step`, if a gradient is sparse.
