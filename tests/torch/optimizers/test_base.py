@@ -24,6 +24,7 @@ SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "muon-lion": (Muon, {"second": "lion"}),
     "gluon-adaptive": (Gluon, {"L0": 1.0, "L1": 2.0}),
 }
+THREE_SHAPES = [(64, 64), (64, 176), (176, 64)] * 2
 
 
 def groups() -> list[dict[str, Any]]:
@@ -46,9 +47,9 @@ def fill(optimizer: torch.optim.Optimizer) -> None:
             p.grad = p.detach().sin() + 0.1
 
 
-@pytest.mark.parametrize("name", ["muon", "muon-lion", "gluon-adaptive", "normalized-sgd"])
+@pytest.mark.parametrize("name", ["muon", "muon-lion", "gluon-adaptive", "normalized-sgd", "ef-muon"])
 def test_a_compiled_step_is_one_graph_that_follows_rate_and_decay(name: str) -> None:
-    cls, settings = SETTINGS[name]
+    cls, settings = SETTINGS.get(name, (EFMuon, {}))
     optimizers = []
     graphs: list[torch.fx.GraphModule] = []
 
@@ -78,11 +79,28 @@ def test_a_step_of_six_parameters_takes_at_most_sixty_calls(
     name: str, python_calls: Callable[[Callable[[], Any]], int]
 ) -> None:
     cls, settings = SETTINGS[name]
-    params = [nn.Parameter(torch.randn(64, 64)) for _ in range(6)]
-    optimizer = cls(params, **settings)
-    fill(optimizer)
-    optimizer.step()
-    assert python_calls(optimizer.step) <= 60
+    for shapes in ([(64, 64)] * 6, THREE_SHAPES):
+        optimizer = cls([nn.Parameter(torch.randn(shape)) for shape in shapes], **settings)
+        fill(optimizer)
+        optimizer.step()
+        assert python_calls(optimizer.step) <= (60 if name != "gluon-adaptive" or shapes is not THREE_SHAPES else 85)
+
+
+@pytest.mark.parametrize("optimizer", [*ALL.values(), EFMuon])
+def test_gradients_of_another_precision_are_taken_in_the_parameters(optimizer: Any) -> None:
+    mixed, plain = (nn.Parameter(torch.linspace(-1, 1, 12).reshape(4, 3).bfloat16()) for _ in range(2))
+    mixed.grad_dtype = None  # such as a float32 gradient of a bfloat16 weight
+    mixed.grad = plain.detach().float().sin()
+    plain.grad = mixed.grad.bfloat16()
+    directions = []
+    for p in (mixed, plain):
+        made = optimizer([p], lr=0.1)
+        directions += made.directions(made.param_groups[0], [p])
+        for _ in range(2):
+            made.step()
+        assert all(value.dtype == torch.bfloat16 for value in made.state[p].values())
+    assert torch.equal(mixed, plain)
+    assert torch.equal(*directions)
 
 
 def test_a_rate_on_the_device_does_what_a_float_does() -> None:
