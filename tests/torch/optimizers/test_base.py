@@ -121,7 +121,7 @@ def test_a_rate_on_the_device_does_what_a_float_does() -> None:
 def test_batches_gather_by_device_dtype_and_shape_and_hold_what_fits() -> None:
     def places(rule: str, params: list[Tensor]) -> list[list[int]]:
         order = [torch.tensor(index) for index in range(len(params))]
-        step = Step({"radius": 1.0} if rule == "rms" else {}, rule, False, False, {}, {}, 1.0, 0.0, 1.0)
+        step = Step({"radius": 1.0} if rule == "rms" else {}, rule, False, False, {}, 1.0, 0.0, 1.0)
         return [[int(index) for _, index in rows] for rows in _batches(step, params, order)]
 
     a, b = torch.zeros(2, 3), torch.zeros(2, 3, device="meta")

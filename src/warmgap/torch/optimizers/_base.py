@@ -26,16 +26,7 @@ from warmgap.torch.layout import (
 )
 from warmgap.torch.norms import BATCH_ENTRIES, Frobenius, Max, Rows, Spectral
 from warmgap.torch.orthogonalize import as_matrix, largest_singular_value
-from warmgap.torch.sharding import (
-    Loads,
-    Sharding,
-    full_sums,
-    local,
-    on_owners,
-    owners,
-    sharded_alike,
-    sharding_of,
-)
+from warmgap.torch.sharding import Loads, Sharding, full_sums, local, on_owners, owners, sharded_alike, sharding_of
 from warmgap.torch.split import KINDS
 
 LayerNorm = Spectral | Max | Rows | Frobenius
@@ -149,7 +140,7 @@ class NormConstrainedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        loads: Loads = {}
+        loads: Loads = {}  # what the ranks have to do, for matrices to be shared out evenly
         with torch.set_grad_enabled(False):
             for group in self.param_groups:
                 params: Tensors = []
@@ -157,8 +148,8 @@ class NormConstrainedOptimizer(Optimizer):
                 states: Tensors = []
                 self._init_group(group, params, grads, states)
                 if params:
-                    step = self._step_of(group, group["lr"], group["weight_decay"], self._factor, loads)
-                    self._advance(step, params, params, grads, states)
+                    step = self._step_of(group, group["lr"], group["weight_decay"], self._factor)
+                    self._advance(step, loads, params, params, grads, states)
         return loss
 
     @torch.no_grad()
@@ -187,8 +178,8 @@ class NormConstrainedOptimizer(Optimizer):
         if moving:
             chosen, targets = map(list, zip(*moving, strict=True))
             grads = [gradient(p) for p in chosen]
-            step = self._step_of(group, 1.0, 0.0, 1.0, {})
-            self._advance(step, chosen, targets, grads, self._copied_states(group, chosen, grads))
+            states = self._copied_states(group, chosen, grads)
+            self._advance(self._step_of(group), {}, chosen, targets, grads, states)
             torch._foreach_neg_(targets)
         return found
 
@@ -206,7 +197,7 @@ class NormConstrainedOptimizer(Optimizer):
             The norm; None where it must be measured: under any other rule, with radii that follow from gradients, and
             where the matrices of a parameter have several.
         """
-        step = self._step_of(group, 1.0, 0.0, 1.0, {})
+        step = self._step_of(group)
         if step.rule != "spectral" or step.adapts:
             return None
         norm, *others = self._norms(step, param.shape)
@@ -309,9 +300,7 @@ class NormConstrainedOptimizer(Optimizer):
 
     # ------------------------------------------------------------------------------------------------------------- step
 
-    def _step_of(
-        self, group: Group, lr: float | Tensor, weight_decay: float | Tensor, factor: float | Tensor, loads: Loads
-    ) -> Step:
+    def _step_of(self, group: Group, lr: Any = 1.0, weight_decay: Any = 0.0, factor: Any = 1.0) -> Step:
         eager, adapts = not torch.compiler.is_compiling(), self._feedback or group.get("L0") is not None
         lr = scalar(lr, eager) if isinstance(lr, Tensor) else lr
         weight_decay = scalar(weight_decay, eager) if isinstance(weight_decay, Tensor) else weight_decay
@@ -319,40 +308,27 @@ class NormConstrainedOptimizer(Optimizer):
         # Looked up at every step, as a group's values may be changed.
         key = type(self), str([*map(group.get, _NORMS_FOLLOW)])
         norms = _NORMS.setdefault(key, {}) if eager else {}
-        return Step(group, self._rule_of(group), adapts, eager, loads, norms, lr, weight_decay, radius)
+        return Step(group, self._rule_of(group), adapts, eager, norms, lr, weight_decay, radius)
 
-    def _advance(self, step: Step, params: Tensors, targets: Tensors, grads: Tensors, states: Tensors) -> None:
+    def _advance(
+        self, step: Step, loads: Loads, params: Tensors, targets: Tensors, grads: Tensors, states: Tensors
+    ) -> None:
         """Step the targets, which are the parameters or stand for them, and move the states.
 
         Of sharded parameters, gradients and states are this rank's shards.
         """
-        rule, lr, weight_decay = step.rule, step.lr, step.weight_decay
-        momentum, count = step.group.get("momentum"), len(states) // len(params)
+        lr, weight_decay, count = step.lr, step.weight_decay, len(states) // len(params)
         by_name = [states[index::count] for index in range(count)]
         for rows in _batches(step, params, targets, grads, *by_name):
             some, xs, gs, *kept = map(list, zip(*rows, strict=True))
-            if rule == "adamw":
+            if step.rule == "adamw":
                 _adamw(step, xs, gs, kept)
                 continue
-            by_passes = step.eager and xs[0].device.type == "cpu"
-            estimates = gs
-            if rule == "lion":
-                beta1, beta2 = step.group["betas"]
-                estimates = list(torch._foreach_lerp(kept[0], gs, 1 - beta1))
-                torch._foreach_lerp_(kept[0], gs, 1 - beta2)
-            elif momentum and rule == "sum":
-                estimates = kept[0]
-                _add_up(estimates, gs, momentum, by_passes)
-            elif momentum:
-                estimates = kept[0]
-                torch._foreach_lerp_(estimates, gs, 1 - momentum)
-                if step.group.get("nesterov"):
-                    estimates = list(torch._foreach_lerp(gs, estimates, momentum))
-            if self._feedback:
-                estimates = list(torch._foreach_add(torch._foreach_mul(estimates, lr * step.radius), kept[-1]))
-            gathered = rule == "spectral" and some[0].ndim > 1 and hasattr(some[0], "device_mesh")
+            estimates = self._average(step, gs, kept)
+            spectral = step.rule == "spectral" and some[0].ndim > 1
+            gathered = spectral and hasattr(some[0], "device_mesh")
             if gathered:
-                directions = self._on_owners(step, some, estimates)
+                directions = self._on_owners(step, loads, some, estimates)
             else:
                 directions, length = self._steepest(step, some[0], estimates)
             if self._feedback:
@@ -365,7 +341,32 @@ class NormConstrainedOptimizer(Optimizer):
                     descend_(*of_shape, lr, weight_decay, step.radius / norm.scale)
             else:
                 # Matrices not in one pass: a shard may be contiguous where the full tensor is not.
-                descend_(xs, directions, lr, weight_decay, length, by_passes and rule != "spectral")
+                by_passes = step.eager and xs[0].device.type == "cpu" and not spectral
+                descend_(xs, directions, lr, weight_decay, length, by_passes)
+
+    def _average(self, step: Step, gs: Tensors, kept: list[Tensors]) -> Tensors:
+        """Move the averages; return what the LMO is taken at, perhaps these or the gradients themselves."""
+        if step.rule == "lion":
+            beta1, beta2 = step.group["betas"]
+            estimates = list(torch._foreach_lerp(kept[0], gs, 1 - beta1))
+            torch._foreach_lerp_(kept[0], gs, 1 - beta2)
+            return estimates
+        momentum, estimates = step.group["momentum"], gs
+        if momentum:
+            estimates = kept[0]
+            if step.rule != "sum":
+                torch._foreach_lerp_(estimates, gs, 1 - momentum)
+            elif step.eager and gs[0].device.type == "cpu":  # in one pass
+                for m, g in zip(estimates, gs, strict=True):
+                    torch.add(g, m, alpha=momentum, out=m)
+            else:
+                torch._foreach_mul_(estimates, momentum)
+                torch._foreach_add_(estimates, gs)
+            if step.group.get("nesterov"):
+                estimates = list(torch._foreach_lerp(gs, estimates, momentum))
+        if self._feedback:
+            estimates = list(torch._foreach_add(torch._foreach_mul(estimates, step.lr * step.radius), kept[-1]))
+        return estimates
 
     def _steepest(self, step: Step, p: Tensor, estimates: Tensors) -> tuple[Tensors, float | Tensor]:
         """The steepest directions for parameters like p, or for shards of them, and the length to step along them.
@@ -407,7 +408,7 @@ class NormConstrainedOptimizer(Optimizer):
             found.append([direction.reshape(first.shape) for direction in directions] if flat else directions)
         return [join_blocks(parts, group) for parts in zip(*found, strict=True)] if apart else found[0], length
 
-    def _on_owners(self, step: Step, params: Tensors, estimates: Tensors) -> Tensors:
+    def _on_owners(self, step: Step, loads: Loads, params: Tensors, estimates: Tensors) -> Tensors:
         """The steepest directions for shards of matrices of any shapes, each gathered and computed on one rank."""
         cut = sharding_of(params[0])
         assert cut is not None  # noqa: S101 (they are sharded)
@@ -420,7 +421,7 @@ class NormConstrainedOptimizer(Optimizer):
                     found[i] = direction.to(full[i].dtype)
             return found
 
-        owned = owners([_cost(p, step.group) for p in params], cut.mesh, step.loads)
+        owned = owners([_cost(p, step.group) for p in params], cut.mesh, loads)
         # On accelerators Newton-Schulz begins by rounding to bfloat16: nothing is lost where that is done before.
         whole = step.group["exact"] or estimates[0].device.type == "cpu"
         sent = estimates if whole else [estimate.to(torch.bfloat16) for estimate in estimates]
@@ -452,29 +453,16 @@ _NORMS: dict[Hashable, dict[Sequence[int], list[LayerNorm]]] = {}
 
 
 class Step(NamedTuple):
-    """What a group is stepped with.
-
-    Attributes:
-        group: The group.
-        rule: Its rule.
-        adapts: Whether lengths follow from the momentum.
-        eager: Whether it is not being compiled.
-        loads: What the ranks have to do in the whole step, for matrices to be shared out evenly.
-        norms: Those of its parameters by shape, as far as they are known.
-        lr: Learning rate; a 0-d tensor where it is to be read on the device.
-        weight_decay: The same.
-        radius: How long a step at rate 1 is in the norm.
-    """
+    """What a group is stepped with; a rate and a decay are 0-d tensors where they are to be read on the device."""
 
     group: Group
     rule: str
-    adapts: bool
-    eager: bool
-    loads: Loads
-    norms: dict[Sequence[int], list[LayerNorm]]
+    adapts: bool  # whether the lengths of steps follow from the momentum
+    eager: bool  # whether it is not being compiled
+    norms: dict[Sequence[int], list[LayerNorm]]  # by the shapes of parameters, as far as they are known
     lr: float | Tensor
     weight_decay: float | Tensor
-    radius: float | Tensor
+    radius: float | Tensor  # how long a step at rate 1 is in the norm
 
 
 def inner_products(xs: Tensors, ys: Tensors, norm: LayerNorm, cut: Sharding | None = None) -> Tensors:
@@ -483,16 +471,6 @@ def inner_products(xs: Tensors, ys: Tensors, norm: LayerNorm, cut: Sharding | No
     wide = torch.promote_types(xs[0].dtype, torch.float32)
     products = [(x.to(wide) * y).sum(dim=dims, keepdim=dims is not None) for x, y in zip(xs, ys, strict=True)]
     return full_sums(products, cut)
-
-
-def _add_up(ms: Tensors, gs: Tensors, momentum: float, by_passes: bool) -> None:
-    """Momentum as a sum: m <- momentum m + g."""
-    if by_passes:
-        for m, g in zip(ms, gs, strict=True):
-            torch.add(g, m, alpha=momentum, out=m)
-    else:
-        torch._foreach_mul_(ms, momentum)
-        torch._foreach_add_(ms, gs)
 
 
 def _adamw(step: Step, xs: Tensors, gs: Tensors, kept: list[Tensors]) -> None:
