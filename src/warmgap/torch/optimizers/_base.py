@@ -51,10 +51,11 @@ class NormConstrainedOptimizer(Optimizer):
     """An optimizer for the whole model whose step is, group by group, the LMO of a norm.
 
     Every group carries `norm`: `"spectral"`, `"max"`, `"frobenius"`, or None where the group's rule is not constrained
-    in one of these. Weight decay is decoupled: x <- (1 - lr * weight_decay) x before the step. `step` reads gradients
-    and never changes them, and on an accelerator it does not wait for the host. A rate and a weight decay that are
-    tensors are read where they are: a step that was captured or compiled follows them. `torch.compile(optimizer.step,
-    fullgraph=True)` makes one graph; give it a tensor rate, since every float is a graph of its own.
+    in one of these. Weight decay is decoupled: x <- (1 - lr * weight_decay) x before the step. `step` reads gradients,
+    in the precision of their parameters, and never changes them, and on an accelerator it does not wait for the host. A
+    rate and a weight decay that are tensors are read where they are: a step that was captured or compiled follows them.
+    `torch.compile(optimizer.step, fullgraph=True)` makes one graph; give it a tensor rate, since every float is a graph
+    of its own.
 
     Parameters may be sharded (DTensor): a step is that of the full tensor, and every rank of their mesh must make it.
     Each matrix is orthogonalized on one rank.
