@@ -292,11 +292,12 @@ class SpectralCap:
         shrunk = self.factor_at(self.rate(self.base)) if first else 1.0
         if shrunk < 1.0:
             self._shrink(copies, shrunk)
+        overflow = self._overflow()
         for one in followed:
             if self._ratio is not None:  # else the next search begins afresh
                 one[1].start = one[2].start
             if self.rank > 1:
-                self._cut(*one, shrunk)
+                self._cut(*one, shrunk, overflow)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain Python values; the directions followed are in base64."""
@@ -496,15 +497,18 @@ class SpectralCap:
                 followed.append((run, batch, found, fits))
         return followed
 
-    def _cut(self, run: Run, batch: Batch, found: Leading, fits: Tensor, shrunk: float) -> None:
+    def _cut(
+        self, run: Run, batch: Batch, found: Leading, fits: Tensor, shrunk: float, overflow: Tensor | None
+    ) -> None:
         """Cut the followed singular values of the step just made, whose directions were measured."""
         rate, values = run.group["lr"] * shrunk, found.values.clamp_min(TINY)
         edge = (rate * found.edge.unsqueeze(1)).clamp_min(ABOVE_EDGE * self.rho * batch.matrices[0].scale)
-        excess = (rate - edge / values).clamp_min(0.0)
+        # `rate - x` of a float and a tensor would be two Python calls more.
+        excess = torch.rsub(edge / values, rate).clamp_min(0.0)
         if not self._whole:
-            excess = torch.maximum(excess, rate - self.rho * batch.scale / values)
+            excess = torch.maximum(excess, torch.rsub(self.rho * batch.scale / values, rate))
         cuts = (excess > 0.0) & fits.unsqueeze(1)  # nothing of a step that is not finite
-        if (overflow := self._overflow()) is not None:
+        if overflow is not None:
             cuts = cuts & (overflow.to(cuts.device) == 0)
         if cuts.device.type == "cpu" and not bool(cuts.any()):
             return
