@@ -207,12 +207,14 @@ class NormConstrainedOptimizer(Optimizer):
         largest = 1.0 if group["exact"] else largest_singular_value(group["polynomial"], group["ns_steps"])
         return float(step.radius / norm.scale * largest)
 
-    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm:  # noqa: ARG002
+    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm:
         """Return the norm that a group's steps are the LMO of, for a block of this shape, outputs first.
 
         Of a stack of matrices it is each one's. The radius of Scion and Gluon is no part of it; AdamW has no norm.
         """
-        return Frobenius() if group["norm"] == "frobenius" else Max()
+        if self._rule_of(group) == "spectral" and len(shape) > 1:
+            return spectral_of(group)
+        return Frobenius() if group.get("norm") == "frobenius" else Max()
 
     # ------------------------------------------------------------------------------------------------- for subclasses
 

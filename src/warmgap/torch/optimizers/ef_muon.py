@@ -17,7 +17,6 @@ from warmgap.torch.optimizers._base import (
     gradient,
     inner_products,
     scalar,
-    spectral_of,
 )
 from warmgap.torch.orthogonalize import TINY
 from warmgap.torch.sharding import Sharding, sharding_of
@@ -157,10 +156,6 @@ class EFMuon(NormConstrainedOptimizer):
         total = torch.stack([size.to(sizes[0]) for size in sizes]).sum()
         gap = torch.as_tensor(loss).detach().to(total) - target
         return scalar(gap.clamp_min(0.0) / total.clamp_min(TINY))
-
-    def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm:
-        """The norm whose LMO gives O, for a block of this shape."""
-        return spectral_of(group) if self._rule_of(group) == "spectral" and len(shape) > 1 else Max()
 
     def _rule_of(self, group: Group) -> str:
         hidden = group["role"] == "hidden" if "role" in group else group.get("kind", "matrix") in ("matrix", "conv")

@@ -27,7 +27,7 @@ class LayerWise(NormConstrainedOptimizer):
         if "radius" not in given and kind in ("embedding", "head"):
             group["radius"] = embedding_radius
         super()._complete_group(group, given)
-        if rule != "rms":
+        if rule in ("sign", "row"):
             check_layout(group)
 
     def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm:
