@@ -616,10 +616,13 @@ def spectral_of(group: Group, scale: float = 1.0) -> Spectral:
 
 def check_rate(name: str, value: Any) -> None:
     """Raise ValueError unless it is a number of at least 0 or a tensor of one; a device tensor is not read."""
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"a tensor {name} must have one element, got shape {tuple(value.shape)}")
-    if not isinstance(value, Tensor) or value.device.type == "cpu":
-        check_at_least_zero(name, value if not isinstance(value, Tensor) else float(value))
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"a tensor {name} must have one element, got shape {tuple(value.shape)}")
+        if value.device.type != "cpu":
+            return
+        value = float(value)
+    check_at_least_zero(name, value)
 
 
 def check_momentum(name: str, value: Any) -> None:
