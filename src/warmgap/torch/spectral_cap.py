@@ -155,7 +155,7 @@ class SpectralCap:
         self._largest = 0.0  # median of the spectral norms over the scales
         self._late: tuple[list[Tensor], Any] | None = None
         self.agree: Callable[[Tensor], Tensor] = _own
-        self._scheduler: Callable[[], Scheduling | None] = _nobody
+        self._scheduler: weakref.ref[Scheduling] | None = None
         if not self._measured:
             raise ValueError(
                 f"none of the groups of {type(optimizer).__name__} has a role of a matrix to hold (roles={roles!r}): "
@@ -185,13 +185,13 @@ class SpectralCap:
 
     def rate(self, group: dict[str, Any]) -> float:
         """Return the rate of a group on the host; without a scheduler it is read, which waits where a device has it."""
-        scheduler = self._scheduler()
+        scheduler = None if self._scheduler is None else self._scheduler()
         return float(group["lr"]) if scheduler is None else scheduler._rate_of(group)
 
     @property
     def base(self) -> dict[str, Any]:
         """The group whose rate `ratio`, `limit` and `room` speak of: the first that is held and has a rate above 0."""
-        scheduler = self._scheduler()
+        scheduler = None if self._scheduler is None else self._scheduler()
         groups = (scheduler._held() if scheduler is not None else []) or self.groups
         return next((group for group in groups if self.rate(group) > 0.0), groups[0])
 
@@ -338,7 +338,7 @@ class SpectralCap:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles; what is on its way from a device is read."""
         self._arrive()
-        return self.__dict__ | {"_scheduler": _nobody}
+        return self.__dict__ | {"_scheduler": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -594,10 +594,6 @@ def separate_rates(optimizer: Optimizer) -> None:
 
 def _own(ratio: Tensor) -> Tensor:
     return ratio
-
-
-def _nobody() -> None:
-    return None
 
 
 def _set_rate(group: dict[str, Any], lr: float | Tensor) -> None:
