@@ -473,7 +473,7 @@ def inner_products(xs: Tensors, ys: Tensors, norm: LayerNorm, cut: Sharding | No
     dims = (-2, -1) if isinstance(norm, Spectral) else None
     wide = torch.promote_types(xs[0].dtype, torch.float32)
     products = [(x.to(wide) * y).sum(dim=dims, keepdim=dims is not None) for x, y in zip(xs, ys, strict=True)]
-    return full_sums(products, cut)
+    return full_sums(products, cut) if cut else products
 
 
 def _adamw(step: Step, xs: Tensors, gs: Tensors, kept: list[Tensors]) -> None:

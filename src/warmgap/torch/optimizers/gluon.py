@@ -122,6 +122,7 @@ class Gluon(LayerWise):
         self, group: Group, norm: LayerNorm, sources: Tensors, directions: Tensors, cut: Sharding | None
     ) -> Sequence[Tensor | float]:
         L0, L1 = group["L0"], group["L1"]
-        duals = [product / norm.scale for product in inner_products(sources, directions, norm, cut)]
-        # Without L0 the radius is 1 / L1 whatever the dual norm is, and 0 / 0 is avoided where that vanishes.
-        return [1 / L1 if L0 == 0 else dual / (L0 + L1 * dual) for dual in duals]
+        if L0 == 0:
+            return [1 / L1] * len(sources)  # whatever the dual norms are; 0 / 0 is avoided where one vanishes
+        products = inner_products(sources, directions, norm, cut)  # the dual norms times the scale
+        return [product / (L0 * norm.scale + L1 * product) for product in products]
