@@ -212,6 +212,19 @@ def test_a_checkpoint_without_polynomials_goes_on() -> None:
     assert optimizer.direction_norm(group, torch.ones(3, 2)) == before
 
 
+@pytest.mark.parametrize("cls", [Muon, Scion, Gluon])
+def test_without_momentum_nothing_is_kept_and_what_an_older_checkpoint_keeps_is_not_read(cls: Any) -> None:
+    fresh, resumed = (nn.Parameter(torch.ones(4, 3)) for _ in range(2))
+    optimizers = [cls([p], lr=0.01, momentum=0.0) for p in (fresh, resumed)]
+    saved = optimizers[1].state_dict()
+    optimizers[1].load_state_dict({**saved, "state": {0: {"momentum_buffer": torch.full((4, 3), torch.nan)}}})
+    for p, optimizer in zip((fresh, resumed), optimizers, strict=True):
+        p.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+    assert not optimizers[0].state
+    assert torch.equal(fresh, resumed)
+
+
 def test_a_radius_that_changes_from_step_to_step_is_followed_and_leaves_nothing_behind() -> None:
     p = nn.Parameter(torch.zeros(4, 3))
     p.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
