@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from warmgap.torch import norms
-from warmgap.torch.optimizers import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
+from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
 from warmgap.torch.orthogonalize import iterate
 
 STEPS = 3
@@ -42,6 +42,7 @@ OPTIMIZERS: dict[str, Any] = {
     "gluon": (Gluon, {"radius": 1.0, "embedding_radius": 3.0}),
     "gluon-adaptive": (Gluon, {"L0": 1.0, "L1": 1.0}),
     "gluon-adaptive-row": (Gluon, {"L0": 0.0, "L1": 1.0, "embedding_rule": "row"}),
+    "ef-muon": (EFMuon, {"weight_decay": 0.1}),
 }
 
 # Sides that two and three ranks do not divide, and some with fewer entries than ranks.

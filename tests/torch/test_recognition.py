@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from warmgap.torch import Gluon, Lion, Muon, NormalizedSGD, Scion, Signum, split_parameters
-from warmgap.torch.recognition import optimizer_kappa, optimizer_norm
+from warmgap.torch.recognition import norm_blocks, optimizer_kappa
 
 
 def model() -> nn.Sequential:
@@ -61,37 +61,18 @@ def test_the_norm_is_told_by_what_the_optimizer_is(make: Any, expected: float) -
     assert optimizer_kappa(make(model())) == expected
 
 
-@pytest.mark.parametrize(
-    ("make", "expected"),
-    [
-        (lambda m: Lion(m.parameters(), lr=1e-3), "max"),
-        (lambda m: NormalizedSGD(m.parameters(), lr=1e-3), "frobenius"),
-        (lambda m: Muon(split_parameters(m, head=m[2]), lr=1e-3), "spectral"),
-        (lambda m: Muon(split_parameters(m, head=m[2]), lr=1e-3, second="sign"), "spectral"),
-        (lambda m: Scion(split_parameters(m, head=m[2]), lr=1e-3), "spectral"),
-        (lambda m: torch.optim.Muon([m[0].weight, m[2].weight], lr=1e-3), "spectral"),
-        (lambda m: lion_pytorch.Lion(m.parameters(), lr=1e-3), "max"),
-        (lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3), None),
-    ],
-)
-def test_the_spectral_norm_counts_where_any_block_steps_in_it(make: Any, expected: str | None) -> None:
-    assert optimizer_norm(make(model())) == expected
-
-
 def test_groups_of_unknown_norm_hide_no_others() -> None:
     net = model()
     groups: list[dict[str, Any]] = [{"params": [net[0].weight]}, {"params": [net[2].weight], "norm": "spectral"}]
-    assert optimizer_norm(torch.optim.AdamW(groups, lr=1e-3)) == "spectral"
-    assert optimizer_norm(torch.optim.AdamW(groups[::-1], lr=1e-3)) == "spectral"
-    several = [{**groups[0], "norm": "max"}, {**groups[1], "norm": "frobenius"}]
-    assert optimizer_norm(torch.optim.AdamW(several, lr=1e-3)) is None
+    for some in (groups, groups[::-1]):
+        assert [name for name, _, _ in norm_blocks(torch.optim.AdamW(some, lr=1e-3))] == ["spectral"]
 
 
 def test_the_norm_may_be_said() -> None:
     optimizer = torch.optim.AdamW(model().parameters(), lr=1e-3)
-    assert optimizer_norm(optimizer, "spectral") == "spectral"
+    assert {name for name, _, _ in norm_blocks(optimizer, "spectral")} == {"spectral"}
     with pytest.raises(ValueError, match="norm must be 'auto' or one of"):
-        optimizer_norm(optimizer, "nuclear")
+        norm_blocks(optimizer, "nuclear")
 
 
 @pytest.mark.parametrize("cls", [Scion, Gluon])

@@ -24,13 +24,13 @@ __all__ = [
     "Group",
     "block_shapes",
     "check_layout",
+    "input_dims",
     "is_stack",
     "join_blocks",
     "matrices_of",
     "matrix_blocks",
     "matrix_shapes",
     "matrix_sides",
-    "output_dim",
     "outputs_first",
 ]
 
@@ -42,9 +42,10 @@ def is_stack(ndim: int, group: Group) -> bool:
     return group.get("kind") == "matrix" and ndim == 3
 
 
-def output_dim(p: Tensor, group: Group) -> int:
-    """The dimension of p along which a matrix's outputs lie."""
-    return int(is_stack(p.ndim, group)) + int(bool(group.get("transposed")))
+def input_dims(ndim: int, group: Group) -> set[int]:
+    """The dimensions of a parameter along which a matrix's inputs lie."""
+    stack = is_stack(ndim, group)
+    return {*range(int(stack), ndim)} - {int(stack) + int(bool(group.get("transposed")))}
 
 
 def matrix_sides(shape: Sequence[int], group: Group) -> tuple[int, int]:

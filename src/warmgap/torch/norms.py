@@ -40,16 +40,11 @@ from warmgap.torch.orthogonalize import (
     iterate,
     polar,
 )
+from warmgap.torch.sharding import Sharding, full_norms
 
 __all__ = ["Frobenius", "Greedy", "Max", "Norm", "Rows", "Spectral", "SupOverBlocks", "layer_norm"]
 
 _Block = TypeVar("_Block")
-
-
-class Reduce(Protocol):
-    """From the lengths of the ranks' shards, along these dimensions, to those of the full tensors."""
-
-    def __call__(self, lengths: list[Tensor], *, dims: Collection[int] | None = None) -> list[Tensor]: ...
 
 
 LayerRule = Literal["spectral", "sign", "row", "rms"]
@@ -155,7 +150,7 @@ class Spectral(_Scaled):
         return (self.steepest([as_matrix(g)])[0].reshape(g.shape) / -self.scale).to(g.dtype)
 
     def steepest(self, gs: Sequence[Tensor]) -> list[Tensor]:
-        """U V^T of matrices of one shape, or of stacks of them, as fresh tensors of any precision."""
+        """U V^T of matrices of one shape, or of stacks of them, fresh; of any precision on the CPU."""
         first = gs[0]
         if first.device.type == "cpu":
             # A batch of one too, so that a matrix alone is stepped as among others, bit for bit.
@@ -170,6 +165,8 @@ class Spectral(_Scaled):
                 factors = polar(batch)
             else:
                 factors = iterate(batch, self.steps, self.polynomial, self.compute_dtype)
+            if first.device.type != "cpu":  # there the sum with a parameter converts at less cost
+                factors = factors.to(first.dtype)
             found += factors.unbind() if together else [factors]
         return found
 
@@ -245,13 +242,13 @@ class _Lengths(_Scaled):
 
     @staticmethod
     def lengths(
-        gs: Sequence[Tensor], reduce: Reduce | None = None, along: Collection[int] | None = None
+        gs: Sequence[Tensor], cut: Sharding | None = None, along: Collection[int] | None = None
     ) -> list[Tensor]:
         """Lengths in float32 at least, no less than 1e-15.
 
         Args:
             gs: Tensors.
-            reduce: Makes the full tensors' lengths of those of these, where they are shards.
+            cut: How they are sharded, where these are shards.
             along: The dimensions along which vectors lie, which are kept; None: the length of each tensor as one.
         """
         wide = torch.promote_types(gs[0].dtype, torch.float32)
@@ -259,15 +256,15 @@ class _Lengths(_Scaled):
             found = list(torch._foreach_norm(list(gs), 2, dtype=wide))
         else:
             found = [torch.linalg.vector_norm(g, dim=tuple(along), keepdim=True, dtype=wide) for g in gs]
-        found = reduce(found, dims=along) if reduce else found
+        found = full_norms(found, cut, along) if cut else found
         torch._foreach_clamp_min_(found, TINY)
         return found
 
     def steepest(
-        self, gs: Sequence[Tensor], reduce: Reduce | None = None, along: Collection[int] | None = None
+        self, gs: Sequence[Tensor], cut: Sharding | None = None, along: Collection[int] | None = None
     ) -> list[Tensor]:
         """Every vector divided by its length, fresh, zero where it is; arguments as for `lengths`."""
-        found = torch._foreach_div(list(gs), self.lengths(gs, reduce, along))
+        found = torch._foreach_div(list(gs), self.lengths(gs, cut, along))
         return [unit.to(g.dtype) for unit, g in zip(found, gs, strict=True)]
 
 
@@ -327,10 +324,10 @@ class Rows(_Lengths):
         return as_matrix(x)
 
     def steepest(
-        self, gs: Sequence[Tensor], reduce: Reduce | None = None, along: Collection[int] | None = (-1,)
+        self, gs: Sequence[Tensor], cut: Sharding | None = None, along: Collection[int] | None = (-1,)
     ) -> list[Tensor]:
         """Every row divided by its length, fresh; of matrices or stacks of them unless `along` says where rows lie."""
-        return super().steepest(gs, reduce, along)
+        return super().steepest(gs, cut, along)
 
 
 @final

@@ -76,27 +76,6 @@ def _kappa(optimizer: Optimizer, name: str, shape: torch.Size, group: dict[str, 
     return kappa(name, shapes)
 
 
-def optimizer_norm(optimizer: Optimizer, norm: str = "auto") -> str | None:
-    """Return the norm that counts for the pace of a run: `"spectral"` where any block steps in it, or the only one.
-
-    Args:
-        optimizer: Any optimizer.
-        norm: `"auto"`, or one of `warmgap.geometry.NORMS`, which is returned.
-
-    Returns:
-        The name, or None where the optimizer is not recognised, has no such block, or has several other norms.
-
-    Raises:
-        ValueError: If the norm is unknown.
-    """
-    check_norm(norm)
-    try:
-        names = {name for name, _, _ in _blocks(optimizer, norm)}
-    except ValueError:  # not recognised
-        return None
-    return "spectral" if "spectral" in names else names.pop() if len(names) == 1 else None
-
-
 def norm_blocks(optimizer: Optimizer, norm: str = "auto") -> list[tuple[str, Tensor, dict[str, Any]]]:
     """Return what `optimizer_kappa` counts: the norm's name, the parameter, the group that says its layout.
 

@@ -155,7 +155,7 @@ class SpectralCap:
         self._largest = 0.0  # median of the spectral norms over the scales
         self._late: tuple[list[Tensor], Any] | None = None
         self.agree: Callable[[Tensor], Tensor] = _own
-        self._scheduler: Callable[[], Scheduling | None] = _nobody
+        self._scheduler: weakref.ref[Scheduling] | None = None
         if not self._measured:
             raise ValueError(
                 f"none of the groups of {type(optimizer).__name__} has a role of a matrix to hold (roles={roles!r}): "
@@ -185,13 +185,13 @@ class SpectralCap:
 
     def rate(self, group: dict[str, Any]) -> float:
         """Return the rate of a group on the host; without a scheduler it is read, which waits where a device has it."""
-        scheduler = self._scheduler()
+        scheduler = None if self._scheduler is None else self._scheduler()
         return float(group["lr"]) if scheduler is None else scheduler._rate_of(group)
 
     @property
     def base(self) -> dict[str, Any]:
         """The group whose rate `ratio`, `limit` and `room` speak of: the first that is held and has a rate above 0."""
-        scheduler = self._scheduler()
+        scheduler = None if self._scheduler is None else self._scheduler()
         groups = (scheduler._held() if scheduler is not None else []) or self.groups
         return next((group for group in groups if self.rate(group) > 0.0), groups[0])
 
@@ -292,11 +292,12 @@ class SpectralCap:
         shrunk = self.factor_at(self.rate(self.base)) if first else 1.0
         if shrunk < 1.0:
             self._shrink(copies, shrunk)
+        overflow = self._overflow()
         for one in followed:
             if self._ratio is not None:  # else the next search begins afresh
                 one[1].start = one[2].start
             if self.rank > 1:
-                self._cut(*one, shrunk)
+                self._cut(*one, shrunk, overflow)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain Python values; the directions followed are in base64."""
@@ -337,7 +338,7 @@ class SpectralCap:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles; what is on its way from a device is read."""
         self._arrive()
-        return self.__dict__ | {"_scheduler": _nobody}
+        return self.__dict__ | {"_scheduler": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -496,15 +497,18 @@ class SpectralCap:
                 followed.append((run, batch, found, fits))
         return followed
 
-    def _cut(self, run: Run, batch: Batch, found: Leading, fits: Tensor, shrunk: float) -> None:
+    def _cut(
+        self, run: Run, batch: Batch, found: Leading, fits: Tensor, shrunk: float, overflow: Tensor | None
+    ) -> None:
         """Cut the followed singular values of the step just made, whose directions were measured."""
         rate, values = run.group["lr"] * shrunk, found.values.clamp_min(TINY)
         edge = (rate * found.edge.unsqueeze(1)).clamp_min(ABOVE_EDGE * self.rho * batch.matrices[0].scale)
-        excess = (rate - edge / values).clamp_min(0.0)
+        # `rate - x` of a float and a tensor would be two Python calls more.
+        excess = torch.rsub(edge / values, rate).clamp_min(0.0)
         if not self._whole:
-            excess = torch.maximum(excess, rate - self.rho * batch.scale / values)
+            excess = torch.maximum(excess, torch.rsub(self.rho * batch.scale / values, rate))
         cuts = (excess > 0.0) & fits.unsqueeze(1)  # nothing of a step that is not finite
-        if (overflow := self._overflow()) is not None:
+        if overflow is not None:
             cuts = cuts & (overflow.to(cuts.device) == 0)
         if cuts.device.type == "cpu" and not bool(cuts.any()):
             return
@@ -590,10 +594,6 @@ def separate_rates(optimizer: Optimizer) -> None:
 
 def _own(ratio: Tensor) -> Tensor:
     return ratio
-
-
-def _nobody() -> None:
-    return None
 
 
 def _set_rate(group: dict[str, Any], lr: float | Tensor) -> None:

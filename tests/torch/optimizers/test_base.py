@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from warmgap.torch.layout import block_shapes, matrices_of, matrix_blocks, matrix_shapes
 from warmgap.torch.optimizers import EFMuon, Gluon, Lion, Muon, NormalizedSGD, Scion, Signum
-from warmgap.torch.optimizers._base import _PLANS, CHUNK_ENTRIES, _batches, descend_
+from warmgap.torch.optimizers._base import _NORMS, CHUNK_ENTRIES, Step, _batches, descend_
 
 ALL: dict[str, Any] = {
     "muon": Muon,
@@ -24,6 +24,7 @@ SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "muon-lion": (Muon, {"second": "lion"}),
     "gluon-adaptive": (Gluon, {"L0": 1.0, "L1": 2.0}),
 }
+THREE_SHAPES = [(64, 64), (64, 176), (176, 64)] * 2
 
 
 def groups() -> list[dict[str, Any]]:
@@ -46,9 +47,9 @@ def fill(optimizer: torch.optim.Optimizer) -> None:
             p.grad = p.detach().sin() + 0.1
 
 
-@pytest.mark.parametrize("name", ["muon", "muon-lion", "gluon-adaptive", "normalized-sgd"])
+@pytest.mark.parametrize("name", ["muon", "muon-lion", "gluon-adaptive", "normalized-sgd", "ef-muon"])
 def test_a_compiled_step_is_one_graph_that_follows_rate_and_decay(name: str) -> None:
-    cls, settings = SETTINGS[name]
+    cls, settings = SETTINGS.get(name, (EFMuon, {}))
     optimizers = []
     graphs: list[torch.fx.GraphModule] = []
 
@@ -78,11 +79,28 @@ def test_a_step_of_six_parameters_takes_at_most_sixty_calls(
     name: str, python_calls: Callable[[Callable[[], Any]], int]
 ) -> None:
     cls, settings = SETTINGS[name]
-    params = [nn.Parameter(torch.randn(64, 64)) for _ in range(6)]
-    optimizer = cls(params, **settings)
-    fill(optimizer)
-    optimizer.step()
-    assert python_calls(optimizer.step) <= 60
+    for shapes in ([(64, 64)] * 6, THREE_SHAPES):
+        optimizer = cls([nn.Parameter(torch.randn(shape)) for shape in shapes], **settings)
+        fill(optimizer)
+        optimizer.step()
+        assert python_calls(optimizer.step) <= (60 if name != "gluon-adaptive" or shapes is not THREE_SHAPES else 75)
+
+
+@pytest.mark.parametrize("optimizer", [*ALL.values(), EFMuon])
+def test_gradients_of_another_precision_are_taken_in_the_parameters(optimizer: Any) -> None:
+    mixed, plain = (nn.Parameter(torch.linspace(-1, 1, 12).reshape(4, 3).bfloat16()) for _ in range(2))
+    mixed.grad_dtype = None  # such as a float32 gradient of a bfloat16 weight
+    mixed.grad = plain.detach().float().sin()
+    plain.grad = mixed.grad.bfloat16()
+    directions = []
+    for p in (mixed, plain):
+        made = optimizer([p], lr=0.1)
+        directions += made.directions(made.param_groups[0], [p])
+        for _ in range(2):
+            made.step()
+        assert all(value.dtype == torch.bfloat16 for value in made.state[p].values())
+    assert torch.equal(mixed, plain)
+    assert torch.equal(*directions)
 
 
 def test_a_rate_on_the_device_does_what_a_float_does() -> None:
@@ -103,7 +121,8 @@ def test_a_rate_on_the_device_does_what_a_float_does() -> None:
 def test_batches_gather_by_device_dtype_and_shape_and_hold_what_fits() -> None:
     def places(rule: str, params: list[Tensor]) -> list[list[int]]:
         order = [torch.tensor(index) for index in range(len(params))]
-        return [[int(index) for index in indices] for _, indices in _batches(rule, False, params, order)]
+        step = Step({"radius": 1.0} if rule == "rms" else {}, rule, False, False, {}, 1.0, 0.0, 1.0)
+        return [[int(index) for _, index in rows] for rows in _batches(step, params, order)]
 
     a, b = torch.zeros(2, 3), torch.zeros(2, 3, device="meta")
     c, d = torch.zeros(3, 3), torch.zeros(2, 3, dtype=torch.bfloat16)
@@ -193,14 +212,27 @@ def test_a_checkpoint_without_polynomials_goes_on() -> None:
     assert optimizer.direction_norm(group, torch.ones(3, 2)) == before
 
 
+@pytest.mark.parametrize("cls", [Muon, Scion, Gluon])
+def test_without_momentum_nothing_is_kept_and_what_an_older_checkpoint_keeps_is_not_read(cls: Any) -> None:
+    fresh, resumed = (nn.Parameter(torch.ones(4, 3)) for _ in range(2))
+    optimizers = [cls([p], lr=0.01, momentum=0.0) for p in (fresh, resumed)]
+    saved = optimizers[1].state_dict()
+    optimizers[1].load_state_dict({**saved, "state": {0: {"momentum_buffer": torch.full((4, 3), torch.nan)}}})
+    for p, optimizer in zip((fresh, resumed), optimizers, strict=True):
+        p.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+    assert not optimizers[0].state
+    assert torch.equal(fresh, resumed)
+
+
 def test_a_radius_that_changes_from_step_to_step_is_followed_and_leaves_nothing_behind() -> None:
     p = nn.Parameter(torch.zeros(4, 3))
     p.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     optimizer = Scion([p], lr=1.0, momentum=0.0, constrained=False)
     group = optimizer.param_groups[0]
     (unit,) = (direction / group["radius"] for direction in optimizer.directions(group, [p]))
-    known = len(_PLANS)
+    known = len(_NORMS)
     for step in range(5):
         group["radius"] = 1.0 + step
         torch.testing.assert_close(optimizer.directions(group, [p]), [unit * group["radius"]])
-    assert len(_PLANS) == known
+    assert len(_NORMS) == known

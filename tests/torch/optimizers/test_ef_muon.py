@@ -101,6 +101,25 @@ def test_the_error_is_what_the_step_left(exact: bool) -> None:
             assert torch.linalg.svdvals(start - W.detach()).tolist() == pytest.approx([float(values.mean())] * 4)
 
 
+@pytest.mark.parametrize("rate", [0.1, torch.tensor([0.1])])
+def test_directions_at_rate_zero_are_those_without_an_error(rate: Any) -> None:
+    W = nn.Parameter(matrix(6, 4))
+    optimizer = EFMuon([W], lr=rate, momentum=0.0, exact=True)
+    (group,) = optimizer.param_groups
+    W.grad = matrix(6, 4, seed=1)
+    optimizer.step()
+    W.grad = matrix(6, 4, seed=2)
+    (without,) = EFMuon([W], momentum=0.0, exact=True).directions(group, [W])
+    (with_error,) = optimizer.directions(group, [W])
+    assert not torch.allclose(with_error, without)
+    if isinstance(rate, Tensor):
+        rate.zero_()
+    else:
+        group["lr"] = 0.0
+    (direction,) = optimizer.directions(group, [W])
+    torch.testing.assert_close(direction, without)
+
+
 def test_every_part_of_a_model_is_stepped_in_its_own_norm() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 9), nn.LayerNorm(9), nn.Linear(9, 6), nn.Linear(6, 3))

@@ -1,23 +1,31 @@
 """EF-Muon: what Muon's normalization drops is kept, and added again at the next step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from warmgap._checks import check_count, check_finite, check_flag
-from warmgap.torch.layout import Group, check_layout, matrices_of
-from warmgap.torch.optimizers._base import CheckedOptimizer, dense_gradient, spectral_of
-from warmgap.torch.orthogonalize import TINY, as_matrix
-from warmgap.torch.sharding import is_sharded, local
+from warmgap._checks import check_finite, check_flag
+from warmgap.torch.layout import Group, check_layout
+from warmgap.torch.norms import Max
+from warmgap.torch.optimizers._base import (
+    LayerNorm,
+    NormConstrainedOptimizer,
+    Tensors,
+    gradient,
+    inner_products,
+    scalar,
+)
+from warmgap.torch.orthogonalize import TINY
+from warmgap.torch.sharding import Sharding, sharding_of
 
 __all__ = ["EFMuon"]
 
 
 @final
-class EFMuon(CheckedOptimizer):
+class EFMuon(NormConstrainedOptimizer):
     """Muon with error feedback: it converges where Muon does not, on convex Lipschitz functions.
 
     Muon goes along U V^T, whatever the singular values of its momentum: what is small in every gradient, but always
@@ -36,7 +44,10 @@ class EFMuon(CheckedOptimizer):
     A group's `role` (or `kind`) says what is orthogonalized: hidden matrices, block by block where the group names
     `blocks`, and `transposed` where it says so; convolutions as (out, rest); each matrix of a stack of experts.
     Embeddings, heads and vectors take `O = sign(P)`, the same for the max norm. Without role and kind, matrices are
-    orthogonalized and vectors take the sign. Sharded parameters (DTensor) are put together on every rank for O.
+    orthogonalized and vectors take the sign.
+
+    `directions` gives what the next `step` would subtract over the rate, with `target_loss` what one without it would.
+    At rate 0, over which nothing can be said, it is that of a step without an error.
 
     Args:
         params: Parameters, dicts of them, or the groups from `split_parameters`.
@@ -96,15 +107,12 @@ class EFMuon(CheckedOptimizer):
     def _complete_group(self, group: Group, given: frozenset[str]) -> None:  # noqa: ARG002
         # Of the whole step, not of a group.
         del group["feedback"], group["target_loss"]
-        check_count("ns_steps", group["ns_steps"], minimum=1)
-        check_flag("exact", group["exact"])
         check_layout(group)
 
     @overload
     def step(self, closure: None = None, *, loss: float | Tensor | None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float], *, loss: float | Tensor | None = None) -> float: ...
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None, *, loss: float | Tensor | None = None) -> float | None:
         """Take one step.
 
@@ -125,114 +133,51 @@ class EFMuon(CheckedOptimizer):
         target_loss = self.defaults["target_loss"]
         if loss is not None and target_loss is None:
             raise ValueError("step was given a loss, but has no use for it; leave it out, or make EFMuon(target_loss=)")
-        factor: float | Tensor = 1.0
         if target_loss is not None:
-            factor = self._polyak(returned if loss is None else loss, target_loss)
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None or not p.numel():
-                    continue
-                average = self._average(group, p)
-                move, error = self._move(group, p, factor, average)
-                self.state[p]["momentum_buffer"] = average
-                if self.defaults["feedback"]:
-                    self.state[p]["error"] = error
-                if group["weight_decay"]:
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(move)
+            self._factor = self._polyak(returned if loss is None else loss, target_loss)
+        super().step()
         return returned
 
     @torch.no_grad()
-    def directions(self, group: Group, params: list[Tensor]) -> list[Tensor]:
-        """What the next `step()` would subtract from these parameters over the group's rate, changing nothing.
-
-        It is this rank's shard where a parameter is sharded. With `target_loss` it is that of a step without it.
-        """
-        found = []
-        for p in params:
-            move = torch.zeros_like(p)
-            if p.grad is not None and p.numel():
-                move, _ = self._move(group, p, 1.0, self._average(group, p))
-            found.append(local(move / group["lr"]))
-        return found
-
-    def _average(self, group: Group, p: Tensor) -> Tensor:
-        """The momentum with the present gradient in it, fresh."""
-        before = self.state.get(p, {}).get("momentum_buffer")
-        before = torch.zeros_like(p) if before is None else before
-        average: Tensor = before.lerp(dense_gradient(p).to(p.dtype), 1.0 - group["momentum"])
-        return average
-
-    def _move(self, group: Group, p: Tensor, factor: float | Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
-        """What is subtracted from p, and the error that is kept."""
-        rate = group["lr"] * factor
-        if not self.defaults["feedback"]:
-            return _polar_factor(average, group) * rate, average
-        kept = average * rate + self.state.get(p, {}).get("error", 0.0)
-        move = _project(kept, group)
-        return move, kept - move
-
-    def _polyak(self, loss: float | Tensor | None, target: float) -> Tensor:
+    def _polyak(self, loss: float | Tensor | None, target: float) -> float | Tensor:
         """Polyak's step size for a rate of 1."""
         if loss is None:
             raise ValueError("target_loss needs the loss of the step; call step(loss=loss), or give a closure")
-        sizes = [
-            _inner(grad, grad if self.defaults["feedback"] else _polar_factor(grad, group))
-            for group in self.param_groups
-            for p in group["params"]
-            if (grad := p.grad) is not None
-        ]
+        sizes = []
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            grads = [gradient(p) for p in params]
+            # Without feedback the dual norm, from the directions at the gradients.
+            others = grads if self._feedback else self.directions({**group, "momentum": 0.0}, params)
+            for p, grad, other in zip(params, grads, others, strict=True):
+                sizes += inner_products([grad], [other], Max(), sharding_of(p))
         if not sizes:
-            return torch.zeros(())
+            return 0.0
         total = torch.stack([size.to(sizes[0]) for size in sizes]).sum()
         gap = torch.as_tensor(loss).detach().to(total) - target
-        return gap.clamp_min(0.0) / total.clamp_min(TINY)
+        return scalar(gap.clamp_min(0.0) / total.clamp_min(TINY))
 
+    def _rule_of(self, group: Group) -> str:
+        hidden = group["role"] == "hidden" if "role" in group else group.get("kind", "matrix") in ("matrix", "conv")
+        return "spectral" if hidden else "sign"
 
-def _project(x: Tensor, group: Group) -> Tensor:
-    """The projection of each matrix of x on its polar factor; of a group without matrices, of x on its sign."""
-    return _by_part(x, group, lambda part, factor: factor * (_dot(part, factor) / _dot(factor, factor).clamp_min(TINY)))
+    @property
+    def _feedback(self) -> bool:  # type: ignore[override]
+        return bool(self.defaults["feedback"])
 
+    def _copied_states(self, group: Group, params: Tensors, grads: Tensors) -> Tensors:
+        states = super()._copied_states(group, params, grads)
+        if self._feedback:
+            lr = scalar(group["lr"]) if isinstance(group["lr"], Tensor) else group["lr"]
+            over_rate = torch.where(lr > 0.0, 1.0 / lr, 0.0) if isinstance(lr, Tensor) else 1.0 / lr if lr else 0.0
+            count = len(self._state_names(group))
+            torch._foreach_mul_(states[count - 1 :: count], over_rate)
+        return states
 
-def _polar_factor(x: Tensor, group: Group) -> Tensor:
-    """U V^T of each matrix of x; of a group without matrices, the sign of x."""
-    return _by_part(x, group, lambda _, factor: factor)
-
-
-def _by_part(x: Tensor, group: Group, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Compute something of each matrix of x and its polar factor, or of all of x and its sign."""
-    whole = x.full_tensor() if is_sharded(x) else x
-    if _is_hidden(whole, group):
-        spectral, found = spectral_of(group), torch.empty_like(whole)
-        for part, target in zip(matrices_of(whole, group), matrices_of(found, group), strict=True):
-            matrix = as_matrix(part)
-            matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-            (factor,) = spectral.steepest([matrix])
-            target.copy_(compute(matrix, factor.to(matrix.dtype)).reshape(target.shape))
-    else:
-        found = compute(whole, whole.sign()).to(whole.dtype)
-    if not is_sharded(x):
-        return found
-    from torch.distributed.tensor import distribute_tensor
-
-    # Every rank has the whole, so that none needs to send its shards.
-    return distribute_tensor(found, x.device_mesh, x.placements, src_data_rank=None)
-
-
-def _is_hidden(x: Tensor, group: Group) -> bool:
-    if x.ndim < 2:
-        return False
-    if "role" in group:
-        return bool(group["role"] == "hidden")
-    return group.get("kind", "matrix") in ("matrix", "conv")
-
-
-def _inner(x: Tensor, y: Tensor) -> Tensor:
-    """<x, y> of the full tensors, in float32 at least."""
-    x, y = (one.full_tensor() if is_sharded(one) else one for one in (x, y))
-    return _dot(x, y)
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return (x.to(wide) * y.to(wide)).sum()
+    def _radii(
+        self, group: Group, norm: LayerNorm, sources: Tensors, directions: Tensors, cut: Sharding | None
+    ) -> Sequence[Tensor | float]:
+        del group  # all alike
+        products = inner_products(sources, directions, norm, cut)
+        squares = inner_products(directions, directions, norm, cut)
+        return [product / square.clamp_min(TINY) for product, square in zip(products, squares, strict=True)]

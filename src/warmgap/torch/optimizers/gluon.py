@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -10,8 +11,10 @@ from torch.optim.optimizer import ParamsT
 
 from warmgap._checks import check_at_least_zero
 from warmgap.torch.layout import Group
+from warmgap.torch.optimizers._base import LayerNorm, Tensors, inner_products
 from warmgap.torch.optimizers.scion import LayerWise
 from warmgap.torch.orthogonalize import Polynomial
+from warmgap.torch.sharding import Sharding
 
 
 @final
@@ -40,12 +43,7 @@ class Gluon(LayerWise):
         L0: Layer-wise smoothness constant, at least 0; with L1 it replaces the radii.
         L1: Layer-wise smoothness constant, at least 0; L0 + L1 must be above 0.
         weight_decay: Decoupled weight decay, at least 0; a float or a tensor of one element.
-        ns_steps: Newton-Schulz iterations.
-        polynomial: That of Newton-Schulz, a name or (a, b, c) of each step, see `warmgap.torch.orthogonalize`.
-        compute_dtype: What Newton-Schulz computes in, such as `torch.bfloat16`; by default bfloat16 where the hardware
-            has units for it, else float32.
-        exact: Take U V^T from a singular value decomposition instead: for small problems and checks; on CUDA it waits
-            for the host.
+        ns_steps, exact, polynomial, compute_dtype: How U V^T is computed, as in `Muon`.
 
     Raises:
         TypeError: If a parameter is complex; from `step`, if a gradient is sparse.
@@ -64,6 +62,8 @@ class Gluon(LayerWise):
         >>> [[round(entry, 3) for entry in row] for row in W.tolist()]
         [[-0.5, 0.0], [0.0, 0.5]]
     """
+
+    _from_gradient = True
 
     def __init__(
         self,
@@ -118,5 +118,11 @@ class Gluon(LayerWise):
             if group["L0"] + group["L1"] == 0:
                 raise ValueError("L0 and L1 are both 0, which makes every radius infinite; give at least one above 0")
 
-    def _fresh(self, group: Group, name: str, p: Tensor, grad: Tensor) -> Tensor:  # noqa: ARG002
-        return grad.detach().clone(memory_format=torch.preserve_format)
+    def _radii(
+        self, group: Group, norm: LayerNorm, sources: Tensors, directions: Tensors, cut: Sharding | None
+    ) -> Sequence[Tensor | float]:
+        L0, L1 = group["L0"], group["L1"]
+        if L0 == 0:
+            return [1 / L1] * len(sources)  # whatever the dual norms are; 0 / 0 is avoided where one vanishes
+        products = inner_products(sources, directions, norm, cut)  # the dual norms times the scale
+        return [product / (L0 * norm.scale + L1 * product) for product in products]

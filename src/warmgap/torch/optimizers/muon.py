@@ -8,15 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from warmgap._checks import check_choice, check_flag, check_positive
+from warmgap._checks import check_choice
 from warmgap.torch.layout import Group, matrix_sides
-from warmgap.torch.optimizers._base import (
-    LayerNorm,
-    NormConstrainedOptimizer,
-    check_rate,
-    check_spectral,
-    spectral_of,
-)
+from warmgap.torch.optimizers._base import LayerNorm, NormConstrainedOptimizer, check_rate, spectral_of
 from warmgap.torch.orthogonalize import Polynomial
 
 SCALES = ("rms", "spectral", "none")
@@ -123,13 +117,10 @@ class Muon(NormConstrainedOptimizer):
         check_choice("rule", rule, ("spectral", *SECOND_RULES))
         # Of every group: the rate of the others depends on the scale.
         check_choice("scale", group["scale"], SCALES)
-        check_flag("nesterov", group["nesterov"])
-        check_flag("exact", group["exact"])
         if second["lr"] is not None:
-            check_rate(second["lr"], "second_lr")
+            check_rate("second_lr", second["lr"])
         if rule == "spectral":
             super()._complete_group(group, given)
-            check_spectral(group)
             return
         if "lr" not in given:
             group["lr"] = _second_rate(rule, second["lr"], group["lr"], group["scale"])
@@ -139,11 +130,11 @@ class Muon(NormConstrainedOptimizer):
         else:
             unused.add("momentum")
             group.setdefault("betas", second["betas"] or ((0.9, 0.95) if rule == "adamw" else (0.9, 0.99)))
+        if rule == "adamw":
+            group.setdefault("eps", second["eps"])
         for key in unused - given:
             del group[key]
         super()._complete_group(group, given)
-        if rule == "adamw":
-            check_positive("eps", group.setdefault("eps", second["eps"]))
 
     def norm_of(self, group: Group, shape: Sequence[int]) -> LayerNorm:
         """The norm of a block; in the spectral norm, scaled as the group says."""

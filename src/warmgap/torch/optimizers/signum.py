@@ -37,7 +37,7 @@ class Signum(NormConstrainedOptimizer):
         [-0.5, 0.5]
     """
 
-    _rule = "signum"
+    _rule = "sign"
 
     def __init__(
         self, params: ParamsT, lr: float | Tensor = 1e-4, momentum: float = 0.9, weight_decay: float = 0.0
