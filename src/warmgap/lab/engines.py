@@ -10,9 +10,7 @@ import contextlib
 import math
 import multiprocessing
 import os
-import pickle
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -38,7 +36,6 @@ Report = Callable[[Any], None]
 _LOOK_EVERY = 0.5  # seconds between two looks at a request to stop
 _PATIENCE = 60.0  # seconds a process has, after ctrl-C, to write its checkpoint
 _RETRIES = 10  # of a run whose node dies
-_JOB, _RESULT = "job.pkl", "result.pkl"  # what passes between a run and the processes that torchrun starts
 _PRELOADED = ["warmgap.lab.train", "transformers.models.llama.modeling_llama"]
 
 
@@ -186,10 +183,11 @@ def _work(pipe: Connection, job: Job, gpus: list[str], processes: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     elif not job.config.threads:
         job = replace(job, config=replace(job.config, threads=1))
-    with Interruption() as stop:
-        if processes > 1:
-            result = _launch(job, processes, stop)
-        else:
+    if processes > 1:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        result = _launch(job, processes)
+    else:
+        with Interruption() as stop:
             result = train_job(job, lambda rows: pipe.send(("rows", rows)), stop=stop)
     with contextlib.suppress(OSError):  # the driver is no more
         pipe.send(("end", result))
@@ -202,37 +200,24 @@ def _end_with_parent() -> None:
         os.killpg(0, signal.SIGKILL) if hasattr(os, "killpg") else os._exit(1)
 
 
-def _launch(job: Job, processes: int, stop: Interruption) -> Result:
-    """Train a run in several processes, by `torchrun`."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / _JOB).write_bytes(pickle.dumps(job))
-    (job.folder / _RESULT).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "warmgap.lab.engines", str(job.folder)]
-    with (job.folder / "log.txt").open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
-        asked = False
-        while child.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_LOOK_EVERY)
-            if stop.requested and not asked:
-                asked = True
-                child.send_signal(signal.SIGINT)
-    if (job.folder / _RESULT).exists():
-        result: Result = pickle.loads((job.folder / _RESULT).read_bytes())  # noqa: S301 - written by the child
-        return result
-    if asked:
+def _launch(job: Job, processes: int) -> Result:
+    """Train a run in several processes, as `torchrun` starts them; what they print goes into `log` in its folder."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logs = DefaultLogsSpecs(str(job.folder / "log"), redirects=Std.ALL)
+    config = LaunchConfig(
+        1, 1, processes, logs, job.id, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    try:
+        results: dict[int, Result] = elastic_launch(config, train_job)(job)
+    except (SignalException, KeyboardInterrupt):  # it has handed the signal on, and waited for the checkpoint
         return Result("interrupted")
-    return Result("failed", f"torchrun ended with exit code {child.returncode} (see {job.folder / 'log.txt'}).")
-
-
-def _launched(folder: Path) -> None:
-    """One of the processes that `_launch` starts."""
-    result = train_job(pickle.loads((folder / _JOB).read_bytes()))  # noqa: S301 - written by the parent
-    if os.environ.get("RANK") == "0" or result.status == "failed":
-        scratch = folder / f"{_RESULT}.{os.getpid()}"
-        scratch.write_bytes(pickle.dumps(result))
-        scratch.replace(folder / _RESULT)
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return Result("failed", f"A process ended with exit code {code} (see {job.folder / 'log'}).")
+    return next((result for result in results.values() if result.status == "failed"), results[0])
 
 
 @dataclass(frozen=True)
@@ -300,10 +285,5 @@ class OnRay:
 
 def _ray_task(job: Job, processes: int, inbox: Any) -> Result:
     if processes > 1:
-        with Interruption() as stop:
-            return _launch(job, processes, stop)
+        return _launch(job, processes)
     return train_job(job, lambda rows: inbox.actor.put_nowait.remote((job.id, rows)))
-
-
-if __name__ == "__main__":
-    _launched(Path(sys.argv[1]))

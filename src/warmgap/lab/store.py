@@ -338,20 +338,21 @@ class Store:
             table = pyarrow.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
             pyarrow.parquet.write_table(table, path)
         else:
-            self._track(target, runs)
+            return self._track(target, runs)
         return target
 
-    def _track(self, target: str, runs: Sequence[Run]) -> None:
+    def _track(self, target: str, runs: Sequence[Run]) -> str:
         from accelerate import Accelerator
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
         if target not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(LOGGER_TYPE_TO_CLASS)
             raise UserError(f"Export to a .json, .csv or .parquet file, or to one of {known}; got {target!r}.")
-        if target not in get_available_trackers():
+        if target not in map(str, get_available_trackers()):
             raise UserError(missing(f"Export to {target}", target, target))
-        accelerator = Accelerator(cpu=True, log_with=target, project_dir=self.folder / target)
+        place = self.folder / target
         for run in runs:
+            accelerator = Accelerator(cpu=True, log_with=target, project_dir=place)  # a new one: it keeps its trackers
             config = {name: str(value) if isinstance(value, list) else value for name, value in run.config.items()}
             named = {"wandb": {"name": run.folder}, "mlflow": {"run_name": run.folder}}
             accelerator.init_trackers(run.folder if target == "tensorboard" else self.folder.name, config, named)
@@ -359,6 +360,7 @@ class Store:
                 step = row.pop("step")
                 accelerator.log({name: value for name, value in row.items() if isinstance(value, float)}, step=step)
             accelerator.end_training()
+        return str(place) if place.exists() else target
 
     def adopt(self, folder: Path) -> int:
         """Take over runs of warmgap 0.1 from below a folder (`run.json`, `metrics.jsonl`); return how many."""
