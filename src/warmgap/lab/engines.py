@@ -185,7 +185,7 @@ def _work(pipe: Connection, job: Job, gpus: list[str], processes: int) -> None:
         job = replace(job, config=replace(job.config, threads=1))
     if processes > 1:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        result = _launch(job, processes)
+        result = _launch(job, processes, pipe)
     else:
         with Interruption() as stop:
             result = train_job(job, lambda rows: pipe.send(("rows", rows)), stop=stop)
@@ -200,7 +200,7 @@ def _end_with_parent() -> None:
         os.killpg(0, signal.SIGKILL) if hasattr(os, "killpg") else os._exit(1)
 
 
-def _launch(job: Job, processes: int) -> Result:
+def _launch(job: Job, processes: int, pipe: Connection | None = None) -> Result:
     """Train a run in several processes, as `torchrun` starts them; what they print goes into `log` in its folder."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -211,13 +211,23 @@ def _launch(job: Job, processes: int) -> Result:
         1, 1, processes, logs, job.id, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
     )
     try:
-        results: dict[int, Result] = elastic_launch(config, train_job)(job)
+        results: dict[int, Result] = elastic_launch(config, _rank)(job, pipe)
     except (SignalException, KeyboardInterrupt):  # it has handed the signal on, and waited for the checkpoint
         return Result("interrupted")
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return Result("failed", f"A process ended with exit code {code} (see {job.folder / 'log'}).")
     return next((result for result in results.values() if result.status == "failed"), results[0])
+
+
+def _rank(job: Job, pipe: Connection | None) -> Result:
+    """One of the processes of a run; the first one sends what it has when it is interrupted: nobody takes it back."""
+    result = train_job(job, None if pipe is None else lambda rows: pipe.send(("rows", rows)))
+    if result.status != "interrupted":
+        return result
+    if pipe is not None and os.environ["RANK"] == "0":
+        pipe.send(("end", result))
+    return Result("interrupted")
 
 
 @dataclass(frozen=True)
