@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warmgap.lab.checkpoints import written_whole
-from warmgap.lab.errors import UserError, explained, needs
+from warmgap.lab.errors import UserError, explained
 
 BYTES = 257
 """The smallest vocabulary: the 256 bytes without merges, and the mark between documents."""
@@ -324,7 +324,7 @@ def _trained(texts: Texts, vocab_size: int) -> Any:
     made.train_from_iterator(beginning(), trainer)
     if (size := made.get_vocab_size()) < vocab_size:
         raise UserError(
-            f"The text is too short for a vocabulary of {vocab_size}: it gives {size} tokens; ask for at most that many."
+            f"The text is too short for a vocabulary of {vocab_size}: it gives {size}; ask for at most that many."
         )
     return made
 
@@ -332,13 +332,10 @@ def _trained(texts: Texts, vocab_size: int) -> Any:
 def _source(name: str, megabytes: float) -> tuple[Any, Texts]:
     """A key that changes when the texts may have changed, made without reading them, and the texts."""
     if name == "wiki":
-        with needs("Corpus 'wiki'", _WIKI_PACKAGE):
-            path = Path(str(importlib.metadata.distribution(_WIKI_PACKAGE).locate_file(_WIKI_FILE)))
+        path = Path(str(importlib.metadata.distribution(_WIKI_PACKAGE).locate_file(_WIKI_FILE)))
         return [name, _file_key(path)], partial(_wiki, path)
     if name == "stdlib":
-        root, left_out = Path(sysconfig.get_paths()["stdlib"]), {*"site-packages dist-packages test tests idle_test".split()}
-        modules = (file for file in sorted(root.rglob("*.py")) if not left_out & {*file.relative_to(root).parts[:-1]})
-        return [name, sys.version], lambda: _text_files(modules)
+        return [name, sys.version], _stdlib
     if name.startswith("hf:"):
         repository, _, configuration = name.removeprefix("hf:").partition(":")
         if not Path(repository).is_dir() and (repository.count("/") != 1 or not all(repository.split("/"))):
@@ -373,6 +370,15 @@ def _wiki(path: Path) -> Iterator[str]:
         yield f"{article['title']}\n\n{article['extract']}\n"
 
 
+def _stdlib() -> Iterator[str]:
+    root, left_out = (
+        Path(sysconfig.get_paths()["stdlib"]),
+        {"site-packages", "dist-packages", "test", "tests", "idle_test"},
+    )
+    files = sorted(root.rglob("*.py"))
+    return _text_files(file for file in files if not left_out.intersection(file.relative_to(root).parts[:-1]))
+
+
 def _text_file(path: Path) -> Iterator[str]:
     # One file is one document, and one document cannot be split: cut it at ends of lines, after some 4,000 characters.
     try:
@@ -393,9 +399,9 @@ def _text_files(files: Iterable[Path]) -> Iterator[str]:
 
 def _streamed(name: str, repository: str, configuration: str, megabytes: float) -> Iterator[str]:
     """The first `megabytes` of a dataset of the hub or of a local folder (`hf:./folder`)."""
-    with needs(f"Corpus {name!r}", "datasets"):
-        import datasets
-        from huggingface_hub import HfApi
+    import datasets
+    from huggingface_hub import HfApi
+
     size = 0
     try:
         if not Path(repository).is_dir():

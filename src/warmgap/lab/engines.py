@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.errors import UserError, explained, needs
+from warmgap.lab.errors import INTERRUPTED, UserError, explained
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Result
 
@@ -174,8 +174,7 @@ def _send(number: signal.Signals, process: BaseProcess, send: Callable[[int, int
 
 def _work(pipe: Connection, job: Job, gpus: list[str], processes: int) -> None:
     """A process that trains one run."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # ctrl-C in the terminal is for the driver, which asks for the checkpoint itself
+    os.setpgrp()  # ctrl-C in the terminal is for the driver, which asks for the checkpoint itself
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # what comes after the first request
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -197,7 +196,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
-        os.killpg(0, signal.SIGKILL) if hasattr(os, "killpg") else os._exit(1)
+        os.killpg(0, signal.SIGKILL)
 
 
 def _launch(job: Job, processes: int, pipe: Connection | None = None) -> Result:
@@ -216,18 +215,19 @@ def _launch(job: Job, processes: int, pipe: Connection | None = None) -> Result:
         return Result("interrupted")
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
-        return Result("failed", f"A process ended with exit code {code} (see {job.folder / 'log'}).")
+        ended = f"A process ended with exit code {code} (see {job.folder / 'log'})."
+        return Result("interrupted") if code == INTERRUPTED else Result("failed", ended)
     return next((result for result in results.values() if result.status == "failed"), results[0])
 
 
 def _rank(job: Job, pipe: Connection | None) -> Result:
-    """One of the processes of a run; the first one sends what it has when it is interrupted: nobody takes it back."""
+    """One of the processes of a run."""
     result = train_job(job, None if pipe is None else lambda rows: pipe.send(("rows", rows)))
     if result.status != "interrupted":
         return result
     if pipe is not None and os.environ["RANK"] == "0":
         pipe.send(("end", result))
-    return Result("interrupted")
+    raise SystemExit(INTERRUPTED)  # the launcher, which is ending, takes no more results and would be waited for
 
 
 @dataclass(frozen=True)
@@ -244,10 +244,10 @@ class OnRay:
 
     def train(self, jobs: Iterator[Job], stop: Interruption, tell: Tell) -> None:
         """See `Engine.train`."""
-        with needs("A sweep on Ray", "ray", "'warmgap[cluster]'"):
-            import ray
-            from ray.util.queue import Queue
-            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        import ray
+        from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         passed = {name: value for name, value in os.environ.items() if name in ("WARMGAP_CACHE", "OMP_NUM_THREADS")}
         quiet: dict[str, Any] = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": "warning"}
         try:

@@ -19,7 +19,7 @@ from plotly.graph_objects import Figure
 from plotly.subplots import make_subplots
 from rich.console import Console
 
-from warmgap.lab.config import TrainConfig, command_line
+from warmgap.lab.config import TrainConfig
 from warmgap.lab.engines import Here
 from warmgap.lab.errors import UserError
 from warmgap.lab.pictures import STRONG
@@ -117,7 +117,7 @@ class Analysis:
         ]
 
 
-def measure(config: TrainConfig, rates: Sequence[float], folder: Path, **how: Any) -> bool:
+def measure(config: TrainConfig, rates: Sequence[float], folder: Path, command: str = "", **how: Any) -> bool:
     """Train at each multiple of the peak rate, with a probe; False where a run was interrupted.
 
     `how` are arguments of `SmoothnessProbe`.
@@ -134,7 +134,6 @@ def measure(config: TrainConfig, rates: Sequence[float], folder: Path, **how: An
         shutil.rmtree(place, ignore_errors=True)  # one that broke off begins again
         return SmoothnessProbe(optimizer, model=model, path=place / RECORDS_FILE, **how)
 
-    command = command_line("smoothness", config.given(), {"rates": [*rates], "output": folder})
     return train_measured(configs, folder, probe, command, how)
 
 

@@ -9,11 +9,10 @@ import io
 import json
 import math
 import os
-import pickle
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,19 +101,11 @@ def _lost(error: BaseException | None) -> bool:
     return isinstance(error, DistError) or "gloo/transport" in str(error) or _lost(error.__cause__)
 
 
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise RuleError(f"The rule cannot go on: {error}.") from error
-
-
 class _Run:
     """The parts of a run, and the steps made so far."""
 
     def __init__(self, config: TrainConfig, folder: Path | None, probe: MakeProbe | None, *, resume: bool) -> None:
-        self.config, self.folder, self.numbers = config, folder, config.numbers()
+        self.config, self.folder = config, folder
         # Without an accelerator it must be said, or it leaves the processes of `torchrun` each to itself.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.device = self.accelerator.device
@@ -125,6 +116,8 @@ class _Run:
         self.micro_batch = config.batch_size // micro_batches
         with self.accelerator.main_process_first():
             self.task = make_task(config)
+        # What a checkpoint must be of.
+        self.identity = {"version": CHECKPOINT_VERSION, "corpus_fingerprint": self.task.fingerprint, **config.numbers()}
         self.network = self.task.model().to(self.device)
         if config.start_from is not None:
             self.start_from(config.start_from)
@@ -209,17 +202,19 @@ class _Run:
                 lambda: (self.loss(self.network, examples) / len(micro_batches) for examples in micro_batches),
                 step=self.step,
             )
-        with probed, _refusals():
-            for optimizer in self.optimizers:
-                optimizer.step()
-        # Only now: the first step may have started on its own loss.
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        lr = float(max(group["lr"] for group in groups))
-        factor = float(min(group["lr"] / group["initial_lr"] for group in groups))
-        phase = self.schedulers[0].phase
-        with _refusals():
+        try:
+            with probed:
+                for optimizer in self.optimizers:
+                    optimizer.step()
+            # Only now: the first step may have started on its own loss.
+            groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+            lr = float(max(group["lr"] for group in groups))
+            factor = float(min(group["lr"] / group["initial_lr"] for group in groups))
+            phase = self.schedulers[0].phase
             for scheduler in self.schedulers:
                 scheduler.step()
+        except ValueError as error:
+            raise RuleError(f"The rule cannot go on: {error}.") from error
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.step += 1
@@ -306,9 +301,8 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds besides the weights, as plain values and tensors."""
         return {
-            "version": CHECKPOINT_VERSION,
-            "config": self.numbers,
-            "corpus_fingerprint": self.task.fingerprint,
+            **{name: self.identity[name] for name in ("version", "corpus_fingerprint")},
+            "config": self.identity,
             "step": self.step,
             "first_loss": self.first_loss,
             "seconds": time.monotonic() - self.started,
@@ -333,37 +327,25 @@ class _Run:
 
     def load(self, checkpoint: Path) -> None:
         """Go on from a checkpoint."""
-        damaged = f"The checkpoint {checkpoint} is damaged: delete that folder and resume again."
         try:
             state = torch.load(checkpoint / STATE, map_location=self.device, weights_only=True)
-            version = state["version"]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise UserError(damaged) from error
-        if version != CHECKPOINT_VERSION:
-            raise UserError(
-                f"The checkpoint {checkpoint} was written by another version of warmgap (form {version}, this one "
-                f"reads form {CHECKPOINT_VERSION}): use that version, or another --output."
-            )
-        own, saved = self.numbers, state["config"]
-        if different := [name for name in {**own, **saved} if saved.get(name) != own.get(name)]:
-            name = different[0]
-            raise UserError(
-                f"{checkpoint} belongs to another run ({name} was {saved.get(name)!r}, here {own.get(name)!r}): give "
-                "the same settings, or another --output."
-            )
-        if state["corpus_fingerprint"] != self.task.fingerprint:
-            raise UserError(
-                f"The text of corpus {self.config.corpus!r} is not the one that {checkpoint} was trained on: take "
-                "another --output."
-            )
-        try:
+            own = self.identity
+            saved = {**state["config"], "version": state["version"], "corpus_fingerprint": state["corpus_fingerprint"]}
+            for name in {**own, **saved}:
+                if saved.get(name) != own.get(name):
+                    raise UserError(
+                        f"{checkpoint} belongs to another run ({name} was {saved.get(name)!r}, here "
+                        f"{own.get(name)!r}): give the same settings, or another --output."
+                    )
             safetensors.torch.load_model(self.network, checkpoint / WEIGHTS, device=str(self.device))
             for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved_state)
             for scheduler, saved_state in zip(self.schedulers, state["schedulers"], strict=True):
                 scheduler.load_state_dict(saved_state)
-        except Exception as error:  # safetensors raises its own kinds
-            raise UserError(damaged) from error
+        except UserError:
+            raise
+        except Exception as error:  # the libraries raise whatever their readers raise
+            raise UserError(f"The checkpoint {checkpoint} is damaged: delete that folder and resume again.") from error
         torch.set_rng_state(state["random"].cpu())
         self.step, self.first_loss = state["step"], state["first_loss"]
         self.started -= state["seconds"]
