@@ -76,7 +76,9 @@ class DataSettings:
     model: Annotated[
         str, arg(help=f"{', '.join(SIZES)} or layers x width (6x512) learn texts, {', '.join(IMAGE_MODELS)} digits.")
     ] = "tiny"
-    tokenizer: str = TRAINED  # trained (on the corpus), a tokenizer.json, or a name on the hub: gpt2.
+    # trained (on the corpus), a tokenizer.json, a folder with one or with vocab.json and merges.txt, or a name on the
+    # hub: gpt2.
+    tokenizer: str = TRAINED
     # Tokens in the vocabulary, 257 for plain bytes (None: the model's usual number).
     vocab_size: int | None = None
     sequence_length: int | None = None  # Tokens in a sequence (None: the model's usual number).

@@ -76,11 +76,6 @@ class Shards:
     def __len__(self) -> int:
         return int(self.ends[-1]) if self.files else 0
 
-    @property
-    def parts(self) -> list[Array]:
-        """All files, mapped."""
-        return [np.memmap(file, self.dtype, mode="r") for file in self.files]
-
     def windows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """The tokens `[start, start + length)` of each start; shape `(len(starts), length)`."""
         places = starts[:, None] + np.arange(length)

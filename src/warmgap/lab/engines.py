@@ -90,10 +90,9 @@ def visible_gpus() -> list[str]:
     """The GPUs that this process may use."""
     import torch
 
+    count = torch.cuda.device_count()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name for name in chosen.split(",") if name.strip() and torch.cuda.is_available()]
-    return [str(number) for number in range(torch.cuda.device_count())]
+    return [str(number) for number in range(count)] if chosen is None else chosen.split(",")[:count]
 
 
 @dataclass(frozen=True)

@@ -252,13 +252,12 @@ _WIDE = ("95% interval", "warm-up, steps")
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = False) -> None:
-    """Print rows as a table, those of adaptive methods bold; only the widest column wraps, with `whole` none."""
+    """Print rows as a table, those of adaptive methods bold; only columns of words wrap, with `whole` none."""
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     names = [name for name in _filled(rows) if name not in _WIDE]
-    widest = max(names, key=lambda name: max(len(str(row[name])) for row in rows), default=None)
     for name in names:
-        table.add_column(name, no_wrap=whole or name != widest, overflow="fold")
+        table.add_column(name, no_wrap=whole or max(len(str(row[name])) for row in rows) < 16, overflow="fold")
     for row in rows:
         table.add_row(*(str(row[name]) for name in names), style="bold" if row.get("_class") == "adaptive" else None)
     if whole:

@@ -317,12 +317,10 @@ class _Run:
         path = final_weights(folder)
         try:
             safetensors.torch.load_model(self.network, path, device=str(self.device))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"The weights {path} cannot be read ({error}): train that run again.") from error
-        except RuntimeError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"The weights of {folder} are of another model than this run's: give the same --model, --vocab-size "
-                f"and --tied as there ({str(error).splitlines()[-1].strip()})."
+                f"The weights of {folder} are of another model than this run's, or damaged: give the same --model, "
+                f"--vocab-size and --tied as there ({str(error).splitlines()[-1].strip()})."
             ) from error
 
     def load(self, checkpoint: Path) -> None:
