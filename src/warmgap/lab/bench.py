@@ -19,9 +19,6 @@ from warmgap.lab.report import write_report
 from warmgap.lab.results import trial, write_results
 from warmgap.lab.sweep import report_outcome, run_folder, run_plan, say
 
-RESULTS_FILE = "results.json"
-PAGE = "report.html"
-
 _A100 = 312e12 * 0.4  # flops a second of bfloat16, at 40 % of the card's peak
 
 
@@ -47,9 +44,9 @@ def train_recipe(
     finished = [each for each in trials if each.counted is not None]
     if code == INTERRUPTED or not finished:
         return code
-    write_results(finished, folder / RESULTS_FILE, command=command)
+    write_results(finished, folder / "results.json", command=command)
     notes = " ".join(filter(None, (recipe.source and f"Source: {recipe.source}.", recipe.notes)))
-    page = write_report(trials, folder / PAGE, title=recipe.title, folder=folder, notes=notes, show=not quiet)
+    page = write_report(trials, folder / "report.html", title=recipe.title, folder=folder, notes=notes, show=not quiet)
     say(console, f"Page: {page}")
     return code
 

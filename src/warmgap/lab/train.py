@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed import DistError
 
 from warmgap import decay as decays
-from warmgap.lab.checkpoints import STATE, WEIGHTS, checkpoint_name, final_weights, last_checkpoint, new_checkpoint
+from warmgap.lab.checkpoints import STATE, WEIGHTS, final_weights, last_checkpoint, new_checkpoint
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import LostProcessError, RuleError, UserError
 from warmgap.lab.interruption import Interruption
@@ -99,6 +99,14 @@ def _lost(error: BaseException | None) -> bool:
     if error is None:
         return False
     return isinstance(error, DistError) or "gloo/transport" in str(error) or _lost(error.__cause__)
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise RuleError(f"The rule cannot go on: {error}.") from error
 
 
 class _Run:
@@ -176,7 +184,7 @@ class _Run:
     def one_step(self) -> tuple[Tensor, list[Any]]:
         """Make one optimizer step; nothing here waits for the device. Return its loss, and its row of metrics."""
         config, accelerator = self.config, self.accelerator
-        published = [scheduler for scheduler in self.schedulers if isinstance(scheduler, PublishedSchedule)]
+        adaptive = isinstance(self.schedulers[0], AdaptiveWarmup)  # takes the loss of each micro-batch
         total = torch.zeros((), device=self.device)
         batch = self.task.batch(self.step)
         shape = (config.accumulation, accelerator.num_processes, self.micro_batch, batch.shape[1])
@@ -187,12 +195,12 @@ class _Run:
                 loss = self.loss(self.parallel, examples)
                 (loss / config.accumulation).backward()
             total += loss.detach() / config.accumulation
-            for scheduler in () if published else self.schedulers:
+            for scheduler in self.schedulers if adaptive else ():
                 scheduler.observe(loss.detach(), weight=self.micro_batch * self.task.predictions)
         total = accelerator.reduce(total, reduction="mean")
         if self.step == 0:
             self.first_loss = float(total)
-        for scheduler in published:
+        for scheduler in () if adaptive else self.schedulers:
             scheduler.observe(total)
         if config.clip:
             accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
@@ -202,19 +210,17 @@ class _Run:
                 lambda: (self.loss(self.network, examples) / len(micro_batches) for examples in micro_batches),
                 step=self.step,
             )
-        try:
-            with probed:
-                for optimizer in self.optimizers:
-                    optimizer.step()
-            # Only now: the first step may have started on its own loss.
-            groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-            lr = float(max(group["lr"] for group in groups))
-            factor = float(min(group["lr"] / group["initial_lr"] for group in groups))
-            phase = self.schedulers[0].phase
+        with probed, _refusals():
+            for optimizer in self.optimizers:
+                optimizer.step()
+        # Only now: the first step may have started on its own loss.
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        lr = float(max(group["lr"] for group in groups))
+        factor = float(min(group["lr"] / group["initial_lr"] for group in groups))
+        phase = self.schedulers[0].phase
+        with _refusals():
             for scheduler in self.schedulers:
                 scheduler.step()
-        except ValueError as error:
-            raise RuleError(f"The rule cannot go on: {error}.") from error
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.step += 1
@@ -284,18 +290,15 @@ class _Run:
 
     def save(self) -> None:
         """Write a checkpoint; the one before it stays until the new one is whole."""
-        folder = self.folder
-        if folder is not None and self.accelerator.is_main_process:
-            last = last_checkpoint(folder)
-            if last is None or last.name != checkpoint_name(self.step):
-                with new_checkpoint(folder, self.step, self.config.steps) as scratch:
-                    # Written by Python, whose errors say what is wrong with the disk; the libraries' own do not.
-                    # A tied parameter comes once.
-                    weights = {name: each.detach().contiguous() for name, each in self.network.named_parameters()}
-                    (scratch / WEIGHTS).write_bytes(safetensors.torch.save(weights))
-                    buffer = io.BytesIO()
-                    torch.save(self.state(), buffer)
-                    (scratch / STATE).write_bytes(buffer.getbuffer())
+        if self.folder is not None and self.accelerator.is_main_process:
+            with new_checkpoint(self.folder, self.step, self.config.steps) as scratch:
+                # Written by Python, whose errors say what is wrong with the disk; the libraries' own do not.
+                # A tied parameter comes once.
+                weights = {name: each.detach().contiguous() for name, each in self.network.named_parameters()}
+                (scratch / WEIGHTS).write_bytes(safetensors.torch.save(weights))
+                buffer = io.BytesIO()
+                torch.save(self.state(), buffer)
+                (scratch / STATE).write_bytes(buffer.getbuffer())
         self.accelerator.wait_for_everyone()
 
     def state(self) -> dict[str, Any]:
