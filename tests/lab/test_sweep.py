@@ -130,6 +130,16 @@ def test_a_pool_survives_a_worker_that_is_killed(images: TrainConfig, tmp_path: 
 
 
 @pytest.mark.timeout(200)
+def test_a_run_of_several_processes_has_the_losses_of_one(images: TrainConfig, tmp_path: Path) -> None:
+    runs = run_plan(plan(images, methods=("none",)), tmp_path, command="c", engine=Local(1, processes=2))
+    assert [(run.status, run.message, run.processes) for run in runs] == [("done", "", 2)]
+    with Store(tmp_path) as store:
+        losses = store.metrics(runs[0].id)["loss"]
+    alone = train_job(Job("x", replace(images, method="none"), tmp_path / "alone"))
+    assert losses == pytest.approx([row[1] for row in alone.metrics], rel=1e-3)
+
+
+@pytest.mark.timeout(200)
 def test_promise_4_ctrl_c_and_kill_lose_nothing_of_a_sweep(images: TrainConfig, tmp_path: Path) -> None:
     """A sweep on the command line: interrupted, then killed, then run to its end, is as one that was left alone."""
     base = replace(images, steps=1_500, save_every=100, threads=None)

@@ -432,10 +432,15 @@ class Replay:
 
         try:
             losses = read_losses(self.losses, self.column, self.run_)
-            rules = {name: Method.parse(name) for name in self.rules or RULES if name != "linear"}
-            if clocks := [name for name, method in rules.items() if not method.adaptive]:
-                raise UserError(f"A replay shows rules, and {clocks[0]} is a schedule by step count: leave it out.")
-            shown = replay(losses, [method.rule_name for method in rules.values()], self.total_iters, decay=self.decay)
+            shown = {}
+            for method in map(Method.parse, self.rules or [name for name in RULES if name != "linear"]):
+                if not method.adaptive:
+                    raise UserError(f"A replay shows rules, and {method} is a schedule by step count: leave it out.")
+                if method.rule == "gap" and "kappa" not in dict(method.options):
+                    raise UserError("The gap rule needs the constant of the optimizer's norm: write gap,kappa=NUMBER.")
+                target: Any = "auto" if method.target is None else method.target
+                how = {"decay": self.decay, "target_loss": target}
+                (shown[str(method)],) = replay(losses, [method.rule_name], self.total_iters, **how).values()
         except (ValueError, FileNotFoundError) as error:
             raise UserError(f"{error}.") from error
         for name, found in shown.items():

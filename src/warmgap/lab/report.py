@@ -18,7 +18,6 @@ from rich.table import Table
 
 from warmgap import __version__
 from warmgap.lab import pictures, scores
-from warmgap.lab.errors import UserError
 from warmgap.lab.results import Trial, is_clock, label_of
 from warmgap.lab.scores import Cell
 from warmgap.lab.store import FILE, Store
@@ -68,18 +67,15 @@ class Section:
 
 
 def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section], footer: str = "") -> Path:
-    """Write a page that holds everything it shows."""
+    """Write a page that holds everything it shows; an OSError where it cannot be written."""
     page = Environment(loader=PackageLoader("warmgap.lab", "."), autoescape=True).get_template("report.html.j2")
     plotly = get_plotlyjs() if any(section.pictures for section in sections) else ""
     footer = f"{footer} Made by warmgap {__version__}.".strip()
     text = page.render(
         title=title, lead=filter(None, lead), sections=sections, plotly=plotly, footer=footer, filled=_filled
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"The page cannot be written to {path}: {error.strerror or error}.") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -100,16 +96,15 @@ def write_report(
             own = [cell for cell in cells if cell.workload == workload]
             members = [trial for trial in trials if trial.workload == workload]
             sections.append(_workload(workload, own, members, stores, drawn))
-    for name, figures in drawn.items():
-        if figures and len(figures) <= 4:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pictures.save_png(figures, path.with_name(f"{name}.png"))
     footer = ""
     if (folder / FILE).exists():
         with Store(folder, create=False) as store:
             footer = "; ".join(sweep["command"] for sweep in store.sweeps())
     lead = [notes, f"{len(trials)} runs of {len({trial.workload for trial in trials})} workloads. {READING}"]
     page = write_page(path, title, lead, sections, footer=footer and f"Made by: {footer}.")
+    for name, figures in drawn.items():
+        if figures and len(figures) <= 4:
+            pictures.save_png(figures, path.with_name(f"{name}.png"))
     for section in sections if show else ():
         for rows in section.tables:
             print_table(section.title, rows)
@@ -207,7 +202,7 @@ def _rows(cell: Cell, trials: Sequence[Trial], *, several: bool) -> list[Mapping
         row |= {"difference": difference, "95% interval": interval, "verdict": verdict}
         row["warm-up, steps"] = f"{statistics.mean(warmups):.0f}" if warmups else "-"
         if any(trial.printed is not None for trial in trials):
-            row["printed in the paper"] = next((f"{trial.printed:.3f}" for trial in own if trial.printed), "")
+            row["in the paper"] = next((f"{trial.printed:.3f}" for trial in own if trial.printed), "")
         failures = int(cell.failures[at].sum())
         row["seeds"] = str(len(cell.seeds)) + (f", {failures} failures" if failures else "")
         rows.append(row)
