@@ -107,7 +107,7 @@ def test_runs_of_another_driver_are_not_finished_ones(images: TrainConfig, tmp_p
 
 @pytest.mark.timeout(150)
 def test_a_pool_survives_a_worker_that_is_killed(images: TrainConfig, tmp_path: Path) -> None:
-    base = replace(images, steps=400, save_every=20, threads=None)
+    base = replace(images, steps=100, save_every=20, threads=None)
 
     class Killing:
         killed = False
