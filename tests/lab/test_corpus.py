@@ -16,7 +16,8 @@ from warmgap.lab.errors import UserError
 
 
 def all_of(tokens: Shards) -> NDArray[np.int64]:
-    return tokens.windows(np.array([0]), len(tokens))[0]
+    found: NDArray[np.int64] = tokens.windows(np.array([0]), len(tokens))[0]
+    return found
 
 
 def decoded(tokens: Shards) -> str:

@@ -45,6 +45,7 @@ class Section:
     pictures: list[Mapping[str, str]] = field(default_factory=list)  # id, JSON and caption of each
     tables: list[Sequence[Mapping[str, Any]]] = field(default_factory=list)  # each a list of rows by column
     runs: list[Mapping[str, Any]] = field(default_factory=list)  # line, text, command and settings of each
+    files: list[tuple[str, str, Any]] = field(default_factory=list)  # of a PNG beside the page: name, title and picture
 
     @property
     def id(self) -> str:
@@ -88,46 +89,40 @@ def write_report(
     """
     cells = scores.cells(trials)
     sections = _scored(cells)
-    drawn: dict[str, list[tuple[str, Any]]] = {"overview": [], "options": []}
     with contextlib.ExitStack() as stack:
         folders = {trial.folder for trial in trials if trial.folder is not None}
         stores = {place: stack.enter_context(Store(place, create=False)) for place in folders}
         for workload in dict.fromkeys(trial.workload for trial in trials):
             own = [cell for cell in cells if cell.workload == workload]
             members = [trial for trial in trials if trial.workload == workload]
-            sections.append(_workload(workload, own, members, stores, drawn))
+            sections.append(_workload(workload, own, members, stores))
     footer = ""
     if (folder / FILE).exists():
         with Store(folder, create=False) as store:
             footer = "; ".join(sweep["command"] for sweep in store.sweeps())
     lead = [notes, f"{len(trials)} runs of {len({trial.workload for trial in trials})} workloads. {READING}"]
     page = write_page(path, title, lead, sections, footer=footer and f"Made by: {footer}.")
-    for name, figures in drawn.items():
-        if figures and len(figures) <= 4:
-            pictures.save_png(figures, path.with_name(f"{name}.png"))
+    for name in ("overview", "options"):
+        panels = [(title, drawn) for section in sections for own, title, drawn in section.files if own == name]
+        if 0 < len(panels) <= 4:
+            pictures.save_png(panels, path.with_name(f"{name}.png"))
     for section in sections if show else ():
         for rows in section.tables:
             print_table(section.title, rows)
     return page
 
 
-def _workload(
-    name: str,
-    cells: Sequence[Cell],
-    trials: Sequence[Trial],
-    stores: Mapping[Path, Store],
-    drawn: Mapping[str, list[tuple[str, Any]]],
-) -> Section:
-    """A workload with its pictures, its table and its runs; pictures for PNG files go into `drawn` too."""
+def _workload(name: str, cells: Sequence[Cell], trials: Sequence[Trial], stores: Mapping[Path, Store]) -> Section:
+    """A workload with its pictures, its table and its runs."""
     section = Section(name)
     if len(cells) > 1:
         caption = "Final loss against peak rate: mean over seeds, each seed a dot. What is far above the rest is cut."
-        drawn["overview"].append((name, section.draw(pictures.rates_picture(cells), caption)))
+        section.files.append(("overview", name, section.draw(pictures.rates_picture(cells), caption)))
     for cell in cells:
         for option, by_rest in pictures.option_groups(cell.methods).items():
             caption = f"Final loss against the {option} of a rule, peak rate {cell.lr:.3g}; dashes: other methods."
             figure = section.draw(pictures.option_picture(cell, option, by_rest), caption)
-            drawn["options"].append((f"{cell.name}, peak rate {cell.lr:.3g}", figure))
+            section.files.append(("options", f"{cell.name}, peak rate {cell.lr:.3g}", figure))
     rate = min(cells, key=lambda cell: float(cell.losses.mean())).lr if cells else trials[0].lr
     seed = min(trial.seed for trial in trials if trial.lr == rate)
     shown = [trial for trial in trials if trial.run and (trial.lr, trial.seed) == (rate, seed)]

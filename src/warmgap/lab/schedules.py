@@ -88,6 +88,7 @@ class PublishedSchedule(ClockSchedule):
     """
 
     kept = ("steps", "warmup_iters", "initial_gap", "peak_gap", "gap")
+    target_loss: float
 
     def __init__(self, *schedule: Any, kappa: float, target_loss: float, peak_lr: float, floor: float) -> None:
         self.kappa, self.peak_lr, self.floor, self.target_loss = kappa, peak_lr, floor, target_loss

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
@@ -13,6 +12,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ CHECKPOINT_VERSION = 4
 _EVAL_BATCH = 4096  # predictions evaluated at once
 _READ_EVERY = 10  # steps between two looks of the host at the device's numbers
 _SEND_EVERY = 0.5  # seconds between two calls of the sink
+# What decides a run's numbers.
 _PACKAGES = ("warmgap", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
@@ -282,7 +283,7 @@ class _Run:
             "device": self.device.type,
             "processes": self.accelerator.num_processes,
             "corpus_fingerprint": self.task.fingerprint,
-            "versions": versions(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "code": code(),
             "summary": str(scheduler.summary()),
             "verdict": scheduler.verdict,
@@ -378,11 +379,6 @@ def _schedulers(config: TrainConfig, optimizers: Sequence[torch.optim.Optimizer]
             )
         )
     return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def code() -> str:
