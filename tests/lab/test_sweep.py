@@ -131,11 +131,16 @@ def test_a_pool_survives_a_worker_that_is_killed(images: TrainConfig, tmp_path: 
 
 @pytest.mark.timeout(200)
 def test_a_run_of_several_processes_has_the_losses_of_one(images: TrainConfig, tmp_path: Path) -> None:
-    runs = run_plan(plan(images, methods=("none",)), tmp_path, command="c", engine=Local(1, processes=2))
+    """One process begins it, two go on with it."""
+    ((_, config),) = plan(images, methods=("none",))
+    stop = Interruption()
+    stop.requested = True
+    assert train_job(Job("x", config, tmp_path / run_folder(config)), stop=stop).record["step"] == 1
+    runs = run_plan([("", config)], tmp_path, command="c", engine=Local(1, processes=2))
     assert [(run.status, run.message, run.processes) for run in runs] == [("done", "", 2)]
     with Store(tmp_path) as store:
         losses = store.metrics(runs[0].id)["loss"]
-    alone = train_job(Job("x", replace(images, method="none"), tmp_path / "alone"))
+    alone = train_job(Job("x", config, tmp_path / "alone"))
     assert losses == pytest.approx([row[1] for row in alone.metrics], rel=1e-3)
 
 

@@ -117,7 +117,10 @@ class _Run:
         self.config, self.folder = config, folder
         # Without an accelerator it must be said, or it leaves the processes of `torchrun` each to itself.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-        self.device = self.accelerator.device
+        device = self.accelerator.device
+        self.device = (
+            torch.device("cpu") if device.type == "cpu" else device
+        )  # "cpu:0", with several processes, is none
         micro_batches = config.accumulation * self.accelerator.num_processes
         if config.batch_size % micro_batches:
             needed = f"accumulation x processes = {micro_batches}"
