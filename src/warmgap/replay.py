@@ -200,9 +200,7 @@ def _from_trainer(path: Path, column: str | None) -> Losses:
 
 def _from_events(path: Path, column: str | None) -> Losses:
     try:
-        from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-not-found]
-            EventAccumulator,
-        )
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"{path.name} is an event file of TensorBoard: pip install tensorboard to read it, or export the chart as "

@@ -179,14 +179,22 @@ def test_losses_are_replayed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("losses.csv").write_text("step,loss\n" + "".join(f"{step},{5.0 * 0.98**step}\n" for step in range(100)))
-    code, out, _ = run(capsys, "replay", "losses.csv", "--rules", "auto", "loss-ratio,level=3@all")
+    rules = ("auto", "loss-ratio,level=3@all", "gap,kappa=10,target=1", "gap,kappa=10,target=3")
+    code, out, _ = run(capsys, "replay", "losses.csv", "--rules", *rules)
     assert code == 0
     assert "auto: warm-up of 0 steps" in out
-    assert "loss-ratio(level=3.0, roles='all'): warm-up of " in out
+    assert "loss-ratio,level=3@all: warm-up of " in out
+    ends = re.findall(r"gap,kappa=10,target=(\d): warm-up of (\d+) steps", out)
+    assert [target for target, _ in ends] == ["1", "3"]
+    assert ends[0][1] != ends[1][1]  # each is shown with its own target
     assert Path("replay.html").read_text().count('draw("') == 1
     assert run(capsys, "train", *images.words(), "--output", "run")[0] == 0
     assert run(capsys, "replay", "run")[0] == 0
-    for words, sentence in ((("nowhere",), "owhere"), (("losses.csv", "--rules", "none"), "schedule by step count")):
+    for words, sentence in (
+        (("nowhere",), "owhere"),
+        (("losses.csv", "--rules", "none"), "schedule by step count"),
+        (("losses.csv", "--rules", "gap"), "write gap,kappa=NUMBER"),
+    ):
         code, _, err = run(capsys, "replay", *words)
         assert code == 2
         assert sentence in err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,7 +77,7 @@ def test_the_command_of_a_run_makes_that_run() -> None:
     config = TrainConfig(method="linear:10%", betas=(0.8, 0.999), tied=True, lr=3e-3, optimizer="muon", corpus="a b")
     command = cli.parse(["train", *config.words()])
     assert command.config == config
-    assert config.command().startswith("warmgap train --method linear:10% --lr 0.003")
+    assert config.command(Path("runs/x")).startswith("warmgap train --method linear:10% --lr 0.003")
 
 
 def test_what_changes_nothing_is_said() -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from warmgap.lab import corpus
 from warmgap.lab.corpus import Sampler, Shards, load_tokens, permuted
 from warmgap.lab.errors import UserError
 
 
-def all_of(tokens: Shards) -> corpus.Array:
-    found: corpus.Array = np.concatenate(tokens.parts)
+def all_of(tokens: Shards) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = tokens.windows(np.array([0]), len(tokens))[0]
     return found
 
 
@@ -74,7 +76,7 @@ def test_many_shards_give_the_same_tokens(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(corpus, "_SHARD", 1_000)
     monkeypatch.setattr(corpus, "_CHUNK", 2_000)
     many = load_tokens(str(text), 300)
-    assert len(many.train.parts) > 10
+    assert len(many.train.files) > 10
     assert np.array_equal(all_of(one.train), all_of(many.train))
     assert np.array_equal(all_of(one.validation), all_of(many.validation))
     starts = np.array([0, 998, 2_500])
@@ -96,11 +98,18 @@ def test_a_dataset_is_streamed_up_to_so_many_megabytes(tmp_path: Path) -> None:
         load_tokens(f"hf:{data}", 257, megabytes=1.0)
 
 
-def test_a_tokenizer_from_a_file(text: Path) -> None:
+def test_a_tokenizer_from_files(tmp_path: Path, text: Path) -> None:
     trained = load_tokens(str(text), 300)
-    again = load_tokens(str(text), 257, tokenizer=str(trained.folder / "tokenizer.json"))
-    assert again.vocab_size == 300
-    assert np.array_equal(all_of(again.train), all_of(trained.train))
+    Tokenizer.from_file(str(trained.folder / "tokenizer.json")).model.save(str(tmp_path))  # vocab.json, merges.txt
+    for place in (trained.folder / "tokenizer.json", trained.folder, tmp_path):
+        again = load_tokens(str(text), 257, tokenizer=str(place))
+        assert again.vocab_size == 300
+        assert np.array_equal(all_of(again.train), all_of(trained.train))
+    (tmp_path / "vocab.json").rename(tmp_path / "encoder.json")
+    with pytest.raises(UserError, match=r"nor a folder with one or with vocab.json and merges.txt"):
+        load_tokens(str(text), 257, tokenizer=str(tmp_path))
+    (tmp_path / "merges.txt").rename(tmp_path / "vocab.bpe")  # as GPT-2's release names them
+    assert load_tokens(str(text), 257, tokenizer=str(tmp_path)).fingerprint == again.fingerprint
 
 
 @pytest.mark.parametrize(

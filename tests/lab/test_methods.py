@@ -36,8 +36,8 @@ def test_every_clock_schedule_has_one_name(shape: str, length: str, roles: str, 
 
 @pytest.mark.parametrize(
     "name",
-    ["", "foo", "linear:x", "linear:-3", "linear:200%", "hold", "auto:3", "gap,level=1", "gap,sigma=x", "gap,sigma=1=2",
-    "gap@head", "none:3", "linear:3,sigma=1", "gap+hold:40%", "hold:40%/foo"],
+    ["", "foo", "linear:x", "linear:-3", "linear:200%", "linear:nan%", "hold", "auto:3", "gap,level=1", "gap,sigma=x",
+    "gap,sigma=1=2", "gap@head", "none:3", "linear:3,sigma=1", "gap+hold:40%", "hold:40%/foo"],
 )  # fmt: skip
 def test_what_is_no_method_is_told_in_a_sentence(name: str) -> None:
     with pytest.raises(UserError, match=r"^[A-Z].*[.]$"):

@@ -169,6 +169,14 @@ def test_the_rule_of_scaling() -> None:
     assert tokens[0] == pytest.approx(tokens[1] / 100, rel=0.02)
 
 
+def test_another_tokenizer_goes_with_the_whole_size() -> None:
+    recipe = Recipe.load("2602.05813/lion-124m-32")
+    (first, _) = recipe.scaled("1", corpus="wiki", tokenizer="gpt2-files").workloads
+    assert (first.config.corpus, first.config.tokenizer, first.config.vocab_size) == ("wiki", "gpt2-files", None)
+    with pytest.raises(UserError, match="leave --tokenizer out"):
+        recipe.scaled("1/10", tokenizer="gpt2-files")
+
+
 def test_every_row_of_the_paper_is_there() -> None:
     assert len(rows("2602.05813")) == 13
 

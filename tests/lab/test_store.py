@@ -11,6 +11,7 @@ import pytest
 from warmgap.lab import store as module
 from warmgap.lab.errors import UserError
 from warmgap.lab.store import METRICS, Result, Store, find_stores
+from warmgap.replay import read_losses
 
 ROWS = [[step, 3.0 - step / 10, 0.1, 1.0, "decay", None, None] for step in range(1, 6)]
 EVENT = [3, 2.7, 1.0, 0.5, "loss rose", None, "At step 3 the loss rose."]
@@ -173,6 +174,20 @@ def test_runs_are_exported(tmp_path: Path) -> None:
         assert parquet.read_table(tmp_path / "runs.parquet").column("loss").to_pylist() == [row[1] for row in ROWS]
         with pytest.raises(UserError, match=r"Export to a .json, .csv or .parquet file"):
             store.export("runs.xls")
+
+
+def test_runs_are_exported_to_a_tracker(tmp_path: Path) -> None:
+    losses = {"one": [2.9, 2.8, 2.5], "two": [3.9, 3.7, 3.6]}
+    with Store(tmp_path) as store:
+        for name, values in losses.items():
+            rows = [[step, loss, 0.1, 1.0, "decay", None, None] for step, loss in enumerate(values, 1)]
+            rows[-1][-1] = 2.5
+            store.finish(a_run(store, name), Result("done", "", {}, rows))
+        place = Path(store.export("tensorboard"))
+    for name, values in losses.items():
+        (file,) = (place / f"folder-{name}").glob("events*")  # each run has its own, with its own losses
+        assert read_losses(file).values == pytest.approx(values)
+        assert read_losses(file, "val_loss").values == (2.5,)
 
 
 def test_runs_of_an_older_version_are_taken_over(tmp_path: Path) -> None:

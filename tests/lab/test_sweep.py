@@ -107,7 +107,7 @@ def test_runs_of_another_driver_are_not_finished_ones(images: TrainConfig, tmp_p
 
 @pytest.mark.timeout(150)
 def test_a_pool_survives_a_worker_that_is_killed(images: TrainConfig, tmp_path: Path) -> None:
-    base = replace(images, steps=2_000, save_every=50, threads=None)
+    base = replace(images, steps=100, save_every=20, threads=None)
 
     class Killing:
         killed = False
@@ -127,6 +127,21 @@ def test_a_pool_survives_a_worker_that_is_killed(images: TrainConfig, tmp_path: 
     assert "ended with exit code -9" in runs[0].message
     runs = run_plan(plan(base, methods=("none", "hold:40%")), tmp_path, command="c", engine=Here())
     assert [run.status for run in runs] == ["done", "done"]
+
+
+@pytest.mark.timeout(200)
+def test_a_run_of_several_processes_has_the_losses_of_one(images: TrainConfig, tmp_path: Path) -> None:
+    """One process begins it, two go on with it."""
+    ((_, config),) = plan(images, methods=("none",))
+    stop = Interruption()
+    stop.requested = True
+    assert train_job(Job("x", config, tmp_path / run_folder(config)), stop=stop).record["step"] == 1
+    runs = run_plan([("", config)], tmp_path, command="c", engine=Local(1, processes=2))
+    assert [(run.status, run.message, run.processes) for run in runs] == [("done", "", 2)]
+    with Store(tmp_path) as store:
+        losses = store.metrics(runs[0].id)["loss"]
+    alone = train_job(Job("x", config, tmp_path / "alone"))
+    assert losses == pytest.approx([row[1] for row in alone.metrics], rel=1e-3)
 
 
 @pytest.mark.timeout(200)

@@ -17,10 +17,7 @@ from warmgap.lab.model import size_of
 from warmgap.lab.recipes import Recipe, Workload
 from warmgap.lab.report import write_report
 from warmgap.lab.results import trial, write_results
-from warmgap.lab.sweep import report_outcome, run_folder, run_plan
-
-RESULTS_FILE = "results.json"
-PAGE = "report.html"
+from warmgap.lab.sweep import report_outcome, run_folder, run_plan, say
 
 _A100 = 312e12 * 0.4  # flops a second of bfloat16, at 40 % of the card's peak
 
@@ -40,17 +37,17 @@ def train_recipe(
         if (code := report_outcome(runs, folder / "bases", console)) != 0:
             return code
     plan = plan_of(recipe, folder)
-    console.print(f"{len(plan)} runs of {len(recipe.workloads)} workloads into {folder}", highlight=False)
+    say(console, f"{len(plan)} runs of {len(recipe.workloads)} workloads into {folder}")
     runs = run_plan(plan, folder, command=command, asked={"title": recipe.title}, engine=engine, console=console)
     code = report_outcome(runs, folder, console)
     trials = [trial(run, folder, json.loads(label)) for run, (label, _) in zip(runs, plan, strict=True)]
     finished = [each for each in trials if each.counted is not None]
     if code == INTERRUPTED or not finished:
         return code
-    write_results(finished, folder / RESULTS_FILE, command=command)
+    write_results(finished, folder / "results.json", command=command)
     notes = " ".join(filter(None, (recipe.source and f"Source: {recipe.source}.", recipe.notes)))
-    page = write_report(trials, folder / PAGE, title=recipe.title, folder=folder, notes=notes, show=not quiet)
-    console.print(f"Page: {page}", highlight=False, markup=False, soft_wrap=True)
+    page = write_report(trials, folder / "report.html", title=recipe.title, folder=folder, notes=notes, show=not quiet)
+    say(console, f"Page: {page}")
     return code
 
 

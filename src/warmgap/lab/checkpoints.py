@@ -13,11 +13,6 @@ from warmgap.lab.errors import UserError
 WEIGHTS, STATE, INFO = "model.safetensors", "trainer.pt", "info.json"
 
 
-def checkpoint_name(step: int) -> str:
-    """The name of the folder of the checkpoint after `step`."""
-    return f"step-{step:08d}"
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """The folder of the run's last whole checkpoint, or None."""
     return max((folder / "checkpoint").glob("step-*"), default=None)
@@ -53,7 +48,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def new_checkpoint(folder: Path, step: int, steps: int) -> Iterator[Path]:
     """A scratch folder that becomes the checkpoint of `step` if the block ends without an error; older ones then go."""
-    whole = folder / "checkpoint" / checkpoint_name(step)
+    whole = folder / "checkpoint" / f"step-{step:08d}"
     with written_whole(whole) as scratch:
         yield scratch
         (scratch / INFO).write_text(json.dumps({"step": step, "steps": steps}), encoding="utf-8")

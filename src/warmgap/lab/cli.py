@@ -6,10 +6,12 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sqlite3
 import sys
 import traceback
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +23,7 @@ from warmgap.lab.errors import INTERRUPTED, UserError, explained, missing
 try:
     import tyro
 except ModuleNotFoundError:
-    raise SystemExit(missing("The command warmgap", "tyro")) from None
+    raise SystemExit(missing("tyro")) from None
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -33,7 +35,6 @@ from warmgap.lab.config import (
     RunSettings,
     ScheduleSettings,
     TrainConfig,
-    command_line,
 )
 from warmgap.lab.methods import EXAMPLES
 
@@ -41,6 +42,8 @@ from warmgap.lab.methods import EXAMPLES
 # The comment on a field, or above it, is its help.
 
 USER_ERROR, DIVERGED = 2, 1
+TYPED = ContextVar("TYPED", default="warmgap")
+"""The command line as it was typed, which databases and pages name."""
 
 
 def _fraction(word: str) -> float:
@@ -71,6 +74,7 @@ class EngineSettings:
     jobs: int | None = None  # Runs at a time (None: one a core or GPU; on Ray, what fits).
     processes: int = 1  # GPUs a run, or processes on CPUs, started by torchrun.
 
+    @property
     def engine(self) -> Any:
         """The engine that is asked for."""
         from warmgap.lab.engines import Local, OnRay
@@ -117,15 +121,13 @@ class Train(_Settings, _Method):
     resume: bool = False  # Go on from the folder's last checkpoint.
 
     def run(self) -> int:
-        """Train; 0, 1 where the run diverged, 130 where it was interrupted and can be resumed."""
         config = self.config
         folder = self.output or Path("runs") / config.name
         if os.environ.get("RANK", "0") != "0":
             return self._follow(config, folder)
-        _warn_ignored(config)
         what = f"{config.optimizer} on {config.corpus}, model {config.model}, method {config.method}"
         identity = config.fingerprint()
-        _err(f"{what}, {config.steps} steps")
+        _err(*config.ignored(), f"{what}, {config.steps} steps")
         from rich.console import Console
 
         from warmgap.lab.engines import Here
@@ -136,9 +138,13 @@ class Train(_Settings, _Method):
             known = store.runs(identity)
         if known and not self.resume:
             raise UserError(f"{folder} already holds this run ({known[0].status}): give --resume, or another --output.")
-        command = config.command(folder)
         (run,) = run_plan(
-            [("", config)], folder, command=command, engine=Here(), console=Console(stderr=True), place=lambda _: "."
+            [("", config)],
+            folder,
+            command=TYPED.get(),
+            engine=Here(),
+            console=Console(stderr=True),
+            place=lambda _: ".",
         )
         if run.status == "running":
             raise UserError(f"{folder} is being trained by another process: wait for it, or give another --output.")
@@ -182,7 +188,6 @@ class Sweep(_Settings):
     where: EngineSettings = EngineSettings()
 
     def run(self) -> int:
-        """Sweep; 0 where every run finished, 1 where one failed, 130 where it was interrupted."""
         from rich.console import Console
 
         from warmgap.lab.methods import varied
@@ -193,10 +198,8 @@ class Sweep(_Settings):
         lists["methods"] = varied(self.methods, options)
         base, console = self.config, Console()
         plan = grid(base, **lists)
-        _warn_ignored(base)
-        _err(f"{len(plan)} runs into {self.output}")
-        command = command_line("sweep", lists, base.given(), {"output": self.output})
-        runs = run_plan(plan, self.output, command=command, asked=lists, engine=self.where.engine(), console=console)
+        _err(*base.ignored(), f"{len(plan)} runs into {self.output}")
+        runs = run_plan(plan, self.output, command=TYPED.get(), asked=lists, engine=self.where.engine, console=console)
         code = report_outcome(runs, self.output, console)
         if code == 0:
             _out(f"Next: warmgap report {self.output}")
@@ -215,7 +218,6 @@ class Report:
     title: str = "Learning-rate schedules compared"  # Heading of the page.
 
     def run(self) -> int:
-        """Write the page and print its tables."""
         from warmgap.lab.report import write_report
         from warmgap.lab.results import read_results, read_runs
 
@@ -242,7 +244,6 @@ class Runs:
     adopt: Path | None = None  # Take over runs of warmgap 0.1 (run.json) from below this folder.
 
     def run(self) -> int:
-        """List, export or import."""
         from warmgap.lab.store import Store
 
         with Store(self.folder, create=self.adopt is not None) as store:
@@ -268,7 +269,6 @@ class Demo:
     where: EngineSettings = EngineSettings()
 
     def run(self) -> int:
-        """Run the suite `demo` and write its page and its picture."""
         return Bench(suite="demo", output=self.output, where=self.where).run()
 
 
@@ -290,17 +290,15 @@ class Bench:
     where: EngineSettings = EngineSettings()
 
     def run(self) -> int:
-        """Train and score; 0, 1 where a run failed, 130 where it was interrupted."""
         if self.report is not None:
             return Report(self.report, self.output / "report.html", self.report.stem).run()
         from warmgap.lab import bench
         from warmgap.lab.recipes import Recipe
 
-        names = ("split", "workloads", "methods", "seeds", "rates")
-        chosen: dict[str, Any] = {name: value for name in names if (value := getattr(self, name))}
         recipe = Recipe.load(self.suite if self.suite.endswith(".toml") else f"suites/{self.suite}")
-        command = command_line("bench", {"suite": self.suite}, chosen, {"output": self.output})
-        return bench.train_recipe(recipe.chosen(**chosen), self.output, command=command, engine=self.where.engine())
+        lists: dict[str, Any] = {name: getattr(self, name) for name in ("workloads", "methods", "seeds", "rates")}
+        recipe = recipe.chosen(split=self.split, **lists)
+        return bench.train_recipe(recipe, self.output, command=TYPED.get(), engine=self.where.engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,11 +316,11 @@ class Paper:
     methods: tuple[str, ...] = ()  # These methods only.
     seeds: tuple[int, ...] = ()  # Other seeds than the paper's.
     corpus: str | None = None  # Another text than the paper's.
+    tokenizer: str | None = None  # Another tokenizer, at the paper's size, such as a folder with GPT-2's files.
     output: Path | None = None  # Folder (None: runs/PAPER-ROW-SCALE).
     where: EngineSettings = EngineSettings()
 
     def run(self) -> int:
-        """List, plan or train."""
         from warmgap.lab import bench
         from warmgap.lab.recipes import Recipe, rows
 
@@ -332,15 +330,12 @@ class Paper:
             return 0
         recipe = Recipe.load(f"{self.paper}/{self.row}")
         recipe = recipe.chosen(workloads=self.tokens, methods=self.methods, seeds=self.seeds)
-        recipe = recipe.scaled(self.scale, corpus=self.corpus)
+        recipe = recipe.scaled(self.scale, corpus=self.corpus, tokenizer=self.tokenizer)
         if self.plan:
             _out(bench.cost(recipe))
             return 0
         folder = self.output or Path("runs") / f"{self.paper}-{self.row}-{self.scale.replace('/', '_')}"
-        names = ("row", "scale", "tokens", "methods", "seeds", "corpus", "output")
-        given = {name: value for name in names if (value := getattr(self, name)) and value != "1"}
-        command = command_line(f"paper {self.paper}", given)
-        return bench.train_recipe(recipe, folder, command=command, engine=self.where.engine())
+        return bench.train_recipe(recipe, folder, command=TYPED.get(), engine=self.where.engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,7 +356,6 @@ class Smoothness(_Settings, _Method):
     output: Path | None = None  # Folder (None: runs/smoothness-OPTIMIZER; for records, beside them).
 
     def run(self) -> int:
-        """Measure or read, print the fits, write the page; 130 where a run was interrupted."""
         from warmgap.lab import smoothness
 
         config, folder = self.config, self.output
@@ -372,7 +366,7 @@ class Smoothness(_Settings, _Method):
             _err(f"Measuring {len(self.rates)} runs of {config.optimizer} into {folder}")
             norm = "gluon" if self.write_radii is not None and self.norm == "auto" else self.norm
             how = {"every": self.every, "estimator": self.estimator, "norm": norm, "target_loss": self.gap_from or 0.0}
-            if not smoothness.measure(config, self.rates, folder, **how):
+            if not smoothness.measure(config, self.rates, folder, TYPED.get(), **how):
                 _out(f"Interrupted. What was measured so far can be read: warmgap smoothness {folder}")
                 return INTERRUPTED
         trajectories = smoothness.read_trajectories(self.records or [folder])
@@ -400,7 +394,6 @@ class Unified(_Settings, _Method):
     method: MethodSettings = MethodSettings(method="none")
 
     def run(self) -> int:
-        """Train, print the table, write points and pictures; 130 where a run was interrupted."""
         config = self.config
         config.resolve()
         folder = self.output or Path("runs") / f"unified-{config.optimizer}"
@@ -408,7 +401,7 @@ class Unified(_Settings, _Method):
         from warmgap.lab.report import print_table
         from warmgap.lab.unified import check_runs, save_pictures, unified_rows
 
-        checks = check_runs(config, self.seeds, self.every, folder)
+        checks = check_runs(config, self.seeds, self.every, folder, TYPED.get())
         if checks is None:
             return INTERRUPTED
         c1 = {"gap": self.c1, "gradient": self.c1_gradient}
@@ -433,17 +426,21 @@ class Replay:
     output: Path = Path("replay.html")  # The page.
 
     def run(self) -> int:
-        """Replay, print what happened, write the page."""
         from warmgap.lab.methods import Method
         from warmgap.lab.report import write_replay
         from warmgap.replay import RULES, read_losses, replay
 
         try:
             losses = read_losses(self.losses, self.column, self.run_)
-            rules = {name: Method.parse(name) for name in self.rules or RULES if name != "linear"}
-            if clocks := [name for name, method in rules.items() if not method.adaptive]:
-                raise UserError(f"A replay shows rules, and {clocks[0]} is a schedule by step count: leave it out.")
-            shown = replay(losses, [method.rule_name for method in rules.values()], self.total_iters, decay=self.decay)
+            shown = {}
+            for method in map(Method.parse, self.rules or [name for name in RULES if name != "linear"]):
+                if not method.adaptive:
+                    raise UserError(f"A replay shows rules, and {method} is a schedule by step count: leave it out.")
+                if method.rule == "gap" and "kappa" not in dict(method.options):
+                    raise UserError("The gap rule needs the constant of the optimizer's norm: write gap,kappa=NUMBER.")
+                target: Any = "auto" if method.target is None else method.target
+                how = {"decay": self.decay, "target_loss": target}
+                (shown[str(method)],) = replay(losses, [method.rule_name], self.total_iters, **how).values()
         except (ValueError, FileNotFoundError) as error:
             raise UserError(f"{error}.") from error
         for name, found in shown.items():
@@ -462,7 +459,6 @@ class Theory:
     """
 
     def run(self) -> int:
-        """Print a row a check; exit code 1 if one fails."""
         from warmgap.lab.report import print_table
         from warmgap.theory import check_all
         from warmgap.theory.check import COLUMNS
@@ -480,7 +476,7 @@ COMMANDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in _KINDS
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The command that the arguments ask for: a dataclass with a `run`.
+    """The command that the arguments ask for: a dataclass whose `run` returns the exit code.
 
     Raises:
         UserError: They ask for none.
@@ -526,6 +522,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _out(f"warmgap {__version__}")
         return 0
     try:
+        TYPED.set(shlex.join(["warmgap", *words]))
         code: int = parse(words or ["--help"]).run()
         return code
     except KeyboardInterrupt:
@@ -562,14 +559,9 @@ def _warmup(run: Any) -> str:
     return "no warm-up ended" if run.warmup_iters is None else f"warm-up of {run.warmup_iters} steps"
 
 
-def _warn_ignored(config: TrainConfig) -> None:
-    for sentence in config.ignored():
-        _err(sentence)
-
-
 def _out(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
-def _err(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+def _err(*lines: str) -> None:
+    print(*lines, sep="\n", file=sys.stderr, flush=True)  # noqa: T201

@@ -76,7 +76,9 @@ class DataSettings:
     model: Annotated[
         str, arg(help=f"{', '.join(SIZES)} or layers x width (6x512) learn texts, {', '.join(IMAGE_MODELS)} digits.")
     ] = "tiny"
-    tokenizer: str = TRAINED  # trained (on the corpus), a tokenizer.json, or a name on the hub: gpt2.
+    # trained (on the corpus), a tokenizer.json, a folder with one or with vocab.json and merges.txt, or a name on the
+    # hub: gpt2.
+    tokenizer: str = TRAINED
     # Tokens in the vocabulary, 257 for plain bytes (None: the model's usual number).
     vocab_size: int | None = None
     sequence_length: int | None = None  # Tokens in a sequence (None: the model's usual number).
@@ -230,11 +232,20 @@ class TrainConfig(RunSettings, DataSettings, OptimizerSettings, ScheduleSettings
 
     def words(self) -> list[str]:
         """The settings that differ from the defaults, as words of a command line."""
-        return _words(self.given())
+        found: list[str] = []
+        for name, value in self.given().items():
+            found += [_flag(name), *map(str, value if isinstance(value, tuple) else [value])]
+        return found
 
-    def command(self, output: Path | None = None) -> str:
+    def command(self, output: Path) -> str:
         """The command line that makes this run."""
-        return command_line("train", self.given(), {} if output is None else {"output": output})
+        return shlex.join(["warmgap", "train", *self.words(), "--output", str(output)])
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The text and its tokens, as arguments of `load_tokens`; the settings are resolved."""
+        about = {"tokenizer": self.tokenizer, "megabytes": self.corpus_megabytes}
+        return {"name": self.corpus, "vocab_size": self.vocab_size, **about}
 
     @property
     def name(self) -> str:
@@ -257,18 +268,6 @@ def from_plain(settings: Mapping[str, Any]) -> TrainConfig:
         if not isinstance(given[name], (*kinds, int) if float in kinds else (*kinds,)):
             raise UserError(f"{_spoken(name)} must be of the kind {kinds[0].__name__}, got {value!r}.")
     return TrainConfig(**given)
-
-
-def command_line(command: str, *settings: Mapping[str, Any]) -> str:
-    """The command line of `warmgap` with these settings as flags."""
-    return shlex.join(["warmgap", *command.split(), *(word for group in settings for word in _words(group))])
-
-
-def _words(settings: Mapping[str, Any]) -> list[str]:
-    found: list[str] = []
-    for name, value in settings.items():
-        found += [_flag(name), *map(str, value if isinstance(value, tuple | list) else [value])]
-    return found
 
 
 def _flag(name: str) -> str:

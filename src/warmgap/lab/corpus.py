@@ -18,8 +18,6 @@ import json
 import os
 import sys
 import sysconfig
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warmgap.lab.checkpoints import written_whole
-from warmgap.lab.errors import UserError, needs
+from warmgap.lab.errors import UserError, explained
 
 BYTES = 257
 """The smallest vocabulary: the 256 bytes without merges, and the mark between documents."""
@@ -78,11 +76,6 @@ class Shards:
     def __len__(self) -> int:
         return int(self.ends[-1]) if self.files else 0
 
-    @property
-    def parts(self) -> list[Array]:
-        """All files, mapped."""
-        return [np.memmap(file, self.dtype, mode="r") for file in self.files]
-
     def windows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """The tokens `[start, start + length)` of each start; shape `(len(starts), length)`."""
         places = starts[:, None] + np.arange(length)
@@ -128,7 +121,8 @@ def load_tokens(name: str, vocab_size: int = 4096, *, tokenizer: str = TRAINED, 
         name: A corpus's name (see `NAMES`).
         vocab_size: Size of the byte-level BPE vocabulary trained on the training documents; 257 means bytes without
             merges. Of no use with another tokenizer.
-        tokenizer: `trained`, the path of a `tokenizer.json`, or a name on the Hugging Face hub (`gpt2`).
+        tokenizer: `trained`; a `tokenizer.json`, or a folder with one, or with the `vocab.json` and `merges.txt` (in
+            GPT-2's release `encoder.json` and `vocab.bpe`) of a byte-level BPE; or a name on the hub (`gpt2`).
         megabytes: How much text to read of a streamed dataset (`hf:`); the others are read whole.
 
     Raises:
@@ -137,7 +131,8 @@ def load_tokens(name: str, vocab_size: int = 4096, *, tokenizer: str = TRAINED, 
     if tokenizer == TRAINED and vocab_size < BYTES:
         raise UserError(f"The vocabulary size must be at least {BYTES} (bytes without merges), got {vocab_size}.")
     key, texts = _source(name, megabytes)
-    settings = [_VERSION, key, tokenizer, vocab_size if tokenizer == TRAINED else None, _file_key(tokenizer)]
+    own = [hash_file(file) for file in _tokenizer_files(tokenizer)] or None
+    settings = [_VERSION, key, tokenizer, vocab_size if tokenizer == TRAINED else None, own]
     folder = cache_folder() / "tokens" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     with contextlib.suppress(*_DAMAGED):
         return _open(name, folder)
@@ -150,14 +145,13 @@ def load_tokens(name: str, vocab_size: int = 4096, *, tokenizer: str = TRAINED, 
                 return _open(name, folder)
             if os.environ.get("RANK", "0") == "0":
                 print(f"Tokenizing {name} (once)...", file=sys.stderr, flush=True)  # noqa: T201
+            digest = hashlib.sha256(json.dumps([_VERSION, vocab_size, tokenizer if own is None else "", own]).encode())
             with written_whole(folder) as scratch:
-                _build(name, texts, vocab_size, tokenizer, scratch)
+                _build(name, texts, vocab_size, tokenizer, scratch, digest)
             return _open(name, folder)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UserError(
-            f"Cannot write the cache at {folder} ({reason}): set WARMGAP_CACHE to another folder."
-        ) from error
+        sentence = f"The cache at {folder} cannot be written; WARMGAP_CACHE may name another folder. {explained(error)}"
+        raise UserError(sentence) from error
 
 
 def _open(name: str, folder: Path) -> Tokens:
@@ -172,9 +166,8 @@ def _open(name: str, folder: Path) -> Tokens:
     return Tokens(name, parts["train"], parts["validation"], **numbers, folder=folder)
 
 
-def _build(name: str, texts: Texts, vocab_size: int, tokenizer: str, folder: Path) -> None:
-    """Tokenize the corpus into shards, and write the manifest."""
-    digest = hashlib.sha256(json.dumps([_VERSION, vocab_size, tokenizer, _file_key(tokenizer)]).encode())
+def _build(name: str, texts: Texts, vocab_size: int, tokenizer: str, folder: Path, digest: Any) -> None:
+    """Tokenize the corpus into shards, and write the manifest; every text goes into `digest`."""
     encode, size = _encoder(texts, vocab_size, tokenizer, folder)
     dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
     shards: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
@@ -196,7 +189,7 @@ def _build(name: str, texts: Texts, vocab_size: int, tokenizer: str, folder: Pat
     manifest = {
         "version": _VERSION,
         "corpus": name if not Path(name).exists() else Path(name).name,
-        "tokenizer": tokenizer if tokenizer != TRAINED else ("bytes" if vocab_size == BYTES else "trained BPE"),
+        "tokenizer": Path(tokenizer).name if tokenizer != TRAINED else ("bytes" if size == BYTES else "trained BPE"),
         "vocab_size": size,
         "dtype": dtype.name,
         "tokens": counts,
@@ -258,18 +251,7 @@ def _encoder(texts: Texts, vocab_size: int, tokenizer: str, folder: Path) -> tup
     """What makes tokens of texts, on all cores, and the size of its vocabulary."""
     if tokenizer == TRAINED and vocab_size == BYTES:
         return _encode_bytes, BYTES
-    from tokenizers import Tokenizer
-
-    if tokenizer == TRAINED:
-        made = _trained(texts, vocab_size)
-    else:
-        try:
-            made = Tokenizer.from_file(tokenizer) if Path(tokenizer).is_file() else Tokenizer.from_pretrained(tokenizer)
-        except Exception as error:  # the library raises whatever its readers raise
-            raise UserError(
-                f"The tokenizer {tokenizer!r} is no tokenizer.json here, and the hub gives none of that name "
-                f"({type(error).__name__}): give a file, or leave --tokenizer out to train one."
-            ) from error
+    made = _trained(texts, vocab_size) if tokenizer == TRAINED else _given(tokenizer)
     ends = [number for mark in (_END, "</s>") if (number := made.token_to_id(mark)) is not None]
     if not ends:
         raise UserError(f"The tokenizer {tokenizer!r} has no end mark {_END}: give another one.")
@@ -283,9 +265,44 @@ def _encoder(texts: Texts, vocab_size: int, tokenizer: str, folder: Path) -> tup
     return encode, made.get_vocab_size()
 
 
+def _tokenizer_files(tokenizer: str) -> list[Path]:
+    """The files of a tokenizer on this machine; none of one that is trained, or on the hub."""
+    path = Path(tokenizer)
+    for names in (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):  # GPT-2's own
+        if all((path / name).is_file() for name in names):
+            return [path / name for name in names]
+    return [path] if path.is_file() else []
+
+
+def _given(tokenizer: str) -> Any:
+    """A tokenizer from files, or from the hub."""
+    from tokenizers import Tokenizer, models
+
+    files = [str(file) for file in _tokenizer_files(tokenizer)]
+    try:
+        if len(files) == 2:
+            return _byte_level(models.BPE.from_file(*files))
+        return Tokenizer.from_file(files[0]) if files else Tokenizer.from_pretrained(tokenizer)
+    except Exception as error:  # the library raises whatever its readers raise
+        raise UserError(
+            f"The tokenizer {tokenizer!r} is no tokenizer.json here, nor a folder with one or with vocab.json and "
+            f"merges.txt, and the hub gives none of that name ({type(error).__name__}): give a file, or leave "
+            "--tokenizer out to train one."
+        ) from error
+
+
+def _byte_level(model: Any) -> Any:
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+    made = Tokenizer(model)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
 def _trained(texts: Texts, vocab_size: int) -> Any:
     """A byte-level BPE tokenizer, trained on the beginning of the training documents."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, pre_tokenizers, trainers
 
     def beginning() -> Iterator[str]:
         left = _BPE_TRAINING_CHARACTERS
@@ -295,18 +312,14 @@ def _trained(texts: Texts, vocab_size: int) -> Any:
             if left <= 0:
                 return
 
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made, alphabet = _byte_level(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[_END], initial_alphabet=alphabet, show_progress=False
     )
     made.train_from_iterator(beginning(), trainer)
-    if made.get_vocab_size() < vocab_size:
+    if (size := made.get_vocab_size()) < vocab_size:
         raise UserError(
-            f"The text is too short for a vocabulary of {vocab_size}: it gives {made.get_vocab_size()} tokens; ask for "
-            "at most that many."
+            f"The text is too short for a vocabulary of {vocab_size}: it gives {size}; ask for at most that many."
         )
     return made
 
@@ -314,32 +327,28 @@ def _trained(texts: Texts, vocab_size: int) -> Any:
 def _source(name: str, megabytes: float) -> tuple[Any, Texts]:
     """A key that changes when the texts may have changed, made without reading them, and the texts."""
     if name == "wiki":
-        with needs("Corpus 'wiki'", _WIKI_PACKAGE):
-            path = Path(str(importlib.metadata.distribution(_WIKI_PACKAGE).locate_file(_WIKI_FILE)))
-        return [name, _file_key(str(path))], partial(_wiki, path)
+        path = Path(str(importlib.metadata.distribution(_WIKI_PACKAGE).locate_file(_WIKI_FILE)))
+        return [name, _file_key(path)], partial(_wiki, path)
     if name == "stdlib":
-        return [name, sys.version], partial(_stdlib, Path(sysconfig.get_paths()["stdlib"]))
+        return [name, sys.version], _stdlib
     if name.startswith("hf:"):
-        return _hugging_face(name, megabytes)
+        repository, _, configuration = name.removeprefix("hf:").partition(":")
+        if not Path(repository).is_dir() and (repository.count("/") != 1 or not all(repository.split("/"))):
+            raise UserError(f"A Hugging Face dataset is named hf:owner/name or hf:owner/name:config, got {name!r}.")
+        return [repository, configuration, megabytes], partial(_streamed, name, repository, configuration, megabytes)
     path = Path(name)
     if path.is_file():
-        return [_file_key(name)], partial(_text_file, path)
+        return [_file_key(path)], partial(_text_file, path)
     if path.is_dir():
-        files = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        ]
-        return [_file_key(str(file)) for file in files], partial(_text_files, files)
+        found = (file for file in sorted(path.rglob("*")) if file.is_file())
+        files = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        return [_file_key(file) for file in files], partial(_text_files, files)
     known = ", ".join(key for key in NAMES if key != "PATH")
     raise UserError(f"Unknown corpus {name!r}: give {known}, or the path of a text file or folder that exists.")
 
 
-def _file_key(name: str) -> list[Any] | None:
+def _file_key(path: Path) -> list[Any]:
     """What changes when a file does: its place, size and time."""
-    path = Path(name)
-    if not path.is_file():
-        return None
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
@@ -356,12 +365,13 @@ def _wiki(path: Path) -> Iterator[str]:
         yield f"{article['title']}\n\n{article['extract']}\n"
 
 
-def _stdlib(root: Path) -> Iterator[str]:
-    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
-    for path in sorted(root.rglob("*.py")):
-        if not left_out.intersection(path.relative_to(root).parts[:-1]):
-            with contextlib.suppress(UnicodeDecodeError):
-                yield path.read_text(encoding="utf-8")
+def _stdlib() -> Iterator[str]:
+    root, left_out = (
+        Path(sysconfig.get_paths()["stdlib"]),
+        {"site-packages", "dist-packages", "test", "tests", "idle_test"},
+    )
+    files = sorted(root.rglob("*.py"))
+    return _text_files(file for file in files if not left_out.intersection(file.relative_to(root).parts[:-1]))
 
 
 def _text_file(path: Path) -> Iterator[str]:
@@ -382,46 +392,31 @@ def _text_files(files: Iterable[Path]) -> Iterator[str]:
                 yield data.decode("utf-8")
 
 
-def _hugging_face(name: str, megabytes: float) -> tuple[Any, Texts]:
+def _streamed(name: str, repository: str, configuration: str, megabytes: float) -> Iterator[str]:
     """The first `megabytes` of a dataset of the hub or of a local folder (`hf:./folder`)."""
-    if not megabytes > 0:
-        raise UserError(f"The number of megabytes to read of {name} must be positive, got {megabytes}.")
-    repository, _, configuration = name.removeprefix("hf:").partition(":")
-    if not Path(repository).is_dir() and (repository.count("/") != 1 or not all(repository.split("/"))):
-        raise UserError(f"A Hugging Face dataset is named hf:owner/name or hf:owner/name:config, got {name!r}.")
-    texts = partial(_streamed, name, repository, configuration or None, megabytes * 1e6)
-    return [repository, configuration, megabytes], texts
+    import datasets
+    from huggingface_hub import HfApi
 
-
-def _streamed(name: str, repository: str, configuration: str | None, limit: float) -> Iterator[str]:
-    with needs(f"Corpus {name!r}", "datasets"):
-        import datasets
-    if not Path(repository).is_dir():
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        try:
-            # Asked first, because the library itself retries for minutes before it gives up.
-            urllib.request.urlopen(endpoint, timeout=_NETWORK_TIMEOUT).close()  # noqa: S310
-        except urllib.error.HTTPError:
-            pass  # it answered
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"Corpus {name!r} is read over the network, and {endpoint} does not answer: use wiki, stdlib or a file."
-            ) from error
     size = 0
     try:
-        for row in datasets.load_dataset(repository, configuration, split="train", streaming=True):
+        if not Path(repository).is_dir():
+            HfApi().dataset_info(repository, timeout=_NETWORK_TIMEOUT)  # the library itself retries for minutes
+        for row in datasets.load_dataset(repository, configuration or None, split="train", streaming=True):
             text = row.get("text")
             if not isinstance(text, str):
                 raise UserError(f"Dataset {name!r} has no column 'text' of strings, but {', '.join(sorted(row))}.")
             yield text
             size += len(_utf8(text))
-            if size >= limit:
+            if size >= megabytes * 1e6:
                 return
     except (UserError, GeneratorExit):
         raise
     except Exception as error:  # the library raises whatever its readers raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"Reading {name!r} broke off after {size / 1e6:.1f} MB, nothing was kept: {reason}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"Reading {name!r} broke off after {size / 1e6:.1f} MB, and nothing was kept ({reason}): try again, or use "
+            "wiki, stdlib or a file."
+        ) from error
 
 
 def hash_file(path: Path) -> str:

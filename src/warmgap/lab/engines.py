@@ -10,9 +10,7 @@ import contextlib
 import math
 import multiprocessing
 import os
-import pickle
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.errors import UserError, explained, needs
+from warmgap.lab.errors import INTERRUPTED, UserError, explained
 from warmgap.lab.interruption import Interruption
 from warmgap.lab.store import Result
 
@@ -38,7 +36,6 @@ Report = Callable[[Any], None]
 _LOOK_EVERY = 0.5  # seconds between two looks at a request to stop
 _PATIENCE = 60.0  # seconds a process has, after ctrl-C, to write its checkpoint
 _RETRIES = 10  # of a run whose node dies
-_JOB, _RESULT = "job.pkl", "result.pkl"  # what passes between a run and the processes that torchrun starts
 _PRELOADED = ["warmgap.lab.train", "transformers.models.llama.modeling_llama"]
 
 
@@ -93,10 +90,9 @@ def visible_gpus() -> list[str]:
     """The GPUs that this process may use."""
     import torch
 
+    count = torch.cuda.device_count()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name for name in chosen.split(",") if name.strip() and torch.cuda.is_available()]
-    return [str(number) for number in range(torch.cuda.device_count())]
+    return [str(number) for number in range(count)] if chosen is None else chosen.split(",")[:count]
 
 
 @dataclass(frozen=True)
@@ -177,8 +173,7 @@ def _send(number: signal.Signals, process: BaseProcess, send: Callable[[int, int
 
 def _work(pipe: Connection, job: Job, gpus: list[str], processes: int) -> None:
     """A process that trains one run."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # ctrl-C in the terminal is for the driver, which asks for the checkpoint itself
+    os.setpgrp()  # ctrl-C in the terminal is for the driver, which asks for the checkpoint itself
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # what comes after the first request
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -186,10 +181,11 @@ def _work(pipe: Connection, job: Job, gpus: list[str], processes: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     elif not job.config.threads:
         job = replace(job, config=replace(job.config, threads=1))
-    with Interruption() as stop:
-        if processes > 1:
-            result = _launch(job, processes, stop)
-        else:
+    if processes > 1:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        result = _launch(job, processes, pipe)
+    else:
+        with Interruption() as stop:
             result = train_job(job, lambda rows: pipe.send(("rows", rows)), stop=stop)
     with contextlib.suppress(OSError):  # the driver is no more
         pipe.send(("end", result))
@@ -199,40 +195,38 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
-        os.killpg(0, signal.SIGKILL) if hasattr(os, "killpg") else os._exit(1)
+        os.killpg(0, signal.SIGKILL)
 
 
-def _launch(job: Job, processes: int, stop: Interruption) -> Result:
-    """Train a run in several processes, by `torchrun`."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / _JOB).write_bytes(pickle.dumps(job))
-    (job.folder / _RESULT).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "warmgap.lab.engines", str(job.folder)]
-    with (job.folder / "log.txt").open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
-        asked = False
-        while child.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_LOOK_EVERY)
-            if stop.requested and not asked:
-                asked = True
-                child.send_signal(signal.SIGINT)
-    if (job.folder / _RESULT).exists():
-        result: Result = pickle.loads((job.folder / _RESULT).read_bytes())  # noqa: S301 - written by the child
-        return result
-    if asked:
+def _launch(job: Job, processes: int, pipe: Connection | None = None) -> Result:
+    """Train a run in several processes, as `torchrun` starts them; what they print goes into `log` in its folder."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logs = DefaultLogsSpecs(str(job.folder / "log"), redirects=Std.ALL)
+    config = LaunchConfig(
+        1, 1, processes, logs, job.id, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    try:
+        results: dict[int, Result] = elastic_launch(config, _rank)(job, pipe)
+    except (SignalException, KeyboardInterrupt):  # it has handed the signal on, and waited for the checkpoint
         return Result("interrupted")
-    return Result("failed", f"torchrun ended with exit code {child.returncode} (see {job.folder / 'log.txt'}).")
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        ended = f"A process ended with exit code {code} (see {job.folder / 'log'})."
+        return Result("interrupted") if code == INTERRUPTED else Result("failed", ended)
+    return next((result for result in results.values() if result.status == "failed"), results[0])
 
 
-def _launched(folder: Path) -> None:
-    """One of the processes that `_launch` starts."""
-    result = train_job(pickle.loads((folder / _JOB).read_bytes()))  # noqa: S301 - written by the parent
-    if os.environ.get("RANK") == "0" or result.status == "failed":
-        scratch = folder / f"{_RESULT}.{os.getpid()}"
-        scratch.write_bytes(pickle.dumps(result))
-        scratch.replace(folder / _RESULT)
+def _rank(job: Job, pipe: Connection | None) -> Result:
+    """One of the processes of a run."""
+    result = train_job(job, None if pipe is None else lambda rows: pipe.send(("rows", rows)))
+    if result.status != "interrupted":
+        return result
+    if pipe is not None and os.environ["RANK"] == "0":
+        pipe.send(("end", result))
+    raise SystemExit(INTERRUPTED)  # the launcher, which is ending, takes no more results and would be waited for
 
 
 @dataclass(frozen=True)
@@ -249,10 +243,10 @@ class OnRay:
 
     def train(self, jobs: Iterator[Job], stop: Interruption, tell: Tell) -> None:
         """See `Engine.train`."""
-        with needs("A sweep on Ray", "ray", "'warmgap[cluster]'"):
-            import ray
-            from ray.util.queue import Queue
-            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        import ray
+        from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         passed = {name: value for name, value in os.environ.items() if name in ("WARMGAP_CACHE", "OMP_NUM_THREADS")}
         quiet: dict[str, Any] = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": "warning"}
         try:
@@ -300,10 +294,5 @@ class OnRay:
 
 def _ray_task(job: Job, processes: int, inbox: Any) -> Result:
     if processes > 1:
-        with Interruption() as stop:
-            return _launch(job, processes, stop)
+        return _launch(job, processes)
     return train_job(job, lambda rows: inbox.actor.put_nowait.remote((job.id, rows)))
-
-
-if __name__ == "__main__":
-    _launched(Path(sys.argv[1]))

@@ -5,10 +5,8 @@ Whatever a person can mend is a `UserError`, in every function of the lab; what 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import sqlite3
-from collections.abc import Iterator
 
 INTERRUPTED = 130
 """The exit code of a command that was interrupted, and goes on when it is typed again."""
@@ -30,9 +28,14 @@ class LostProcessError(UserError):
     """Another process of the same run has ended or does not answer."""
 
 
-def missing(what: str, package: str, install: str = "'warmgap[lab]'") -> str:
+_APART = {"ray": "'warmgap[cluster]'", "datasets": "datasets", "pyarrow": "pyarrow"}
+"""What is installed for packages that the extra `lab` does not bring."""
+
+
+def missing(package: str) -> str:
     """The sentence on a package that is not installed."""
-    return f"{what} needs the package {package}: pip install {install}."
+    install = _APART.get(package, "'warmgap[lab]'")
+    return f"This needs the package {package}, which is not installed: pip install {install}."
 
 
 def explained(error: Exception) -> str:
@@ -40,7 +43,7 @@ def explained(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
-        return missing("This command", (error.name or str(error)).partition(".")[0])
+        return missing((error.name or str(error)).partition(".")[0])
     first = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     if not isinstance(error, OSError | sqlite3.Error):
         return f"{type(error).__name__}: {first}."
@@ -49,12 +52,3 @@ def explained(error: Exception) -> str:
         return "The disk is full: make room and run the same command again (train: with --resume); nothing is torn."
     name = getattr(error, "filename", None)
     return f"{getattr(error, 'strerror', None) or first}{f' ({name})' if name else ''}."
-
-
-@contextlib.contextmanager
-def needs(what: str, package: str, install: str = "") -> Iterator[None]:
-    """Turn an ImportError of the block into that sentence; the package is installed by its name unless said."""
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(missing(what, package, install or package)) from error

@@ -67,7 +67,7 @@ class Length:
             value = float(text.removesuffix("%")) / 100 if share else float(int(text))
         except ValueError:
             value = -1.0
-        if value < 0.0 or (share and value > 1.0):
+        if not value >= 0.0 or (share and value > 1.0):
             raise UserError(f"A length is a number of steps or a share of the run, such as 400 or 10%, got {text!r}.")
         return cls(value, share)
 

@@ -98,13 +98,14 @@ class Recipe:
         given: dict[str, Any] = {name: tuple(values) for name, values in lists.items() if values}
         return replace(self, workloads=tuple(left), **given)
 
-    def scaled(self, scale: str, *, corpus: str | None = None) -> Recipe:
+    def scaled(self, scale: str, *, corpus: str | None = None, tokenizer: str | None = None) -> Recipe:
         """The recipe at a share of its size.
 
         Width and layers shrink with the cube root of the scale, the vocabulary with its square (so parameters follow
         the scale), steps with its square root, batch and sequence with its fourth root (so tokens do too). Rates,
         betas, weight decay, clip and floor stay; warm-ups keep their share of the run; a target loss keeps its share of
-        the loss of guessing, ln(vocabulary). The vocabulary is trained on the corpus, which may be another one.
+        the loss of guessing, ln(vocabulary). The vocabulary is trained on the corpus, which may be another one; only at
+        the whole size a tokenizer may be given.
         """
         try:
             share = float(Fraction(scale))
@@ -112,8 +113,11 @@ class Recipe:
             share = 0.0
         if not 0.0 < share <= 1.0:
             raise UserError(f"The scale is a share such as 1/100, got {scale!r}.")
+        if tokenizer is not None and share < 1.0:
+            raise UserError("A smaller recipe trains its tokenizer on the corpus: leave --tokenizer out.")
         title = self.title if share == 1.0 else f"{self.title}, at {scale} of its size"
-        made = [_scaled(workload, share, corpus, self.methods) for workload in self.workloads]
+        given = {name: value for name, value in (("corpus", corpus), ("tokenizer", tokenizer)) if value is not None}
+        made = [_scaled(workload, share, given, self.methods) for workload in self.workloads]
         return replace(self, title=title, workloads=tuple(made))
 
 
@@ -138,8 +142,8 @@ def _workload(base: Mapping[str, Any], data: dict[str, Any]) -> Workload:
     return Workload(**known, config=config, start_from=started, methods=methods)
 
 
-def _scaled(workload: Workload, share: float, corpus: str | None, methods: Sequence[str]) -> Workload:
-    config = replace(workload.config, corpus=corpus or workload.config.corpus)
+def _scaled(workload: Workload, share: float, given: Mapping[str, Any], methods: Sequence[str]) -> Workload:
+    config = replace(workload.config, **given)
     own = workload.methods or methods
     if share == 1.0:
         return replace(workload, config=config, methods=tuple(own))

@@ -18,7 +18,6 @@ from rich.table import Table
 
 from warmgap import __version__
 from warmgap.lab import pictures, scores
-from warmgap.lab.errors import UserError
 from warmgap.lab.results import Trial, is_clock, label_of
 from warmgap.lab.scores import Cell
 from warmgap.lab.store import FILE, Store
@@ -46,6 +45,7 @@ class Section:
     pictures: list[Mapping[str, str]] = field(default_factory=list)  # id, JSON and caption of each
     tables: list[Sequence[Mapping[str, Any]]] = field(default_factory=list)  # each a list of rows by column
     runs: list[Mapping[str, Any]] = field(default_factory=list)  # line, text, command and settings of each
+    files: list[tuple[str, str, Any]] = field(default_factory=list)  # of a PNG beside the page: name, title and picture
 
     @property
     def id(self) -> str:
@@ -68,18 +68,15 @@ class Section:
 
 
 def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section], footer: str = "") -> Path:
-    """Write a page that holds everything it shows."""
+    """Write a page that holds everything it shows; an OSError where it cannot be written."""
     page = Environment(loader=PackageLoader("warmgap.lab", "."), autoescape=True).get_template("report.html.j2")
     plotly = get_plotlyjs() if any(section.pictures for section in sections) else ""
     footer = f"{footer} Made by warmgap {__version__}.".strip()
     text = page.render(
         title=title, lead=filter(None, lead), sections=sections, plotly=plotly, footer=footer, filled=_filled
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"The page cannot be written to {path}: {error.strerror or error}.") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -92,47 +89,40 @@ def write_report(
     """
     cells = scores.cells(trials)
     sections = _scored(cells)
-    drawn: dict[str, list[tuple[str, Any]]] = {"overview": [], "options": []}
     with contextlib.ExitStack() as stack:
         folders = {trial.folder for trial in trials if trial.folder is not None}
         stores = {place: stack.enter_context(Store(place, create=False)) for place in folders}
         for workload in dict.fromkeys(trial.workload for trial in trials):
             own = [cell for cell in cells if cell.workload == workload]
             members = [trial for trial in trials if trial.workload == workload]
-            sections.append(_workload(workload, own, members, stores, drawn))
-    for name, figures in drawn.items():
-        if figures and len(figures) <= 4:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pictures.save_png(figures, path.with_name(f"{name}.png"))
+            sections.append(_workload(workload, own, members, stores))
     footer = ""
     if (folder / FILE).exists():
         with Store(folder, create=False) as store:
             footer = "; ".join(sweep["command"] for sweep in store.sweeps())
     lead = [notes, f"{len(trials)} runs of {len({trial.workload for trial in trials})} workloads. {READING}"]
     page = write_page(path, title, lead, sections, footer=footer and f"Made by: {footer}.")
+    for name in ("overview", "options"):
+        panels = [(title, drawn) for section in sections for own, title, drawn in section.files if own == name]
+        if 0 < len(panels) <= 4:
+            pictures.save_png(panels, path.with_name(f"{name}.png"))
     for section in sections if show else ():
         for rows in section.tables:
             print_table(section.title, rows)
     return page
 
 
-def _workload(
-    name: str,
-    cells: Sequence[Cell],
-    trials: Sequence[Trial],
-    stores: Mapping[Path, Store],
-    drawn: Mapping[str, list[tuple[str, Any]]],
-) -> Section:
-    """A workload with its pictures, its table and its runs; pictures for PNG files go into `drawn` too."""
+def _workload(name: str, cells: Sequence[Cell], trials: Sequence[Trial], stores: Mapping[Path, Store]) -> Section:
+    """A workload with its pictures, its table and its runs."""
     section = Section(name)
     if len(cells) > 1:
         caption = "Final loss against peak rate: mean over seeds, each seed a dot. What is far above the rest is cut."
-        drawn["overview"].append((name, section.draw(pictures.rates_picture(cells), caption)))
+        section.files.append(("overview", name, section.draw(pictures.rates_picture(cells), caption)))
     for cell in cells:
         for option, by_rest in pictures.option_groups(cell.methods).items():
             caption = f"Final loss against the {option} of a rule, peak rate {cell.lr:.3g}; dashes: other methods."
             figure = section.draw(pictures.option_picture(cell, option, by_rest), caption)
-            drawn["options"].append((f"{cell.name}, peak rate {cell.lr:.3g}", figure))
+            section.files.append(("options", f"{cell.name}, peak rate {cell.lr:.3g}", figure))
     rate = min(cells, key=lambda cell: float(cell.losses.mean())).lr if cells else trials[0].lr
     seed = min(trial.seed for trial in trials if trial.lr == rate)
     shown = [trial for trial in trials if trial.run and (trial.lr, trial.seed) == (rate, seed)]
@@ -207,7 +197,7 @@ def _rows(cell: Cell, trials: Sequence[Trial], *, several: bool) -> list[Mapping
         row |= {"difference": difference, "95% interval": interval, "verdict": verdict}
         row["warm-up, steps"] = f"{statistics.mean(warmups):.0f}" if warmups else "-"
         if any(trial.printed is not None for trial in trials):
-            row["printed in the paper"] = next((f"{trial.printed:.3f}" for trial in own if trial.printed), "")
+            row["in the paper"] = next((f"{trial.printed:.3f}" for trial in own if trial.printed), "")
         failures = int(cell.failures[at].sum())
         row["seeds"] = str(len(cell.seeds)) + (f", {failures} failures" if failures else "")
         rows.append(row)
@@ -252,13 +242,12 @@ _WIDE = ("95% interval", "warm-up, steps")
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], *, whole: bool = False) -> None:
-    """Print rows as a table, those of adaptive methods bold; only the widest column wraps, with `whole` none."""
+    """Print rows as a table, those of adaptive methods bold; only columns of words wrap, with `whole` none."""
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     names = [name for name in _filled(rows) if name not in _WIDE]
-    widest = max(names, key=lambda name: max(len(str(row[name])) for row in rows), default=None)
     for name in names:
-        table.add_column(name, no_wrap=whole or name != widest, overflow="fold")
+        table.add_column(name, no_wrap=whole or max(len(str(row[name])) for row in rows) < 16, overflow="fold")
     for row in rows:
         table.add_row(*(str(row[name]) for name in names), style="bold" if row.get("_class") == "adaptive" else None)
     if whole:

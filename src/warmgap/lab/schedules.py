@@ -1,6 +1,6 @@
 """The schedules that are no `AdaptiveWarmup`: by step count, and the published rule with its faults.
 
-Both are driven like `AdaptiveWarmup`: `observe(loss)` before the optimizer's step, `step()` after it.
+Both are driven like `AdaptiveWarmup`: `observe(loss)` before the optimizer's step, here once, `step()` after it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,10 @@ from torch.optim import Optimizer
 from warmgap.curve import response
 from warmgap.lab.errors import RuleError
 from warmgap.lab.methods import Method, decay_by_name
+from warmgap.torch.split import role_of
 
-_HIDDEN_KINDS = ("matrix", "conv")
 _SCAN = 500
 _EDGE = 0.01
-
-
-def is_hidden(group: dict[str, Any]) -> bool:
-    """Whether a parameter group holds hidden matrices."""
-    role = group.get("role")
-    return bool(role == "hidden" if role else group.get("kind") in _HIDDEN_KINDS)
 
 
 class ClockSchedule:
@@ -43,8 +37,8 @@ class ClockSchedule:
         self.warmup_iters: int | None = method.warmup.steps(total) if method.rule is None else None
         self._set()
 
-    def observe(self, loss: Any, weight: float = 1.0) -> None:
-        """Take no notice of the loss."""
+    def observe(self, loss: Any) -> None:
+        """Take no notice of the loss of a step, the mean over all ranks."""
 
     def step(self) -> None:
         """Set the rate of the next step."""
@@ -80,7 +74,7 @@ class ClockSchedule:
     def _set(self) -> None:
         factor, base = self.factors()
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * (factor if is_hidden(group) else base)
+            group["lr"] = group["initial_lr"] * (factor if role_of(group) == "hidden" else base)
 
 
 class PublishedSchedule(ClockSchedule):
@@ -94,30 +88,29 @@ class PublishedSchedule(ClockSchedule):
     """
 
     kept = ("steps", "warmup_iters", "initial_gap", "peak_gap", "gap")
+    target_loss: float
 
     def __init__(self, *schedule: Any, kappa: float, target_loss: float, peak_lr: float, floor: float) -> None:
-        self.kappa, self.peak_lr, self.floor, self.target = kappa, peak_lr, floor, target_loss
-        self.target_loss = target_loss
+        self.kappa, self.peak_lr, self.floor, self.target_loss = kappa, peak_lr, floor, target_loss
         self.initial_gap: float | None = None
         self.peak_gap: float | None = None
         super().__init__(*schedule)
 
-    def observe(self, loss: Any, weight: float = 1.0) -> None:
-        """Take in the raw loss of the step at hand, on one number for all ranks.
+    def observe(self, loss: Any) -> None:
+        """Take in the raw loss of the step at hand.
 
         Raises:
             RuleError: The first loss is not above the target loss.
         """
-        del weight
         value = float(loss)
         if not math.isfinite(value):
             return
-        self.gap = value - self.target
+        self.gap = value - self.target_loss
         if self.initial_gap is None:
             if self.gap <= 2.0 * _EDGE:
                 raise RuleError(
                     f"The published rule needs a target loss well below the first loss, {value:.4g}, got "
-                    f"{self.target:.4g}: give a lower --target-loss."
+                    f"{self.target_loss:.4g}: give a lower --target-loss."
                 )
             sigma = dict(self.method.options).get("sigma", 1e-3)
             self.initial_gap = self.gap

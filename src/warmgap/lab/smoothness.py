@@ -19,7 +19,7 @@ from plotly.graph_objects import Figure
 from plotly.subplots import make_subplots
 from rich.console import Console
 
-from warmgap.lab.config import TrainConfig, command_line
+from warmgap.lab.config import TrainConfig
 from warmgap.lab.engines import Here
 from warmgap.lab.errors import UserError
 from warmgap.lab.pictures import STRONG
@@ -86,18 +86,11 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Every fit of one trajectory; `failed` says in a sentence each why one could not be made."""
+    """Every fit of one trajectory."""
 
     fits: Sequence[Fit]
-    layers: LayerFits | None  # None where the records have no blocks
-    failed: Sequence[str]
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader must know, every sentence once."""
-        first = [self.fits[0].trend.sentence, self.fits[0].diagnosis.sentence] if self.fits else []
-        layers = [] if self.layers is None else [layers_sentence(self.layers)]
-        return list(dict.fromkeys([*first, *(note for fit in self.fits for note in fit.notes), *self.failed, *layers]))
+    notes: list[str]  # what a reader must know, such as why a fit could not be made
+    layered: bool  # whether the records have blocks
 
     def rows(self) -> list[dict[str, str]]:
         """The fits as a table; `above` is the share of ratios above the fit, `worst` how far the worst one is."""
@@ -117,7 +110,7 @@ class Analysis:
         ]
 
 
-def measure(config: TrainConfig, rates: Sequence[float], folder: Path, **how: Any) -> bool:
+def measure(config: TrainConfig, rates: Sequence[float], folder: Path, command: str = "", **how: Any) -> bool:
     """Train at each multiple of the peak rate, with a probe; False where a run was interrupted.
 
     `how` are arguments of `SmoothnessProbe`.
@@ -134,7 +127,6 @@ def measure(config: TrainConfig, rates: Sequence[float], folder: Path, **how: An
         shutil.rmtree(place, ignore_errors=True)  # one that broke off begins again
         return SmoothnessProbe(optimizer, model=model, path=place / RECORDS_FILE, **how)
 
-    command = command_line("smoothness", config.given(), {"rates": [*rates], "output": folder})
     return train_measured(configs, folder, probe, command, how)
 
 
@@ -192,7 +184,8 @@ def _described(path: Path, name: str) -> str:
 def analyse(trajectory: Trajectory, *, target_loss: float | None = None, resamples: int = 200) -> Analysis:
     """Make every fit that the records allow; one that they do not becomes a sentence."""
     records = trajectory.records
-    fits, failed = [], []
+    fits: list[Fit] = []
+    failed: list[str] = []
     for make in (
         partial(fit_smoothness, method="nnls"),
         partial(fit_smoothness, method="lstsq"),
@@ -205,8 +198,11 @@ def analyse(trajectory: Trajectory, *, target_loss: float | None = None, resampl
             fits.append(make(records, target_loss=target_loss, resamples=resamples))
         except ValueError as error:
             failed.append(f"Not fitted: {error}.")
-    layers = fit_layers(records, resamples=20) if block_names(records) else None
-    return Analysis(fits, layers, list(dict.fromkeys(failed)))
+    layered = bool(block_names(records))
+    notes = [fits[0].trend.sentence, fits[0].diagnosis.sentence] if fits else []
+    notes += [note for fit in fits for note in fit.notes] + failed
+    notes += [layers_sentence(fit_layers(records, resamples=20))] if layered else []
+    return Analysis(fits, list(dict.fromkeys(notes)), layered)
 
 
 def layers_sentence(layers: LayerFits) -> str:
@@ -278,7 +274,7 @@ def report(trajectories: Sequence[Trajectory], path: Path, *, target_loss: float
         if analysis.fits:
             caption = "A dot is a measured step, coloured by when it was made. The run goes from right to left."
             section.draw(_trajectory_picture(trajectory, analysis.fits, target_loss), caption)
-        if analysis.fits and analysis.layers is not None:
+        if analysis.fits and analysis.layered:
             caption = "Each block's own ratio, in its own norm; the line is an (H0, H1) envelope over 95 % of the dots."
             section.draw(_blocks_picture(trajectory.records, target_loss), caption)
         sections.append(section)

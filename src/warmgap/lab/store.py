@@ -18,12 +18,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from warmgap.lab.errors import UserError, explained, missing, needs
+from warmgap.lab.errors import UserError, explained
 
 FILE = "runs.db"
 VERSION = 2
@@ -332,26 +332,27 @@ class Store:
             with path.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([names, *rows])
         elif path.suffix == ".parquet":
-            with needs("Export to Parquet", "pyarrow"):
-                import pyarrow
-                import pyarrow.parquet
+            import pyarrow
+            import pyarrow.parquet
+
             table = pyarrow.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
             pyarrow.parquet.write_table(table, path)
         else:
-            self._track(target, runs)
+            return self._track(target, runs)
         return target
 
-    def _track(self, target: str, runs: Sequence[Run]) -> None:
+    def _track(self, target: str, runs: Sequence[Run]) -> str:
         from accelerate import Accelerator
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
         if target not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(LOGGER_TYPE_TO_CLASS)
             raise UserError(f"Export to a .json, .csv or .parquet file, or to one of {known}; got {target!r}.")
-        if target not in get_available_trackers():
-            raise UserError(missing(f"Export to {target}", target, target))
-        accelerator = Accelerator(cpu=True, log_with=target, project_dir=self.folder / target)
+        if target not in map(str, get_available_trackers()):
+            raise UserError(f"Export to {target} needs its package: pip install {target}.")
+        place = self.folder / target
         for run in runs:
+            accelerator = Accelerator(cpu=True, log_with=target, project_dir=place)  # a new one: it keeps its trackers
             config = {name: str(value) if isinstance(value, list) else value for name, value in run.config.items()}
             named = {"wandb": {"name": run.folder}, "mlflow": {"run_name": run.folder}}
             accelerator.init_trackers(run.folder if target == "tensorboard" else self.folder.name, config, named)
@@ -359,23 +360,21 @@ class Store:
                 step = row.pop("step")
                 accelerator.log({name: value for name, value in row.items() if isinstance(value, float)}, step=step)
             accelerator.end_training()
+        return str(place) if place.exists() else target
 
     def adopt(self, folder: Path) -> int:
         """Take over runs of warmgap 0.1 from below a folder (`run.json`, `metrics.jsonl`); return how many."""
         paths = sorted(folder.rglob("run.json"))
         if not paths:
             raise UserError(f"There is no run.json in or below {folder}.")
-        names = (
-            "step", "final_val_loss", "best_val_loss", "warmup_iters", "target_loss", "parameters", "seconds",
-            "tokens_per_second", "device", "processes", "corpus_fingerprint", "versions",
-        )  # fmt: skip
+        columns = {column.name for column in fields(Run)}
         for path in paths:
             try:
                 data = json.loads(path.read_text(encoding="utf-8"))
-                config = {name if name != "rule" else "method": value for name, value in data["config"].items()}
+                config = {name if name != "rule" else "method": value for name, value in data.pop("config").items()}
                 lines = path.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
                 metrics = [tuple(json.loads(line).get(name) for name in METRICS) for line in lines]
-                record = {name: data[name] for name in names} | {"code": data["commit"]}
+                record = {name: value for name, value in data.items() if name in columns} | {"code": data["commit"]}
                 status, command = data["status"], data["command"]
             except (OSError, ValueError, LookupError) as error:
                 raise UserError(

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
 from warmgap.lab.config import TrainConfig
+from warmgap.lab.corpus import load_tokens
 from warmgap.lab.engines import Engine, Job, Local, Tell
 from warmgap.lab.errors import INTERRUPTED, UserError
 from warmgap.lab.interruption import Interruption
+from warmgap.lab.model import DIGITS
 from warmgap.lab.store import Result, Run, Store
 
 Plan = Sequence[tuple[str, TrainConfig]]
@@ -94,9 +96,12 @@ def run_plan(
         sweep = store.add_sweep(command, asked, workloads)
         waiting = [job for job in jobs.values() if not store.run(job.id).finished]
         if len(waiting) < len(jobs):
-            _say(console, f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.")
+            say(console, f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.")
         if waiting:
-            _prepare(waiting)
+            # Once, here: a mistake in the corpus is reported once, and the workers find the data ready.
+            texts = [job.config.resolve().text for job in waiting if job.config.corpus != DIGITS]
+            for text in {tuple(text.values()): text for text in texts}.values():
+                load_tokens(**text)
             left: dict[str, Job] = {}
 
             def tell(kind: str, job: Job, content: Any) -> None:
@@ -120,37 +125,29 @@ def run_plan(
         return [store.run(identity) for identity, _ in workloads]
 
 
-def _prepare(jobs: Sequence[Job]) -> None:
-    """Make the data once, here, so that a mistake in the corpus is reported once and the workers find them ready."""
-    from warmgap.lab.tasks import prepare
-
-    configs = [job.config for job in jobs]
-    for config in {(c.corpus, c.vocab_size, c.tokenizer, c.corpus_megabytes): c for c in configs}.values():
-        prepare(config)
-
-
 def report_outcome(runs: Sequence[Run], folder: Path, console: Console) -> int:
     """Say how a sweep ended; return the exit code: 0 all finished, 1 a run failed, 130 some are not finished."""
     runs = list({run.id: run for run in runs}.values())
     finished = sum(run.finished for run in runs)
     counts = {what: count for what in ("diverged", "refused") if (count := sum(run.status == what for run in runs))}
     more = "".join(f", {count} {what}" for what, count in counts.items())
-    _say(console, f"{finished} of {len(runs)} runs finished{more}; they are in {folder}.")
+    say(console, f"{finished} of {len(runs)} runs finished{more}; they are in {folder}.")
     for run in runs:
         if run.status in ("failed", "refused"):
-            _say(console, f"{run.status.capitalize()}: {run.folder}: {run.message}")
+            say(console, f"{run.status.capitalize()}: {run.folder}: {run.message}")
     elsewhere = sum(run.status == "running" for run in runs)
     left = sum(run.status in ("interrupted", "waiting") for run in runs)
     if elsewhere:
-        _say(console, f"{elsewhere} runs are being trained by another process: the same command looks again.")
+        say(console, f"{elsewhere} runs are being trained by another process: the same command looks again.")
     if left:
-        _say(console, f"{left} of {len(runs)} runs are left: the same command goes on with them.")
+        say(console, f"{left} of {len(runs)} runs are left: the same command goes on with them.")
     if left or elsewhere:
         return INTERRUPTED
     return 1 if any(run.status == "failed" for run in runs) else 0
 
 
-def _say(console: Console, sentence: str) -> None:
+def say(console: Console, sentence: str) -> None:
+    """Print a sentence as it is."""
     console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -171,7 +168,7 @@ def _shown(console: Console, count: int) -> Iterator[Tell]:
                 for row in content if count == 1 and bars.disable else ():
                     # One step in ten, evaluations, a loss that is not finite.
                     if row[0] % max(1, steps // 10) == 0 or row[6] is not None or row[1] is None:
-                        _say(console, f"step {row[0]}/{steps} {_state(row)}")
+                        say(console, f"step {row[0]}/{steps} {_state(row)}")
                 bars.update(tasks[job.id], completed=content[-1][0], state=_state(content[-1]))
             else:
                 bars.remove_task(tasks.pop(job.id))
@@ -179,7 +176,7 @@ def _shown(console: Console, count: int) -> Iterator[Tell]:
                 if count > 1:
                     loss = content.record.get("final_val_loss")
                     words = f"{next(ended)}/{count} {job.folder.name}: {content.status}"
-                    _say(bars.console, words + ("" if loss is None else f", {loss:.4f}"))
+                    say(bars.console, words + ("" if loss is None else f", {loss:.4f}"))
 
         yield show
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from warmgap.lab.config import TrainConfig
-from warmgap.lab.corpus import TRAINED, Sampler, Tokens, load_tokens
+from warmgap.lab.corpus import TRAINED, Sampler, load_tokens
 from warmgap.lab.errors import UserError
 from warmgap.lab.model import DIGITS, build_image_model, build_model
 
@@ -47,21 +47,10 @@ def make_task(config: TrainConfig) -> Task:
     return _digits(config) if config.corpus == DIGITS else _text(config)
 
 
-def prepare(config: TrainConfig) -> None:
-    """Make the data that a run needs, so that the run finds them ready."""
-    if config.corpus != DIGITS:
-        _tokens(config.resolve())
-
-
-def _tokens(config: TrainConfig) -> Tokens:
-    size = config.vocab_size or 0
-    return load_tokens(config.corpus, size, tokenizer=config.tokenizer, megabytes=config.corpus_megabytes)
-
-
 def _text(config: TrainConfig) -> Task:
     """The next token of a text, predicted at every place of a sequence by a LLaMA."""
     assert config.sequence_length is not None  # noqa: S101 - resolved
-    tokens, length = _tokens(config), config.sequence_length
+    tokens, length = load_tokens(**config.text), config.sequence_length
     count, held_out = len(tokens.train), len(tokens.validation)
     sampler = Sampler(count, length, config.batch_size, config.seed)
     if sampler.count < config.batch_size or held_out <= length:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
 import os
-import pickle
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed import DistError
 
 from warmgap import decay as decays
-from warmgap.lab.checkpoints import STATE, WEIGHTS, checkpoint_name, final_weights, last_checkpoint, new_checkpoint
+from warmgap.lab.checkpoints import STATE, WEIGHTS, final_weights, last_checkpoint, new_checkpoint
 from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import LostProcessError, RuleError, UserError
 from warmgap.lab.interruption import Interruption
@@ -49,6 +48,7 @@ CHECKPOINT_VERSION = 4
 _EVAL_BATCH = 4096  # predictions evaluated at once
 _READ_EVERY = 10  # steps between two looks of the host at the device's numbers
 _SEND_EVERY = 0.5  # seconds between two calls of the sink
+# What decides a run's numbers.
 _PACKAGES = ("warmgap", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
@@ -114,10 +114,13 @@ class _Run:
     """The parts of a run, and the steps made so far."""
 
     def __init__(self, config: TrainConfig, folder: Path | None, probe: MakeProbe | None, *, resume: bool) -> None:
-        self.config, self.folder, self.numbers = config, folder, config.numbers()
+        self.config, self.folder = config, folder
         # Without an accelerator it must be said, or it leaves the processes of `torchrun` each to itself.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-        self.device = self.accelerator.device
+        device = self.accelerator.device
+        self.device = (
+            torch.device("cpu") if device.type == "cpu" else device
+        )  # "cpu:0", with several processes, is none
         micro_batches = config.accumulation * self.accelerator.num_processes
         if config.batch_size % micro_batches:
             needed = f"accumulation x processes = {micro_batches}"
@@ -125,6 +128,8 @@ class _Run:
         self.micro_batch = config.batch_size // micro_batches
         with self.accelerator.main_process_first():
             self.task = make_task(config)
+        # What a checkpoint must be of.
+        self.identity = {"version": CHECKPOINT_VERSION, "corpus_fingerprint": self.task.fingerprint, **config.numbers()}
         self.network = self.task.model().to(self.device)
         if config.start_from is not None:
             self.start_from(config.start_from)
@@ -183,7 +188,7 @@ class _Run:
     def one_step(self) -> tuple[Tensor, list[Any]]:
         """Make one optimizer step; nothing here waits for the device. Return its loss, and its row of metrics."""
         config, accelerator = self.config, self.accelerator
-        published = [scheduler for scheduler in self.schedulers if isinstance(scheduler, PublishedSchedule)]
+        adaptive = isinstance(self.schedulers[0], AdaptiveWarmup)  # takes the loss of each micro-batch
         total = torch.zeros((), device=self.device)
         batch = self.task.batch(self.step)
         shape = (config.accumulation, accelerator.num_processes, self.micro_batch, batch.shape[1])
@@ -194,12 +199,12 @@ class _Run:
                 loss = self.loss(self.parallel, examples)
                 (loss / config.accumulation).backward()
             total += loss.detach() / config.accumulation
-            for scheduler in () if published else self.schedulers:
+            for scheduler in self.schedulers if adaptive else ():
                 scheduler.observe(loss.detach(), weight=self.micro_batch * self.task.predictions)
         total = accelerator.reduce(total, reduction="mean")
         if self.step == 0:
             self.first_loss = float(total)
-        for scheduler in published:
+        for scheduler in () if adaptive else self.schedulers:
             scheduler.observe(total)
         if config.clip:
             accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
@@ -281,7 +286,7 @@ class _Run:
             "device": self.device.type,
             "processes": self.accelerator.num_processes,
             "corpus_fingerprint": self.task.fingerprint,
-            "versions": versions(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "code": code(),
             "summary": str(scheduler.summary()),
             "verdict": scheduler.verdict,
@@ -289,26 +294,22 @@ class _Run:
 
     def save(self) -> None:
         """Write a checkpoint; the one before it stays until the new one is whole."""
-        folder = self.folder
-        if folder is not None and self.accelerator.is_main_process:
-            last = last_checkpoint(folder)
-            if last is None or last.name != checkpoint_name(self.step):
-                with new_checkpoint(folder, self.step, self.config.steps) as scratch:
-                    # Written by Python, whose errors say what is wrong with the disk; the libraries' own do not.
-                    # A tied parameter comes once.
-                    weights = {name: each.detach().contiguous() for name, each in self.network.named_parameters()}
-                    (scratch / WEIGHTS).write_bytes(safetensors.torch.save(weights))
-                    buffer = io.BytesIO()
-                    torch.save(self.state(), buffer)
-                    (scratch / STATE).write_bytes(buffer.getbuffer())
+        if self.folder is not None and self.accelerator.is_main_process:
+            with new_checkpoint(self.folder, self.step, self.config.steps) as scratch:
+                # Written by Python, whose errors say what is wrong with the disk; the libraries' own do not.
+                # A tied parameter comes once.
+                weights = {name: each.detach().contiguous() for name, each in self.network.named_parameters()}
+                (scratch / WEIGHTS).write_bytes(safetensors.torch.save(weights))
+                buffer = io.BytesIO()
+                torch.save(self.state(), buffer)
+                (scratch / STATE).write_bytes(buffer.getbuffer())
         self.accelerator.wait_for_everyone()
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds besides the weights, as plain values and tensors."""
         return {
-            "version": CHECKPOINT_VERSION,
-            "config": self.numbers,
-            "corpus_fingerprint": self.task.fingerprint,
+            **{name: self.identity[name] for name in ("version", "corpus_fingerprint")},
+            "config": self.identity,
             "step": self.step,
             "first_loss": self.first_loss,
             "seconds": time.monotonic() - self.started,
@@ -323,47 +324,33 @@ class _Run:
         path = final_weights(folder)
         try:
             safetensors.torch.load_model(self.network, path, device=str(self.device))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"The weights {path} cannot be read ({error}): train that run again.") from error
-        except RuntimeError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"The weights of {folder} are of another model than this run's: give the same --model, --vocab-size "
-                f"and --tied as there ({str(error).splitlines()[-1].strip()})."
+                f"The weights of {folder} are of another model than this run's, or damaged: give the same --model, "
+                f"--vocab-size and --tied as there ({str(error).splitlines()[-1].strip()})."
             ) from error
 
     def load(self, checkpoint: Path) -> None:
         """Go on from a checkpoint."""
-        damaged = f"The checkpoint {checkpoint} is damaged: delete that folder and resume again."
         try:
             state = torch.load(checkpoint / STATE, map_location=self.device, weights_only=True)
-            version = state["version"]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise UserError(damaged) from error
-        if version != CHECKPOINT_VERSION:
-            raise UserError(
-                f"The checkpoint {checkpoint} was written by another version of warmgap (form {version}, this one "
-                f"reads form {CHECKPOINT_VERSION}): use that version, or another --output."
-            )
-        own, saved = self.numbers, state["config"]
-        if different := [name for name in {**own, **saved} if saved.get(name) != own.get(name)]:
-            name = different[0]
-            raise UserError(
-                f"{checkpoint} belongs to another run ({name} was {saved.get(name)!r}, here {own.get(name)!r}): give "
-                "the same settings, or another --output."
-            )
-        if state["corpus_fingerprint"] != self.task.fingerprint:
-            raise UserError(
-                f"The text of corpus {self.config.corpus!r} is not the one that {checkpoint} was trained on: take "
-                "another --output."
-            )
-        try:
+            own = self.identity
+            saved = {**state["config"], "version": state["version"], "corpus_fingerprint": state["corpus_fingerprint"]}
+            for name in {**own, **saved}:
+                if saved.get(name) != own.get(name):
+                    raise UserError(
+                        f"{checkpoint} belongs to another run ({name} was {saved.get(name)!r}, here "
+                        f"{own.get(name)!r}): give the same settings, or another --output."
+                    )
             safetensors.torch.load_model(self.network, checkpoint / WEIGHTS, device=str(self.device))
             for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved_state)
             for scheduler, saved_state in zip(self.schedulers, state["schedulers"], strict=True):
                 scheduler.load_state_dict(saved_state)
-        except Exception as error:  # safetensors raises its own kinds
-            raise UserError(damaged) from error
+        except UserError:
+            raise
+        except Exception as error:  # the libraries raise whatever their readers raise
+            raise UserError(f"The checkpoint {checkpoint} is damaged: delete that folder and resume again.") from error
         torch.set_rng_state(state["random"].cpu())
         self.step, self.first_loss = state["step"], state["first_loss"]
         self.started -= state["seconds"]
@@ -395,11 +382,6 @@ def _schedulers(config: TrainConfig, optimizers: Sequence[torch.optim.Optimizer]
             )
         )
     return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def code() -> str:

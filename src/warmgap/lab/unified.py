@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from warmgap.lab.config import TrainConfig, command_line
+from warmgap.lab.config import TrainConfig
 from warmgap.lab.errors import UserError
 from warmgap.lab.smoothness import train_measured
 from warmgap.smoothness import UnifiedCheck, pooled, unified_figure
@@ -50,7 +50,7 @@ class _Points:
             self.path.write_text(json.dumps(points) + "\n", encoding="utf-8")
 
 
-def check_runs(config: TrainConfig, seeds: Sequence[int], every: int, folder: Path) -> Checks | None:
+def check_runs(config: TrainConfig, seeds: Sequence[int], every: int, folder: Path, command: str) -> Checks | None:
     """Train a run of each seed that is not there, and check it; None where one was interrupted."""
     steps = config.resolve().steps
     if every < 1 or steps <= every:
@@ -60,7 +60,6 @@ def check_runs(config: TrainConfig, seeds: Sequence[int], every: int, folder: Pa
         return _Points(TrajectoryChecker(model), every, steps - 1, place / POINTS_FILE)
 
     configs = {replace(config, seed=seed, save_every=0): f"seed-{seed}" for seed in seeds}
-    command = command_line("unified", config.given(), {"seeds": [*seeds], "every": every, "output": folder})
     if not train_measured(configs, folder, probe, command, {"every": every}):
         return None
     found: dict[str, list[UnifiedCheck]] = {name: [] for name in _NAMES}
