@@ -28,7 +28,7 @@ except ModuleNotFoundError as _error:
 
 from warmgap import decay as decays
 from warmgap._ops import LARGEST
-from warmgap.rules import Rule, default_rho, rule_for
+from warmgap.rules import Rule, by_name, default_rho
 from warmgap.rules.spectral import ABOVE_EDGE, RANK, ROUNDING, directions_of, noise_edge
 from warmgap.schedule import Schedule, ScheduleState
 
@@ -179,7 +179,7 @@ class WarmupSchedule:
     ) -> None:
         if norm is not None:
             warn("norm has no effect any more: leave it out", DeprecationWarning)
-        rule = rule_for(rule, total_iters, target_loss=target_loss, floor=floor)
+        rule = by_name(rule, total_iters, target_loss=target_loss, floor=floor)
         self.peak = check_positive("peak", peak)
         self.schedule = Schedule(total_iters, rule, decay)
         self.role = role

@@ -12,7 +12,7 @@ from warmgap._checks import check_count, check_finite, plain_fields, warn
 from warmgap._ops import Floats, Ops
 from warmgap._state import from_plain, to_plain
 from warmgap._version_1 import of_version_1
-from warmgap.rules import DivergenceGuard, Rule, rule_for
+from warmgap.rules import DivergenceGuard, Rule, by_name
 from warmgap.rules.deadlock import DeadlockState, watch
 from warmgap.rules.guard import GuardState
 
@@ -181,7 +181,7 @@ class Schedule:
         check_count(
             "total_iters", self.total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run"
         )
-        object.__setattr__(self, "rule", rule_for(self.rule, self.total_iters))
+        object.__setattr__(self, "rule", by_name(self.rule, self.total_iters))
         if not isinstance(self.decay, str) and not callable(self.decay):
             raise ValueError(f"decay must be a name or a callable, got {self.decay!r}")
         stays = self.decay == "constant"  # until `decay_now`
@@ -197,10 +197,8 @@ class Schedule:
         """Return the state before the first step."""
         rule = self.rule.init(self.total_iters)
         ramp = rule.factor if self.rule.roles == "all" else self.rule.floor
-        guard, deadlock = _GUARD.init(), DeadlockState()
         marks = self._marks(self.total_iters)
-        state = ScheduleState(0, self.total_iters, rule.factor, ramp, ramp, rule, guard, *marks, deadlock)
-        return self.settled(state, 0, rule, ramp, guard, deadlock, False)
+        return self._settled(ScheduleState(0, self.total_iters, 1.0, 1.0, ramp, rule, _GUARD.init(), *marks))
 
     def first(self, state: ScheduleState, loss: float | None = None) -> ScheduleState:
         """Return the state before the first step, given evidence there: the first factors may then lie above the floor.
@@ -351,41 +349,13 @@ class Schedule:
 
     # What follows is written in operations: `warmgap.optax` runs the same lines on arrays.
 
-    def settled(
-        self,
-        old: ScheduleState,
-        step: int,
-        rule: Any,
-        ramp: float,
-        guard: GuardState,
-        deadlock: DeadlockState,
-        seen: bool,
-        ops: Ops = Floats,
-    ) -> ScheduleState:
-        """Return the state with what follows from its parts: end of warm-up, start of the decay, factors."""
-        over = (old.ended < 0) & (rule.factor == 1.0)
-        start = ops.maximum(step, old.hold_until)
-        ended = ops.where(over, step, old.ended)
-        decaying = ops.where(over, start, old.decaying)
-        anchor = ops.where(over, start, old.anchor)
-        total, progress = old.total_iters, old.progress
-        scale = guard.scale * ops.when(
-            (ended >= 0) & (step > decaying),
-            lambda: ops.decay(self._decay)(_progress(step, total, anchor, progress, ops)),
-            1.0,
-        )
-        return ScheduleState(
-            step, total, scale * rule.factor, scale * ramp, ramp, rule, guard, old.hold_until, old.deadline, deadlock,
-            seen, ended, decaying, anchor, progress, old.events,
-        )  # fmt: skip
-
     def started(self, state: ScheduleState, loss: float | None, ops: Ops = Floats) -> ScheduleState:
         """Return the state before the first step, given the evidence there."""
         if not self.rule.needs_loss:
             return state
         rule = self.rule.first(state.rule, loss, ops)
         ramp = rule.factor if self.rule.roles == "all" else 1.0
-        return self.settled(state, state.step, rule, ramp, state.guard, state.deadlock, True, ops)
+        return self._settled(state._replace(rule=rule, ramp=ramp, seen=True), ops)
 
     def advanced(self, state: ScheduleState, loss: float, given: bool, ops: Ops = Floats) -> ScheduleState:
         """Return the state after a step; `loss` is any number where none was given."""
@@ -408,7 +378,23 @@ class Schedule:
         ramp = factor if rule.roles == "all" else ops.minimum(1.0, 2.0 * state.ramp)
         after = after if factor is after.factor else after._replace(factor=factor)
         seen = state.seen | (finite & rule.needs_loss)
-        return self.settled(state, step, after, ramp, guard, deadlock, seen, ops)
+        moved = state._replace(step=step, rule=after, ramp=ramp, guard=guard, deadlock=deadlock, seen=seen)
+        return self._settled(moved, ops)
+
+    def _settled(self, state: ScheduleState, ops: Ops = Floats) -> ScheduleState:
+        """Return the state with what follows from its parts: end of warm-up, start of the decay, factors."""
+        over = (state.ended < 0) & (state.rule.factor == 1.0)
+        start = ops.maximum(state.step, state.hold_until)
+        ended = ops.where(over, state.step, state.ended)
+        decaying = ops.where(over, start, state.decaying)
+        anchor = ops.where(over, start, state.anchor)
+        scale = state.guard.scale * ops.when(
+            (ended >= 0) & (state.step > decaying),
+            lambda: ops.decay(self._decay)(_progress(state.step, state.total_iters, anchor, state.progress, ops)),
+            1.0,
+        )
+        factor, base = scale * state.rule.factor, scale * state.ramp
+        return state._replace(factor=factor, base=base, ended=ended, decaying=decaying, anchor=anchor)
 
     # Of the host alone.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +15,12 @@ from torch.optim import Optimizer
 from warmgap import decay as decays
 from warmgap._checks import check_count, check_finite, warn
 from warmgap.rules import LinearRule, SpectralRule
-from warmgap.schedule import Schedule
+from warmgap.rules.spectral import LARGEST_ENTRY
+from warmgap.schedule import Schedule, ScheduleState
+from warmgap.torch.optimizers.muon import SECOND_RULES, Muon
 from warmgap.torch.roles import assign_roles, roles_from_names
-from warmgap.torch.split import aligned, layouts_of, role_of
+from warmgap.torch.spectral_cap import separate_rates
+from warmgap.torch.split import layouts_of, role_of
 
 Decay = str | Callable[[float], float]
 
@@ -29,12 +34,14 @@ class GroupPlan:
         label: What tables call it.
         scheduled: False where the group asks to be left alone.
         own: Its own schedule, in place of the optimizer's; None for most.
+        limit: The highest peak it is given: beside Muon's capped matrices, which bear higher rates than others.
     """
 
     role: str | None
     label: str
     scheduled: bool
     own: Schedule | None
+    limit: float
 
 
 def find_roles(
@@ -100,34 +107,36 @@ def give_rest_roles(optimizer: Optimizer, model: nn.Module | None) -> None:
             )
 
 
-def plan_groups(optimizer: Optimizer, schedule: Schedule, groups: Mapping[int | str, Any] | None) -> list[GroupPlan]:
+def plan_groups(
+    optimizer: Optimizer, schedule: Schedule, asked: Mapping[int | str, Any], capped: bool
+) -> list[GroupPlan]:
     """Return the plan of each parameter group.
 
     Args:
         optimizer: Its groups say their role by the key `"role"`, and may have a schedule of their own by the key
             `"schedule"`.
         schedule: The optimizer's schedule.
-        groups: Own schedules by a group's index, its `"name"` or its role; they go before those in the groups.
+        asked: Own schedules by a group's index, its `"name"` or its role; they go before those in the groups.
+        capped: Whether a spectral cap holds hidden matrices.
 
     Raises:
         ValueError: If a role or an own schedule is none, or no group has such an index, name or role.
     """
-    asked = _by_index(optimizer, groups or {})
+    by_index = _by_index(optimizer, asked)
     given = [role_of(group) for group in optimizer.param_groups]
-    has_roles = "hidden" in given
+    limited = capped and isinstance(optimizer, Muon)
     plans = []
     for index, group in enumerate(optimizer.param_groups):
-        where = f"groups[{index}]"
-        own = asked.get(index, group.get("schedule", "inherit"))
+        own = by_index.get(index, group.get("schedule", "inherit"))
         scheduled = own is not None and own != "constant"
-        role = given[index] if has_roles else None
-        label = str(group.get("name") or role or given[index] or f"group {index}")
+        role = given[index] if "hidden" in given else None
         plans.append(
             GroupPlan(
                 role=role,
-                label=label,
+                label=str(group.get("name") or role or given[index] or f"group {index}"),
                 scheduled=scheduled,
-                own=own_schedule(where, own, schedule) if scheduled and own != "inherit" else None,
+                own=own_schedule(f"groups[{index}]", own, schedule) if scheduled and own != "inherit" else None,
+                limit=LARGEST_ENTRY if limited and scheduled and group["rule"] in SECOND_RULES else math.inf,
             )
         )
     return plans
@@ -171,64 +180,132 @@ def own_schedule(where: str, asked: Any, schedule: Schedule) -> Schedule:
     return Schedule(total, LinearRule(warmup), decay)
 
 
-def peak_of(group: dict[str, Any], key: str = "initial_lr") -> float:
-    """Return the peak rate of a group: its `initial_lr`, times its `lr_scale` where it has one.
+class GroupSchedules:
+    """The schedules of an optimizer's groups: one for most, and those that some have of their own.
 
-    `lr_scale` is the convention of timm and others for layer-wise rates: the schedule's rate is multiplied by it.
-    """
-    return float(group[key]) * check_finite("lr_scale of a group", group.get("lr_scale", 1.0))
-
-
-@dataclass(frozen=True)
-class RoleRow:
-    """One line of the table of roles.
+    Args:
+        optimizer: The optimizer, whose groups are given roles where others have theirs and it matters.
+        schedule: The schedule of most of its groups.
+        asked: Own schedules by a group's index, its `"name"` or its role.
+        model: The model, which is not kept alive, or None.
+        capped: Whether a spectral cap holds hidden matrices.
 
     Attributes:
-        name: Its role, or its name where it has none or a schedule of its own.
-        groups: The indices of its parameter groups.
-        peak: Peak learning rate of its first group.
-        factor: Learning rate / peak of the next step.
-        lr: Learning rate of its first group.
-        decay: What it decays by, and from which step on.
-        phase: `"warmup"`, `"stable"`, `"decay"`, or `"unscheduled"`.
-        held: Whether the spectral cap holds it back.
+        schedule: The schedule of most groups.
+        state: Its state.
+        plans: The plan of each group.
+        own: Schedule and state of each group that has its own, by the group's index.
     """
 
-    name: str
-    groups: tuple[int, ...]
-    peak: float
-    factor: float
-    lr: float
-    decay: str
-    phase: str
-    held: bool
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        asked: Mapping[int | str, Any] | None,
+        model: nn.Module | None,
+        capped: bool,
+    ) -> None:
+        self.schedule, self.state = schedule, schedule.init()
+        self.plans: list[GroupPlan] = []
+        self.own: dict[int, tuple[Schedule, ScheduleState]] = {}
+        self._asked = dict(asked or {})
+        self._model = None if model is None else weakref.ref(model)
+        self._capped = capped
+        self.plan(optimizer)
+
+    def plan(self, optimizer: Optimizer) -> None:
+        """Plan the groups; the own schedules of those that were added are where they would be by now."""
+        separate_rates(optimizer)
+        if self._capped or self.schedule.rule.roles == "hidden":
+            give_rest_roles(optimizer, None if self._model is None else self._model())
+        known, self.plans = len(self.plans), plan_groups(optimizer, self.schedule, self._asked, self._capped)
+        for index, plan in enumerate(self.plans):
+            if index >= known and plan.own is not None:
+                self.own[index] = plan.own, _without_losses(plan.own, self.state.step)
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether any of the schedules follows the loss."""
+        return self.schedule.rule.needs_loss or any(schedule.rule.needs_loss for schedule, _ in self.own.values())
+
+    def of(self, index: int) -> tuple[Schedule, ScheduleState]:
+        """Return schedule and state of a group."""
+        return self.own.get(index, (self.schedule, self.state))
+
+    def rates(self, peaks: Sequence[float | Tensor]) -> list[float | None]:
+        """Return the rate of each group, given their peaks; None for one that is left alone."""
+        rates: list[float | None] = []
+        for index, (plan, peak) in enumerate(zip(self.plans, peaks, strict=True)):
+            schedule, state = self.of(index)
+            factor = state.factor if index in self.own else schedule.factor_of(state, plan.role)
+            rates.append(min(float(peak), plan.limit) * factor if plan.scheduled else None)
+        return rates
+
+    def limited(self, peaks: Sequence[float | Tensor]) -> float:
+        """Return the least share of its peak that the limit of its plan leaves a group."""
+        plans = zip(self.plans, peaks, strict=True)
+        return min((min(1.0, plan.limit / float(peak)) for plan, peak in plans if peak > 0.0), default=1.0)
+
+    def change(self, change: Callable[[Schedule, ScheduleState], ScheduleState]) -> None:
+        """Change the state of every schedule."""
+        state = change(self.schedule, self.state)
+        self.own = {i: (schedule, change(schedule, own)) for i, (schedule, own) in self.own.items()}
+        self.state = state
+
+    def start(self, loss: float | None, known: bool) -> None:
+        """Make the states before the first step from what is known then: its loss, or (`known`) its size."""
+        self.change(lambda schedule, state: _first(schedule, state, loss, known))
+
+    def go_on_at(self, steps: int) -> None:
+        """Go on where the schedules are after so many steps without a loss."""
+        self.change(lambda schedule, _: _without_losses(schedule, steps))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the states as plain Python values."""
+        own = {str(index): schedule.to_dict(state) for index, (schedule, state) in self.own.items()}
+        return {"schedule": self.schedule.to_dict(self.state), "own": own}
+
+    def read(
+        self, optimizer: Optimizer, saved: dict[str, Any]
+    ) -> tuple[list[GroupPlan], ScheduleState, dict[int, tuple[Schedule, ScheduleState]]]:
+        """Return plans, state and own states of what `to_dict` described.
+
+        Raises:
+            ValueError: If other groups had schedules of their own, or a schedule refuses its state.
+        """
+        plans = plan_groups(optimizer, self.schedule, self._asked, self._capped)
+        own = {str(index): plan.own for index, plan in enumerate(plans) if plan.own is not None}
+        if own.keys() != saved["own"].keys():
+            raise ValueError(
+                f"this state has schedules of their own for the groups {sorted(saved['own'])}, and this scheduler for "
+                f"{sorted(own)}: give the same groups=, or start afresh"
+            )
+        state = self.schedule.from_dict(saved["schedule"])
+        states = {int(i): (schedule, schedule.from_dict(saved["own"][i])) for i, schedule in own.items()}
+        return plans, state, states
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_model": None}
 
 
-class RoleTable(Sequence[RoleRow]):
-    """The rows of `AdaptiveWarmup.roles`; prints as a table, `table["head"]` is a row."""
+def _first(schedule: Schedule, before: ScheduleState, loss: float | None, known: bool) -> ScheduleState:
+    """Return the state before the first step from what is known then, with the length and decay that were asked for."""
+    state = schedule.init()
+    if before.phase == "decay" and schedule.rule.hold > 0.0:
+        state = schedule.decay_now(state, before.total_iters)
+    elif before.total_iters != state.total_iters:
+        state = schedule.extend(state, before.total_iters)
+    if loss is not None:
+        return schedule.first(state, loss)
+    return schedule.first(state) if known and isinstance(schedule.rule, SpectralRule) else state
 
-    def __init__(self, rows: Sequence[RoleRow]) -> None:
-        self._rows = tuple(rows)
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, key: Any) -> Any:
-        """Return the row of that name or index, or the rows of a slice."""
-        if isinstance(key, str):
-            named = {row.name: row for row in self._rows}
-            if key not in named:
-                raise KeyError(f"{key!r} is none of {list(named)}")
-            return named[key]
-        return self._rows[key]
-
-    def __repr__(self) -> str:
-        lines = [("role", "groups", "peak", "factor", "lr", "decay", "phase")]
-        for row in self._rows:
-            phase = f"{row.phase}, held" if row.held else row.phase
-            groups = ",".join(map(str, row.groups))
-            lines.append((row.name, groups, f"{row.peak:.3g}", f"{row.factor:.3g}", f"{row.lr:.3g}", row.decay, phase))
-        return aligned(lines)
+def _without_losses(schedule: Schedule, steps: int) -> ScheduleState:
+    """Return the state of a schedule that has made so many steps without a loss."""
+    state = _first(schedule, schedule.init(), None, known=True)
+    for _ in range(steps):
+        state = schedule.step(state, None)
+    return state
 
 
 def _by_index(optimizer: Optimizer, groups: Mapping[int | str, Any]) -> dict[int, Any]:

@@ -7,17 +7,13 @@ from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
+from warmgap.torch.steps import Watcher
 
-class Stepping(Protocol):
+
+class Stepping(Watcher, Protocol):
     """What goes along with the ranks that still have batches: a scheduler."""
 
     optimizer: Optimizer
-
-    def before_step(self, closure: bool = False) -> None:
-        """Called before a step of the optimizer."""
-
-    def after_step(self) -> None:
-        """Called after it."""
 
     def step(self) -> None:
         """Move on by one step."""

@@ -101,12 +101,14 @@ class StepCount:
     Attributes:
         made: Steps since the last call.
         any: Whether a step was ever made.
+        trains: Whether a loss was seen that asks for gradients.
         skipped: Above 0 if a fused kernel skipped the steps since the last call; a tensor where a device knows it.
     """
 
     def __init__(self) -> None:
         self.made = 0
         self.any = False
+        self.trains = False
         self.skipped: float | Tensor = 0.0
         self._waited = 0
         self._moved = 0  # of these calls, those before which the weights had changed
@@ -135,17 +137,15 @@ class StepCount:
         """Forget the steps since the last call."""
         self.made, self.skipped = 0, 0.0
 
-    def called(self, optimizer: Optimizer, waits: bool) -> float | Tensor:
+    def called(self, optimizer: Optimizer) -> float | Tensor | None:
         """Note a call of the scheduler after `made` steps; warn where it comes too rarely or in vain.
 
-        Args:
-            optimizer: The optimizer.
-            waits: Whether the scheduler waits for a step that was not made.
-
         Returns:
-            Whether the step was skipped, as far as a device knows.
+            Whether the step was skipped, as far as a device knows; None where no step was made, and the scheduler is to
+            wait for one. Without gradients, as where only rates are looked at, it waits for none.
         """
         made, skipped = self.made, self.skipped
+        waits = made == 0 and (self.any or self.trains or _has_gradients(optimizer))
         self.reset()
         if made == 0 and not self.any and self._waited == 0:
             self._early = not waits or _ready(optimizer)
@@ -170,7 +170,11 @@ class StepCount:
         if self._waited == STOOD_STILL or (self._moved if self.any else self._waited) == NEVER_STEPPED:
             warn(_standing_still(optimizer, self._waited, self.any))
             self._early = False
-        return skipped
+        return None
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _changes(optimizer: Optimizer) -> int:

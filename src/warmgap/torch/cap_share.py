@@ -1,0 +1,142 @@
+"""The scheduler's part in the spectral cap: the share of their rate that the held groups keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from warmgap.torch.group_schedules import GroupPlan
+from warmgap.torch.rates import GroupRates
+from warmgap.torch.spectral_cap import SpectralCap
+
+_CAPPED = 0.95  # an event says so where the cap takes away more than a twentieth
+_RELEASED = 1.1  # and where it leaves a tenth of room again
+
+
+class CapShare:
+    """The share of their scheduled rate that the spectral cap leaves the groups that it holds.
+
+    Args:
+        cap: The cap, made with `apply=False`; None for none, and the share stays 1.
+        rates: The rates of the optimizer's groups.
+        agree: Makes one of what each rank has measured, entry by entry.
+
+    Attributes:
+        cap: The cap.
+        groups: The indices of the groups that it holds and that are scheduled.
+        factor: The share, in (0, 1].
+        room: The scheduled rate at which the cap would cut nothing, over that of the next step.
+        active: Whether the cap holds them back, as the events say.
+    """
+
+    def __init__(self, cap: SpectralCap | None, rates: GroupRates, agree: Callable[[Tensor], Tensor]) -> None:
+        self.cap, self._rates = cap, rates
+        self.groups: list[int] = []
+        self.factor, self.room, self.active = 1.0, math.inf, False
+        self._made: float | None = None  # the held groups' factor in the last step
+        self._measuring = False
+        if cap is not None:
+            cap.agree = agree
+            cap.serve(self)
+
+    def regroup(self, plans: Sequence[GroupPlan]) -> None:
+        """Find the groups to hold among those that are scheduled."""
+        held = set() if self.cap is None else {id(group) for group in self.cap.groups}
+        groups = enumerate(self._rates.optimizer.param_groups)
+        self.groups = [index for index, group in groups if id(group) in held and plans[index].scheduled]
+
+    @property
+    def knows_size(self) -> bool:
+        """Whether the size of a step at a given rate is known."""
+        return self.cap is not None and self.cap.ratio is not None
+
+    def before(self, *, closure: bool) -> None:
+        """Have the step measured that is about to be made; with a closure its gradients are yet to be computed."""
+        if self.cap is not None:
+            self.cap.before(closure=closure)
+            self._measuring = True
+
+    def after(self) -> None:
+        """Have the step cut that was just made."""
+        if self.cap is None or not self._measuring:
+            return
+        self._measuring = False
+        unknown = self.cap.ratio is None
+        self.cap.after()
+        if unknown and self.groups:  # the first step, measured only now, was cut down to the cap
+            self.factor *= self.cap.factor_at(self._rates.on_host(self.cap.base))
+
+    def largest(self, factor: float) -> float:
+        """Return a scheduled factor times the share of the steps' spectral norm that passes the cap."""
+        return factor * min(1.0, self.factor, self.room)
+
+    def step(self, factor: float) -> None:
+        """Note the scheduled factor of a step that was made: the next one may at most double what was left of it."""
+        self._made = factor * self.factor
+
+    def update(self, factor: float, rates: Sequence[Any]) -> tuple[str, float, float, str | None] | None:
+        """Find the share for the next step.
+
+        Args:
+            factor: The scheduled factor of the held groups.
+            rates: The rates of all groups without the share.
+
+        Returns:
+            Reason, factor before and after, and role of an event, where the cap has begun to hold or ceased to; else
+            None.
+        """
+        if self.cap is None or not self.groups:
+            return None
+        self.factor, base = 1.0, self.cap.base
+        first = next(i for i, group in enumerate(self._rates.optimizer.param_groups) if group is base)
+        rate = max(rates[first], 1e-300)
+        self.room, most = self.cap.room / rate, min(1.0, self.cap.limit / rate)
+        if self._made is not None and factor > 0.0:
+            most = min(most, 2.0 * self._made / factor)
+        self.factor = most
+        if self.room < _CAPPED and not self.active:
+            reason, after = "step too large: held by the spectral cap", self.largest(factor)
+        elif self.active and most == 1.0 and self.room > _RELEASED:
+            reason, after = "released by the spectral cap", factor
+        else:
+            return None
+        self.active = not self.active
+        return reason, factor, after, None if self.cap.scope == "all weights" else "hidden"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as plain Python values, with that of the cap."""
+        return {
+            "held": [self.factor, self.active, self._made],
+            "cap": None if self.cap is None else self.cap.state_dict(),
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Take up the state that `to_dict` described.
+
+        Raises:
+            ValueError: If one has a cap and the other has none, or the cap refuses it; then nothing is changed.
+        """
+        if (saved["cap"] is None) != (self.cap is None):
+            raise ValueError(
+                f"this state comes from a scheduler with{'out' if saved['cap'] is None else ''} a spectral cap, and "
+                f"this one has {'none' if self.cap is None else 'one'}: give the same cap="
+            )
+        if self.cap is not None:
+            self.cap.load_state_dict(saved["cap"])
+        self.factor, self.active, self._made = saved["held"]
+
+    # What a cap asks of the scheduler that sets the rates
+
+    def _rate_of(self, group: dict[str, Any]) -> float:
+        return self._rates.on_host(group)
+
+    def _held(self) -> list[dict[str, Any]]:
+        return [self._rates.optimizer.param_groups[index] for index in self.groups]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.cap is not None:
+            self.cap.serve(self)
