@@ -59,8 +59,8 @@ def of_version_1(data: dict[str, Any], schedule: Any) -> dict[str, Any]:
         start = -1 if ended is None else ended
         begins = -1 if ended is None else max(ended, state.hold_until)
         marks = {"ended": start, "decaying": begins, "anchor": max(0, begins), "total_iters": config["total_iters"]}
-        parts = {"rule": state.rule._replace(**fields), "ramp": factor, "deadlock": deadlock, "seen": seen}
-        state = schedule._settled(state._replace(step=step, **marks, **parts))
+        rule = state.rule._replace(**fields)
+        state = schedule._settled(state._replace(**marks), step, rule, factor, state.guard, deadlock, seen)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this state of version 1 is damaged or was edited: {error!r}") from error
     return {"version": 2, "config": config, "state": to_plain(state)}

@@ -198,7 +198,8 @@ class Schedule:
         rule = self.rule.init(self.total_iters)
         ramp = rule.factor if self.rule.roles == "all" else self.rule.floor
         marks = self._marks(self.total_iters)
-        return self._settled(ScheduleState(0, self.total_iters, 1.0, 1.0, ramp, rule, _GUARD.init(), *marks))
+        state = ScheduleState(0, self.total_iters, 1.0, 1.0, ramp, rule, _GUARD.init(), *marks)
+        return self._settled(state, 0, rule, ramp, state.guard, state.deadlock, seen=False)
 
     def first(self, state: ScheduleState, loss: float | None = None) -> ScheduleState:
         """Return the state before the first step, given evidence there: the first factors may then lie above the floor.
@@ -215,7 +216,8 @@ class Schedule:
             raise ValueError(f"first is for the time before the first step, and {state.step} were made")
         if loss is not None:
             loss = check_finite("the first loss", loss)
-        return self._noted(state, self.started(state, loss), loss)
+        after = self.started(state, loss)
+        return _noted(state, after, loss, self._happened(state, after, loss))
 
     def step(self, state: ScheduleState, loss: float | None = None) -> ScheduleState:
         """Return the state after a step that ran at the factors of `state`.
@@ -254,7 +256,7 @@ class Schedule:
                 "while: the peak is too high, or the loss swings by itself (a generator against its critic, data in "
                 "order) and does not measure progress; rule='linear' uses no losses"
             )
-        return self._noted(state, after, loss)
+        return _noted(state, after, loss, self._happened(state, after, loss))
 
     def extend(self, state: ScheduleState, total_iters: int) -> ScheduleState:
         """Return the state of a run that is to have `total_iters` steps in all, more or fewer; the rate goes on.
@@ -282,7 +284,7 @@ class Schedule:
             longer = longer._replace(decaying=start, anchor=start)
         else:
             longer = longer._replace(anchor=state.step, progress=_progress_of(state))
-        return self._noted(state, longer, None, "extended")
+        return _noted(state, longer, None, [("extended", None)])
 
     def decay_now(self, state: ScheduleState, steps: int) -> ScheduleState:
         """Return the state of a run that decays from the present factor over the next `steps` steps, and ends there.
@@ -299,7 +301,7 @@ class Schedule:
             anchor=state.step,
             progress=self._level_until(_progress_of(state) if decays else 0.0),
         )
-        return self._noted(state, now, None, "decay moved up")
+        return _noted(state, now, None, [("decay moved up", None)])
 
     def factor_of(self, state: ScheduleState, role: str | None) -> float:
         """Return the factor of weights in that role; None is the role of weights that have none."""
@@ -355,7 +357,7 @@ class Schedule:
             return state
         rule = self.rule.first(state.rule, loss, ops)
         ramp = rule.factor if self.rule.roles == "all" else 1.0
-        return self._settled(state._replace(rule=rule, ramp=ramp, seen=True), ops)
+        return self._settled(state, state.step, rule, ramp, state.guard, state.deadlock, True, ops)
 
     def advanced(self, state: ScheduleState, loss: float, given: bool, ops: Ops = Floats) -> ScheduleState:
         """Return the state after a step; `loss` is any number where none was given."""
@@ -378,23 +380,34 @@ class Schedule:
         ramp = factor if rule.roles == "all" else ops.minimum(1.0, 2.0 * state.ramp)
         after = after if factor is after.factor else after._replace(factor=factor)
         seen = state.seen | (finite & rule.needs_loss)
-        moved = state._replace(step=step, rule=after, ramp=ramp, guard=guard, deadlock=deadlock, seen=seen)
-        return self._settled(moved, ops)
+        return self._settled(state, step, after, ramp, guard, deadlock, seen, ops)
 
-    def _settled(self, state: ScheduleState, ops: Ops = Floats) -> ScheduleState:
-        """Return the state with what follows from its parts: end of warm-up, start of the decay, factors."""
-        over = (state.ended < 0) & (state.rule.factor == 1.0)
-        start = ops.maximum(state.step, state.hold_until)
-        ended = ops.where(over, state.step, state.ended)
-        decaying = ops.where(over, start, state.decaying)
-        anchor = ops.where(over, start, state.anchor)
-        scale = state.guard.scale * ops.when(
-            (ended >= 0) & (state.step > decaying),
-            lambda: ops.decay(self._decay)(_progress(state.step, state.total_iters, anchor, state.progress, ops)),
+    def _settled(
+        self,
+        old: ScheduleState,
+        step: int,
+        rule: Any,
+        ramp: float,
+        guard: GuardState,
+        deadlock: DeadlockState,
+        seen: bool,
+        ops: Ops = Floats,
+    ) -> ScheduleState:
+        """Return the state with these parts and what follows from them: end of warm-up, start of the decay, factors."""
+        over = (old.ended < 0) & (rule.factor == 1.0)
+        start = ops.maximum(step, old.hold_until)
+        ended = ops.where(over, step, old.ended)
+        decaying = ops.where(over, start, old.decaying)
+        anchor = ops.where(over, start, old.anchor)
+        scale = guard.scale * ops.when(
+            (ended >= 0) & (step > decaying),
+            lambda: ops.decay(self._decay)(_progress(step, old.total_iters, anchor, old.progress, ops)),
             1.0,
         )
-        factor, base = scale * state.rule.factor, scale * state.ramp
-        return state._replace(factor=factor, base=base, ended=ended, decaying=decaying, anchor=anchor)
+        return ScheduleState(
+            step, old.total_iters, scale * rule.factor, scale * ramp, ramp, rule, guard, old.hold_until, old.deadline,
+            deadlock, seen, ended, decaying, anchor, old.progress, old.events,
+        )  # fmt: skip
 
     # Of the host alone.
 
@@ -416,23 +429,11 @@ class Schedule:
             low, high = (middle, high) if self._decay(middle) >= level else (low, middle)
         return low
 
-    def _noted(
-        self, before: ScheduleState, after: ScheduleState, loss: float | None, reason: str | None = None
-    ) -> ScheduleState:
-        """Return the state after with what has happened, `reason` where that is known, among its events."""
-        happened = self._happened(before, after, loss) if reason is None else [(reason, None)]
-        if not happened:
-            return after
-        events = [Event(after.step, loss, before.factor, after.factor, reason, role) for reason, role in happened]
-        return after._replace(events=(*after.events, *events)[-MOST_EVENTS:])
-
-    def _happened(
-        self, before: ScheduleState, after: ScheduleState, loss: float | None
-    ) -> list[tuple[str, str | None]]:
-        """Return the reasons of what has happened, in its order, each with the role that it concerns."""
+    def _happened(self, before: ScheduleState, after: ScheduleState, loss: float | None) -> Happened:
+        """Return what tells two states apart."""
         guard, old = after.guard, before.guard
         hidden = None if self.rule.roles == "all" else "hidden"
-        happened: list[tuple[str, str | None]] = []
+        happened: Happened = []
         if after.seen and not before.seen:
             happened.append(("step size known" if loss is None else "first loss seen", None))
         if guard.off and not old.off:
@@ -452,6 +453,18 @@ class Schedule:
         if 0 <= after.decaying <= after.step and not 0 <= before.decaying <= before.step:
             happened.append(("decay began", None))
         return happened
+
+
+Happened = list[tuple[str, str | None]]
+"""The reasons of what has happened, in its order, each with the role that it concerns."""
+
+
+def _noted(before: ScheduleState, after: ScheduleState, loss: float | None, happened: Happened) -> ScheduleState:
+    """Return the state after with what has happened among its events."""
+    if not happened:
+        return after
+    events = [Event(after.step, loss, before.factor, after.factor, *what) for what in happened]
+    return after._replace(events=(*after.events, *events)[-MOST_EVENTS:])
 
 
 def _refuse_other_config(saved: Any, own: dict[str, Any]) -> None:

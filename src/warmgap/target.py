@@ -27,21 +27,13 @@ _TINY = 1e-30  # the logarithm at the start is 0
 
 
 class Descent(NamedTuple):
-    """The descent of the loss so far.
+    """The descent of the loss so far."""
 
-    Attributes:
-        total: The cumulative factor expected at the end of the run.
-        distance: The cumulative factor: the sum of the factors of the steps made.
-        initial_loss: The first clean loss; 0 before it.
-        best_loss: The lowest clean loss; 0 before the first.
-        seen: Whether there was a loss.
-    """
-
-    total: float
-    distance: float = 0.0
-    initial_loss: float = 0.0
-    best_loss: float = 0.0
-    seen: bool = False
+    total: float  # the cumulative factor expected at the end of the run
+    distance: float = 0.0  # the cumulative factor: the sum of the factors of the steps made
+    initial_loss: float = 0.0  # the first clean loss; 0 before it
+    best_loss: float = 0.0  # the lowest clean loss; 0 before the first
+    seen: bool = False  # whether there was a loss
 
 
 class Gap(NamedTuple):

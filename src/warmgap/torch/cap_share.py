@@ -19,24 +19,20 @@ _RELEASED = 1.1  # and where it leaves a tenth of room again
 class CapShare:
     """The share of their scheduled rate that the spectral cap leaves the groups that it holds.
 
-    Args:
-        cap: The cap, made with `apply=False`; None for none, and the share stays 1.
-        rates: The rates of the optimizer's groups.
-        agree: Makes one of what each rank has measured, entry by entry.
-
     Attributes:
-        cap: The cap.
+        cap: The cap, made with `apply=False`; None for none, and the share stays 1.
         groups: The indices of the groups that it holds and that are scheduled.
         factor: The share, in (0, 1].
         room: The scheduled rate at which the cap would cut nothing, over that of the next step.
         active: Whether the cap holds them back, as the events say.
+        made: What was left of the schedule's factor in the last step; None before the first.
     """
 
     def __init__(self, cap: SpectralCap | None, rates: GroupRates, agree: Callable[[Tensor], Tensor]) -> None:
         self.cap, self._rates = cap, rates
         self.groups: list[int] = []
         self.factor, self.room, self.active = 1.0, math.inf, False
-        self._made: float | None = None  # the held groups' factor in the last step
+        self.made: float | None = None
         self._measuring = False
         if cap is not None:
             cap.agree = agree
@@ -45,8 +41,8 @@ class CapShare:
     def regroup(self, plans: Sequence[GroupPlan]) -> None:
         """Find the groups to hold among those that are scheduled."""
         held = set() if self.cap is None else {id(group) for group in self.cap.groups}
-        groups = enumerate(self._rates.optimizer.param_groups)
-        self.groups = [index for index, group in groups if id(group) in held and plans[index].scheduled]
+        groups = zip(self._rates.optimizer.param_groups, plans, strict=True)
+        self.groups = [index for index, (group, plan) in enumerate(groups) if id(group) in held and plan.scheduled]
 
     @property
     def knows_size(self) -> bool:
@@ -63,55 +59,52 @@ class CapShare:
         """Have the step cut that was just made."""
         if self.cap is None or not self._measuring:
             return
-        self._measuring = False
-        unknown = self.cap.ratio is None
+        self._measuring, unknown = False, self.cap.ratio is None
         self.cap.after()
         if unknown and self.groups:  # the first step, measured only now, was cut down to the cap
             self.factor *= self.cap.factor_at(self._rates.on_host(self.cap.base))
 
-    def largest(self, factor: float) -> float:
-        """Return a scheduled factor times the share of the steps' spectral norm that passes the cap."""
-        return factor * min(1.0, self.factor, self.room)
-
-    def step(self, factor: float) -> None:
-        """Note the scheduled factor of a step that was made: the next one may at most double what was left of it."""
-        self._made = factor * self.factor
-
-    def update(self, factor: float, rates: Sequence[Any]) -> tuple[str, float, float, str | None] | None:
-        """Find the share for the next step.
-
-        Args:
-            factor: The scheduled factor of the held groups.
-            rates: The rates of all groups without the share.
+    def update(self, factor: float, rates: Sequence[float | None]) -> tuple[str, float, float, str | None] | None:
+        """Find the share for the next step, given the scheduled factor of the held groups and the rates of all.
 
         Returns:
-            Reason, factor before and after, and role of an event, where the cap has begun to hold or ceased to; else
-            None.
+            Reason, factor before and after, and role of an event, where the cap begins or ceases to hold; else None.
         """
         if self.cap is None or not self.groups:
             return None
-        self.factor, base = 1.0, self.cap.base
-        first = next(i for i, group in enumerate(self._rates.optimizer.param_groups) if group is base)
-        rate = max(rates[first], 1e-300)
-        self.room, most = self.cap.room / rate, min(1.0, self.cap.limit / rate)
-        if self._made is not None and factor > 0.0:
-            most = min(most, 2.0 * self._made / factor)
-        self.factor = most
+        base, self.factor = self.cap.base, 1.0
+        first = next(index for index in self.groups if self._rates.optimizer.param_groups[index] is base)
+        rate = max((rates[first] or 0.0) * self._rates.scales[first], 1e-300)
+        self.room, self.factor = self.cap.room / rate, min(1.0, self.cap.limit / rate)
+        if self.made is not None:  # what is left of the factor at most doubles, too
+            self.factor = min(self.factor, 2.0 * self.made / factor)
         if self.room < _CAPPED and not self.active:
             reason, after = "step too large: held by the spectral cap", self.largest(factor)
-        elif self.active and most == 1.0 and self.room > _RELEASED:
+        elif self.active and self.factor == 1.0 and self.room > _RELEASED:
             reason, after = "released by the spectral cap", factor
         else:
             return None
         self.active = not self.active
         return reason, factor, after, None if self.cap.scope == "all weights" else "hidden"
 
+    def largest(self, factor: float) -> float:
+        """Return a scheduled factor times the share of the steps' spectral norm that passes the cap."""
+        return factor * min(1.0, self.factor, self.room)
+
+    def applied(self, rates: list[float | None]) -> list[float | None]:
+        """Return the rates of all groups, those of the held ones times their share."""
+        if not self.groups:
+            return rates
+        held = list(rates)
+        for index in self.groups:
+            if (rate := rates[index]) is not None:
+                held[index] = rate * self.factor
+        return held
+
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain Python values, with that of the cap."""
-        return {
-            "held": [self.factor, self.active, self._made],
-            "cap": None if self.cap is None else self.cap.state_dict(),
-        }
+        cap = None if self.cap is None else self.cap.state_dict()
+        return {"held": [self.factor, self.active, self.made], "cap": cap}
 
     def load(self, saved: dict[str, Any]) -> None:
         """Take up the state that `to_dict` described.
@@ -126,9 +119,9 @@ class CapShare:
             )
         if self.cap is not None:
             self.cap.load_state_dict(saved["cap"])
-        self.factor, self.active, self._made = saved["held"]
+        self.factor, self.active, self.made = saved["held"]
 
-    # What a cap asks of the scheduler that sets the rates
+    # What a cap asks of those who set the rates
 
     def _rate_of(self, group: dict[str, Any]) -> float:
         return self._rates.on_host(group)
@@ -139,4 +132,4 @@ class CapShare:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.cap is not None:
-            self.cap.serve(self)
+            self.cap.serve(self)  # a copied cap has lost it

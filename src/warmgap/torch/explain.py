@@ -7,7 +7,6 @@ import html
 import io
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,28 +32,20 @@ Verdict = Literal["too high", "fine", "unknown"]
 
 @dataclass
 class History:
-    """What a run did, thinned so that it stays small however long the run is.
+    """What a run did, thinned so that it stays small however long the run is."""
 
-    Attributes:
-        rows: Step, loss (None where it was not finite), factor of the hidden matrices (of the largest direction in
-            their steps, under the cap), factor of the others.
-        stride: Every so many steps one row.
-        last_loss: The last finite loss.
-        peak_steps: Steps made before the decay.
-        held: Sum, over these steps, of the share of the steps' spectral norm that the cap let through.
-        room: The least, over these steps, of the rate at which nothing would be cut divided by the scheduled rate.
-        events: What the scheduler did to the rate beside its schedule, oldest first, at most `MOST_EVENTS`.
-        outside: Steps in a row whose rate something else changed.
-    """
-
+    # step, loss (None where it was not finite), factor of the hidden matrices (of the largest direction in their
+    # steps, under the cap), factor of the others
     rows: list[tuple[int, float | None, float, float]] = field(default_factory=list)
-    stride: int = 1
-    last_loss: float | None = None
-    peak_steps: int = 0
-    held: float = 0.0
+    stride: int = 1  # every so many steps one row
+    last_loss: float | None = None  # the last finite loss
+    peak_steps: int = 0  # steps made before the decay
+    held: float = 0.0  # sum, over these steps, of the share of the steps' spectral norm that the cap let through
+    # the least, over these steps, of the rate at which nothing would be cut divided by the scheduled rate
     room: float = math.inf
+    # what the scheduler did to the rate beside its schedule, oldest first, at most `MOST_EVENTS`
     events: list[Event] = field(default_factory=list)
-    outside: int = 0
+    outside: int = 0  # steps in a row whose rate something else changed
 
     def add(self, step: int, loss: float | None, factor: float, base: float) -> None:
         """Take in a step that ran at these factors."""
@@ -116,50 +107,33 @@ class History:
 
 @dataclass(frozen=True)
 class RoleRow:
-    """One line of the table of roles.
+    """One line of the table of roles."""
 
-    Attributes:
-        name: Its role, or its name where it has none or a schedule of its own.
-        groups: The indices of its parameter groups.
-        peak: Peak learning rate of its first group.
-        factor: Learning rate / peak of the next step.
-        lr: Learning rate of its first group.
-        decay: What it decays by, and from which step on.
-        phase: `"warmup"`, `"stable"`, `"decay"`, or `"unscheduled"`.
-        held: Whether the spectral cap holds it back.
-    """
-
-    name: str
-    groups: tuple[int, ...]
-    peak: float
-    factor: float
-    lr: float
-    decay: str
-    phase: str
-    held: bool
+    name: str  # its role, or its name where it has none or a schedule of its own
+    groups: tuple[int, ...]  # the indices of its parameter groups
+    peak: float  # peak learning rate of its first group
+    factor: float  # learning rate / peak of the next step
+    lr: float  # learning rate of its first group
+    decay: str  # what it decays by, and from which step on
+    phase: str  # `"warmup"`, `"stable"`, `"decay"`, or `"unscheduled"`
+    held: bool  # whether the spectral cap holds it back
 
 
-class RoleTable(Sequence[RoleRow]):
+class RoleTable(tuple[RoleRow, ...]):
     """The rows of `AdaptiveWarmup.roles`; prints as a table, `table["head"]` is a row."""
-
-    def __init__(self, rows: Sequence[RoleRow]) -> None:
-        self._rows = tuple(rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def __getitem__(self, key: Any) -> Any:
         """Return the row of that name or index, or the rows of a slice."""
-        if isinstance(key, str):
-            named = {row.name: row for row in self._rows}
-            if key not in named:
-                raise KeyError(f"{key!r} is none of {list(named)}")
-            return named[key]
-        return self._rows[key]
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        named = {row.name: row for row in self}
+        if key not in named:
+            raise KeyError(f"{key!r} is none of {list(named)}")
+        return named[key]
 
     def __repr__(self) -> str:
         lines = [("role", "groups", "peak", "factor", "lr", "decay", "phase")]
-        for row in self._rows:
+        for row in self:
             phase = f"{row.phase}, held" if row.held else row.phase
             groups = ",".join(map(str, row.groups))
             lines.append((row.name, groups, f"{row.peak:.3g}", f"{row.factor:.3g}", f"{row.lr:.3g}", row.decay, phase))

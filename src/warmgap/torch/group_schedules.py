@@ -6,13 +6,11 @@ import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from warmgap import decay as decays
 from warmgap._checks import check_count, check_finite, warn
 from warmgap.rules import LinearRule, SpectralRule
 from warmgap.rules.spectral import LARGEST_ENTRY
@@ -22,37 +20,22 @@ from warmgap.torch.roles import assign_roles, roles_from_names
 from warmgap.torch.spectral_cap import separate_rates
 from warmgap.torch.split import layouts_of, role_of
 
-Decay = str | Callable[[float], float]
-
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """How the rate of one parameter group is set.
+    """How the rate of one parameter group is set."""
 
-    Attributes:
-        role: One of `ROLES`; None where no group of the optimizer is hidden, so that all are treated alike.
-        label: What tables call it.
-        scheduled: False where the group asks to be left alone.
-        own: Its own schedule, in place of the optimizer's; None for most.
-        limit: The highest peak it is given: beside Muon's capped matrices, which bear higher rates than others.
-    """
-
-    role: str | None
-    label: str
-    scheduled: bool
-    own: Schedule | None
-    limit: float
+    role: str | None  # one of `ROLES`; None where no group of the optimizer is hidden, so that all are treated alike
+    label: str  # what tables call it
+    scheduled: bool  # false where the group asks to be left alone
+    own: Schedule | None  # its own schedule, in place of the optimizer's; None for most
+    limit: float  # the highest peak it is given: beside Muon's capped matrices, which bear higher rates than others
 
 
 def find_roles(
     optimizer: Optimizer, model: nn.Module | None, roles: Sequence[str] | Mapping[int | str, str] | None
 ) -> bool:
-    """Give the parameter groups their roles where they have none.
-
-    Args:
-        optimizer: Its groups may have roles already; they are split where they hold parameters of several.
-        model: The model, or None to go by the names that torch keeps of named parameters.
-        roles: The roles by group, or None.
+    """Give the parameter groups their roles where they have none: as asked, by the model, or by names that torch keeps.
 
     Returns:
         Whether any group is known to be hidden, or there is nothing to tell apart.
@@ -79,10 +62,6 @@ def give_rest_roles(optimizer: Optimizer, model: nn.Module | None) -> None:
     """Give groups without a role one, where others have theirs, as those that were added late.
 
     A group with hidden matrices is hidden as a whole. It is not split: hosts save and load it as they added it.
-
-    Args:
-        optimizer: The optimizer.
-        model: The model, or None to go by the names that torch keeps of named parameters.
 
     Warns:
         UserWarning: If a group is hidden that may hold other weights too.
@@ -112,12 +91,8 @@ def plan_groups(
 ) -> list[GroupPlan]:
     """Return the plan of each parameter group.
 
-    Args:
-        optimizer: Its groups say their role by the key `"role"`, and may have a schedule of their own by the key
-            `"schedule"`.
-        schedule: The optimizer's schedule.
-        asked: Own schedules by a group's index, its `"name"` or its role; they go before those in the groups.
-        capped: Whether a spectral cap holds hidden matrices.
+    What is asked, by a group's index, `"name"` or role, goes before its own key `"schedule"`; `capped` is whether a
+    spectral cap holds hidden matrices.
 
     Raises:
         ValueError: If a role or an own schedule is none, or no group has such an index, name or role.
@@ -143,13 +118,7 @@ def plan_groups(
 
 
 def own_schedule(where: str, asked: Any, schedule: Schedule) -> Schedule:
-    """Return the schedule that a group asks for in place of the optimizer's.
-
-    Args:
-        where: What messages call the group.
-        asked: A mapping with any of `"warmup"` (a straight warm-up: whole steps, or a share of the run), `"decay"` (a
-            name of `warmgap.decay.NAMES` or a callable) and `"decay_start"` (a share of the run).
-        schedule: The optimizer's schedule, whose length and decay are taken where the mapping does not say.
+    """Return the schedule that the group `where` asks for: what the mapping does not say is as the optimizer's.
 
     Raises:
         ValueError: If it is no such mapping, or a value lies outside its range.
@@ -159,36 +128,36 @@ def own_schedule(where: str, asked: Any, schedule: Schedule) -> Schedule:
             f"the schedule of {where} must be a mapping with 'warmup', 'decay' or 'decay_start', or 'constant' or None "
             f"to leave its rate alone, got {asked!r}"
         )
-    total = schedule.total_iters
-    decay: Decay = asked.get("decay", schedule.decay)
+    total, decay = schedule.total_iters, asked.get("decay", schedule.decay)
     start = None if "decay_start" not in asked else _share(f"decay_start of {where}", asked["decay_start"])
     if "warmup" not in asked:
         hold = start if start is not None else getattr(schedule.rule, "hold", None)
         return Schedule(total, SpectralRule() if hold is None else SpectralRule(hold=hold), decay)
     warmup = asked["warmup"]
     if isinstance(warmup, float):
-        warmup = round(_share(f"warmup of {where}", warmup) * total)
-    check_count(f"warmup of {where}", warmup, minimum=0, hint="give whole steps, or a share of the run as a float")
-    if start is not None:
-        begins = (start * total - warmup) / max(1, total - warmup)
-        if begins < 0.0:
-            raise ValueError(
-                f"the decay of {where} starts at step {start * total:.0f}, within its warm-up of {warmup} steps; let "
-                "it start later"
-            )
-        decay = partial(_delayed, decays.by_name(decay) if isinstance(decay, str) else decay, begins)
-    return Schedule(total, LinearRule(warmup), decay)
+        warmup = _share(f"warmup of {where}", warmup) or 0
+    else:
+        check_count(f"warmup of {where}", warmup, minimum=0, hint="give whole steps, or a share of the run as a float")
+    if start is None:
+        return Schedule(total, LinearRule(warmup), decay)
+    rule = _HeldLinear(warmup, start)
+    if start * total < rule.length(total):
+        raise ValueError(
+            f"the decay of {where} starts at step {start * total:.0f}, within its warm-up of {rule.length(total)} "
+            "steps; let it start later"
+        )
+    return Schedule(total, rule, decay)
+
+
+@dataclass(frozen=True)
+class _HeldLinear(LinearRule):
+    """A straight warm-up, and no decay before the share `hold` of the run."""
+
+    hold: float = 0.0
 
 
 class GroupSchedules:
     """The schedules of an optimizer's groups: one for most, and those that some have of their own.
-
-    Args:
-        optimizer: The optimizer, whose groups are given roles where others have theirs and it matters.
-        schedule: The schedule of most of its groups.
-        asked: Own schedules by a group's index, its `"name"` or its role.
-        model: The model, which is not kept alive, or None.
-        capped: Whether a spectral cap holds hidden matrices.
 
     Attributes:
         schedule: The schedule of most groups.
@@ -235,10 +204,10 @@ class GroupSchedules:
     def rates(self, peaks: Sequence[float | Tensor]) -> list[float | None]:
         """Return the rate of each group, given their peaks; None for one that is left alone."""
         rates: list[float | None] = []
-        for index, (plan, peak) in enumerate(zip(self.plans, peaks, strict=True)):
-            schedule, state = self.of(index)
-            factor = state.factor if index in self.own else schedule.factor_of(state, plan.role)
-            rates.append(min(float(peak), plan.limit) * factor if plan.scheduled else None)
+        for index, plan in enumerate(self.plans):
+            own = self.own.get(index)
+            factor = self.schedule.factor_of(self.state, plan.role) if own is None else own[1].factor
+            rates.append(min(float(peaks[index]), plan.limit) * factor if plan.scheduled else None)
         return rates
 
     def limited(self, peaks: Sequence[float | Tensor]) -> float:
@@ -290,14 +259,14 @@ class GroupSchedules:
 
 def _first(schedule: Schedule, before: ScheduleState, loss: float | None, known: bool) -> ScheduleState:
     """Return the state before the first step from what is known then, with the length and decay that were asked for."""
-    state = schedule.init()
-    if before.phase == "decay" and schedule.rule.hold > 0.0:
+    state, rule = schedule.init(), schedule.rule
+    if before.phase == "decay" and isinstance(rule, SpectralRule) and rule.hold > 0.0:
         state = schedule.decay_now(state, before.total_iters)
     elif before.total_iters != state.total_iters:
         state = schedule.extend(state, before.total_iters)
     if loss is not None:
         return schedule.first(state, loss)
-    return schedule.first(state) if known and isinstance(schedule.rule, SpectralRule) else state
+    return schedule.first(state) if known and isinstance(rule, SpectralRule) else state
 
 
 def _without_losses(schedule: Schedule, steps: int) -> ScheduleState:
@@ -331,7 +300,3 @@ def _share(name: str, value: Any) -> float:
     if not 0.0 <= share < 1.0:
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}; it is a share of the run")
     return share
-
-
-def _delayed(decay: Callable[[float], float], start: float, progress: float) -> float:
-    return 1.0 if progress <= start else decay((progress - start) / (1.0 - start))

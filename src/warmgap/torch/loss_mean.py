@@ -16,15 +16,10 @@ from torch import Tensor
 
 
 class Exchanged(NamedTuple):
-    """What the ranks agree on about one optimizer step.
+    """What the ranks agree on about one optimizer step."""
 
-    Attributes:
-        loss: The mean loss; None if nothing was observed, NaN if it is not finite.
-        skipped: Whether a gradient scaler skipped the step inside the optimizer's kernel.
-    """
-
-    loss: float | None
-    skipped: bool
+    loss: float | None  # the mean loss; None if nothing was observed, NaN if it is not finite
+    skipped: bool  # whether a gradient scaler skipped the step inside the optimizer's kernel
 
 
 class PendingLoss:

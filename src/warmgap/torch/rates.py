@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -44,20 +43,21 @@ class GroupRates:
             self.last.append(group["lr"])
             self._plain.append(None)
 
-    def scaled(self, plain: Sequence[float | None]) -> list[Rate]:
+    def scaled(self, plain: list[float | None]) -> list[Rate]:
         """Return these rates times what others have multiplied them by; that of a group left alone is as it is."""
         groups = zip(self.optimizer.param_groups, plain, self.scales, strict=True)
         return [group["lr"] if rate is None else rate * scale for group, rate, scale in groups]
 
-    def write(self, plain: Sequence[float | None]) -> None:
+    def write(self, plain: list[float | None]) -> None:
         """Set the rates, of tensors in place; None leaves a group's alone."""
-        self._plain = list(plain)
-        for group, lr in zip(self.optimizer.param_groups, self.scaled(plain), strict=True):
-            if not isinstance(group["lr"], Tensor):
-                group["lr"] = lr
-            elif lr is not group["lr"]:
-                group["lr"].fill_(lr)
-        self.accept()
+        self._plain, self.last = plain, []
+        for index, group in enumerate(self.optimizer.param_groups):
+            lr, rate = group["lr"], plain[index]
+            if rate is not None and isinstance(lr, Tensor):
+                lr.fill_(rate * self.scales[index])
+            elif rate is not None:
+                group["lr"] = lr = rate * self.scales[index]
+            self.last.append(lr.clone() if isinstance(lr, Tensor) else lr)
 
     def accept(self) -> None:
         """Take the rates as they are: nothing of them is to be carried on."""
@@ -73,12 +73,12 @@ class GroupRates:
             The scale of the first group that was changed before, and of the last one after; None where none was.
         """
         changed: list[float] = []
-        rows = zip(self.optimizer.param_groups, self._plain, self.last, strict=True)
-        for index, (group, plain, last) in enumerate(rows):
-            if group["lr"] is last or not plain or (lr := _on_host(group["lr"])) is None or lr == _on_host(last):
+        for index, group in enumerate(self.optimizer.param_groups):
+            if group["lr"] is (last := self.last[index]) or not (plain := self._plain[index]):
                 continue
-            changed += self.scales[index], lr / plain
-            self.scales[index] = changed[-1]
+            if (lr := _on_host(group["lr"])) is not None and lr != _on_host(last):
+                changed += self.scales[index], lr / plain
+                self.scales[index] = changed[-1]
         return (changed[0], changed[-1]) if changed else None
 
     def on_host(self, group: dict[str, Any]) -> float:

@@ -193,43 +193,39 @@ class AdaptiveWarmup(LRScheduler):
         self._rates.peaks = peaks
 
     @property
-    def _state(self) -> ScheduleState:
-        return self._groups.state
-
-    @property
     def phase(self) -> Literal["warmup", "stable", "decay"]:
         """`"warmup"` while the factor is on its way up, `"stable"` while it stays, `"decay"` from then on."""
-        return self._state.phase
+        return self._groups.state.phase
 
     @property
     def total_iters(self) -> int:
         """The number of optimizer steps in the whole run, as last set."""
-        return self._state.total_iters
+        return self._groups.state.total_iters
 
     @property
     def warmup_iters(self) -> int | None:
         """The number of steps that warm-up took; None until it ended."""
-        return self._state.handover
+        return self._groups.state.handover
 
     @property
     def factor(self) -> float:
         """Learning rate / peak learning rate of the next step, in (0, 1]: of the hidden matrices, where it differs."""
-        return self._state.factor * self._share.factor
+        return self._groups.state.factor * self._share.factor
 
     @property
     def gap(self) -> float | None:
         """The loss gap that the rule follows; None before the first loss, or where it follows none."""
-        return self.schedule.reading(self._state)[0]
+        return self.schedule.reading(self._groups.state)[0]
 
     @property
     def target_loss(self) -> float | None:
         """The target loss in use, given or estimated; None before the first loss, or where the rule has none."""
-        return self.schedule.reading(self._state)[1]
+        return self.schedule.reading(self._groups.state)[1]
 
     @property
     def events(self) -> tuple[Event, ...]:
         """What the schedule did to the rate, when and why, oldest first."""
-        return tuple(sorted((*self._state.events, *self._history.events), key=lambda event: event.step))
+        return tuple(sorted((*self._groups.state.events, *self._history.events), key=lambda event: event.step))
 
     @property
     def roles(self) -> RoleTable:
@@ -260,7 +256,7 @@ class AdaptiveWarmup(LRScheduler):
         return picture(self)
 
     def __repr__(self) -> str:
-        state, held = self._state, " (held)" if self._share.active else ""
+        state, held = self._groups.state, " (held)" if self._share.active else ""
         rates = sorted({f"{float(lr):.3g}" for lr in self._rates.last}, key=float)
         lr = rates[0] if len(rates) == 1 else f"{rates[0]} to {rates[-1]}"
         return (
@@ -306,8 +302,10 @@ class AdaptiveWarmup(LRScheduler):
             raise TypeError(
                 f"calibrate needs a function that returns the loss, got {closure!r:.80}: give lambda: model(batch)"
             )
-        if self._state.step > 0:
-            raise ValueError(f"calibrate looks before the first step, and {self._state.step} were made; call it first")
+        if self._groups.state.step > 0:
+            raise ValueError(
+                f"calibrate looks before the first step, and {self._groups.state.step} were made; call it first"
+            )
         with torch.no_grad():
             self._loss.add(closure())
         loss = self._loss.take().result()
@@ -333,7 +331,7 @@ class AdaptiveWarmup(LRScheduler):
         """
         if not self._has_its_turn() or self._another() is not None or self._rates.put_to_0:
             return
-        if self._state.step == 0 and self._loss.ranks > 1:
+        if self._groups.state.step == 0 and self._loss.ranks > 1:
             check_joined(self)
         starts = self._may_start
         if self.cap is None and not starts:
@@ -389,7 +387,7 @@ class AdaptiveWarmup(LRScheduler):
         if skipped is None:
             self.discard()
             return
-        if other is not None and other._state.step > 0 and other._steps.made == 0 < made:
+        if other is not None and other._groups.state.step > 0 and other._steps.made == 0 < made:
             self._warn_once(
                 "another",
                 f"two AdaptiveWarmup schedulers step for one {type(self.optimizer).__name__}, and the later one has "
@@ -407,7 +405,7 @@ class AdaptiveWarmup(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rates of the next step, one a group; nothing is changed."""
         self._join()
-        return self._rates.scaled(self._plain_rates())
+        return self._rates.scaled(self._share.applied(self._groups.rates(self.base_lrs)))
 
     def get_last_lr(self) -> list[float | Tensor]:
         """Return the learning rates of the groups, as last set; before the first step, those that it will be made at.
@@ -518,7 +516,7 @@ class AdaptiveWarmup(LRScheduler):
         self._steps.reset()
         self._take_charge()
         if self._has_its_turn():
-            self._rates.write(self._plain_rates())
+            self._write()
 
     def _current_form(self, state: Any) -> dict[str, Any]:
         """Return a state in the form of this version; one of version 1 is turned into it."""
@@ -540,7 +538,7 @@ class AdaptiveWarmup(LRScheduler):
         """Move on to where this is after so many steps without a loss."""
         self._groups.go_on_at(steps)
         self.last_epoch, self._step_count = steps, steps + 1
-        self._rates.write(self._plain_rates())
+        self._write()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles; the losses on their way are read."""
@@ -567,12 +565,12 @@ class AdaptiveWarmup(LRScheduler):
         self._rates.restart()
         if self._may_start:
             self._begin(None, shown=True)
-        self._rates.write(self._plain_rates())
+        self._write()
 
     @property
     def _may_start(self) -> bool:
         """Whether the first step is still to be made, and what it starts on is open."""
-        return self._state.step == 0 and not self._calibrated
+        return self._groups.state.step == 0 and not self._calibrated
 
     def _begin(self, loss: float | None, shown: bool = False) -> None:
         """Make the state before the first step from what is known then: the loss, or the size of the step."""
@@ -583,12 +581,8 @@ class AdaptiveWarmup(LRScheduler):
         self._begin(loss, shown)
         self._set_rates()
 
-    def _plain_rates(self) -> list[float | None]:
-        """Return the rate of each group without what others multiply it by; None for those that are left alone."""
-        rates = self._groups.rates(self.base_lrs)
-        for index in self._share.groups:
-            rates[index] *= self._share.factor  # type: ignore[operator]  # they are scheduled
-        return rates
+    def _write(self) -> None:
+        self._rates.write(self._share.applied(self._groups.rates(self.base_lrs)))
 
     def _set_rates(self) -> None:
         """Carry on what others did to the rates, hold the hidden matrices under their cap, and write the rates."""
@@ -600,16 +594,16 @@ class AdaptiveWarmup(LRScheduler):
     def _hold(self) -> None:
         """Hold the hidden matrices of the next step under their cap, and write the rates."""
         rates = self._groups.rates(self.base_lrs)
-        if (event := self._share.update(self._state.factor, self._rates.scaled(rates))) is not None:
+        if (event := self._share.update(self._groups.state.factor, rates)) is not None:
             self._note(*event)
-        self._rates.write(self._plain_rates())
+        self._rates.write(self._share.applied(rates))
 
     def _carry(self) -> None:
         """Keep what others have multiplied the rates by since they were written."""
         if (scales := self._rates.carry()) is None:
             return
         before, after = scales
-        self._history.note_outside(self._state.step, self.factor * before, self.factor * after)
+        self._history.note_outside(self._groups.state.step, self.factor * before, self.factor * after)
         if self._history.outside == _IN_A_ROW and self.schedule.decay != "constant":
             self._warn_once(
                 "outside",
@@ -621,7 +615,7 @@ class AdaptiveWarmup(LRScheduler):
 
     def _advance(self, loss: float | None) -> None:
         self._carry()
-        before, plans = self._state, self._groups.plans
+        before, plans = self._groups.state, self._groups.plans
         if before.step == 0:
             if (share := self._groups.limited(self.base_lrs)) < 1.0:
                 self._note(f"peak limited to {LARGEST_ENTRY} beside Muon's matrices", 1.0, share, "other")
@@ -630,15 +624,15 @@ class AdaptiveWarmup(LRScheduler):
         self._history.add(before.step, loss, self._share.largest(before.factor), before.base)
         if before.phase != "decay":
             self._history.at_peak(min(1.0, self._share.room), self._share.room)
-        self._share.step(before.factor)
+        self._share.made = before.factor * self._share.factor
         self._groups.change(lambda schedule, state: schedule.step(state, loss))
-        self._history.log(before, self._state)
+        self._history.log(before, self._groups.state)
         self._hold()
 
     def _change(self, change: Callable[[Schedule, ScheduleState], ScheduleState]) -> None:
-        before = self._state
+        before = self._groups.state
         self._groups.change(change)
-        self._history.log(before, self._state)
+        self._history.log(before, self._groups.state)
         self._set_rates()
 
     def _join(self) -> None:
@@ -676,10 +670,9 @@ class AdaptiveWarmup(LRScheduler):
         """Take the rates that an optimizer's state has brought; a fresh schedule keeps its own peak."""
         if not self._has_its_turn() or self._another() is not None:
             return
-        if len(self.optimizer.param_groups) > len(self.base_lrs):
-            self._join()  # a host gave it back the groups that were added in the saved run
-        if self._state.step == 0:
-            self._rates.write(self._plain_rates())
+        self._join()  # a host gave it back the groups that were added in the saved run
+        if self._groups.state.step == 0:
+            self._write()
             for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
                 group["initial_lr"] = float(base) / group.get("lr_scale", 1.0)
         self._rates.accept()
@@ -687,7 +680,7 @@ class AdaptiveWarmup(LRScheduler):
     # Events and warnings
 
     def _note(self, reason: str, before: float, after: float, role: str | None = None) -> None:
-        self._history.note(self._state.step, reason, before, after, role)
+        self._history.note(self._groups.state.step, reason, before, after, role)
 
     def _warn_without_losses(self, loss: float | None) -> None:
         if loss is not None and math.isfinite(loss):
