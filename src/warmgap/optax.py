@@ -270,16 +270,8 @@ def scale_by_warmup(
 
     Chain it after an optimizer built at its peak learning rate:
     `optax.chain(optax.lion(1e-3), scale_by_warmup(total_iters))`. `update` needs `value=loss`. The state is a
-    `WarmupState`; `optax.tree.get(opt_state, "factor")` finds what it holds.
-
-    Args:
-        total_iters: Optimizer steps in the whole run.
-        rule: As for `WarmupSchedule`.
-        target_loss: As for `WarmupSchedule`.
-        floor: As for `WarmupSchedule`.
-        decay: As for `WarmupSchedule`.
-        role: As for `WarmupSchedule`.
-        norm: No longer of use.
+    `WarmupState`; `optax.tree.get(opt_state, "factor")` finds what it holds. The arguments are those of
+    `WarmupSchedule`.
 
     Raises:
         ValueError: If an argument lies outside its range.

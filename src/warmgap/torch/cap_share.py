@@ -17,22 +17,16 @@ _RELEASED = 1.1  # and where it leaves a tenth of room again
 
 
 class CapShare:
-    """The share of their scheduled rate that the spectral cap leaves the groups that it holds.
-
-    Attributes:
-        cap: The cap, made with `apply=False`; None for none, and the share stays 1.
-        groups: The indices of the groups that it holds and that are scheduled.
-        factor: The share, in (0, 1].
-        room: The scheduled rate at which the cap would cut nothing, over that of the next step.
-        active: Whether the cap holds them back, as the events say.
-        made: What was left of the schedule's factor in the last step; None before the first.
-    """
+    """The share of their scheduled rate that the spectral cap leaves the groups that it holds."""
 
     def __init__(self, cap: SpectralCap | None, rates: GroupRates, agree: Callable[[Tensor], Tensor]) -> None:
-        self.cap, self._rates = cap, rates
-        self.groups: list[int] = []
-        self.factor, self.room, self.active = 1.0, math.inf, False
-        self.made: float | None = None
+        self.cap = cap  # None for none: the share stays 1
+        self.groups: list[int] = []  # indices of those that it holds and that are scheduled
+        self.factor = 1.0  # the share, in (0, 1]
+        self.room = math.inf  # the rate at which the cap would cut nothing, over the scheduled one of the next step
+        self.active = False  # whether the cap holds them back, as the events say
+        self.made: float | None = None  # what was left of the schedule's factor in the last step
+        self._rates = rates
         self._measuring = False
         if cap is not None:
             cap.agree = agree

@@ -170,9 +170,7 @@ def sentences(scheduler: AdaptiveWarmup) -> str:
     """Return what the rate did and why, and a verdict on the peak."""
     state = scheduler._groups.state
     rates = ", ".join(f"{row.name} {row.lr:.3g}" for row in scheduler.roles)
-    lines = [
-        f"Step {state.step} of {state.total_iters}, phase {state.phase}; next learning rate: {rates}.",
-    ]
+    lines = [f"Step {state.step} of {state.total_iters}, phase {state.phase}; next learning rate: {rates}."]
     if state.phase != "decay" and state.decay_start is not None:
         lines.append(f"The decay begins at step {state.decay_start}.")
     if scheduler.gap is not None:
@@ -282,22 +280,13 @@ def picture(scheduler: AdaptiveWarmup) -> Any:
     else:
         factors.plot(steps, [row[2] for row in rows])
     factors.set(ylabel="rate / peak", xlabel="optimizer step", ylim=(0.0, 1.05), xlim=(0, scheduler.total_iters))
+    named, style = -math.inf, {"rotation": 90, "fontsize": 6, "ha": "right", "va": "top"}
     for event in scheduler.events:
         for axes in (losses, factors):
             axes.axvline(event.step, color="tab:red", linewidth=0.6, alpha=0.5)
-    last = -math.inf
-    for event in scheduler.events:
-        if event.step - last > 0.02 * scheduler.total_iters:  # no name over another
-            losses.annotate(
-                event.reason,
-                (event.step, 0.98),
-                xycoords=losses.get_xaxis_transform(),
-                rotation=90,
-                fontsize=6,
-                ha="right",
-                va="top",
-            )
-            last = event.step
+        if event.step - named > 0.02 * scheduler.total_iters:  # no name over another
+            losses.text(event.step, 0.98, event.reason, transform=losses.get_xaxis_transform(), **style)
+            named = event.step
     return figure
 
 

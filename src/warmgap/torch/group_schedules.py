@@ -157,14 +157,7 @@ class _HeldLinear(LinearRule):
 
 
 class GroupSchedules:
-    """The schedules of an optimizer's groups: one for most, and those that some have of their own.
-
-    Attributes:
-        schedule: The schedule of most groups.
-        state: Its state.
-        plans: The plan of each group.
-        own: Schedule and state of each group that has its own, by the group's index.
-    """
+    """The schedules of an optimizer's groups: `schedule` for most, and those that some have of their own."""
 
     def __init__(
         self,
@@ -176,7 +169,7 @@ class GroupSchedules:
     ) -> None:
         self.schedule, self.state = schedule, schedule.init()
         self.plans: list[GroupPlan] = []
-        self.own: dict[int, tuple[Schedule, ScheduleState]] = {}
+        self.own: dict[int, tuple[Schedule, ScheduleState]] = {}  # by the group's index
         self._asked = dict(asked or {})
         self._model = None if model is None else weakref.ref(model)
         self._capped = capped

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import gc
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from torch.optim import Optimizer
-
-from warmgap.torch.steps import Watcher
-
-
-class Stepping(Watcher, Protocol):
-    """What goes along with the ranks that still have batches: a scheduler."""
-
-    optimizer: Optimizer
-
-    def step(self) -> None:
-        """Move on by one step."""
+if TYPE_CHECKING:
+    from warmgap.torch.scheduler import AdaptiveWarmup
 
 
-def shadow_of(scheduler: Stepping) -> Any:
+def shadow_of(scheduler: AdaptiveWarmup) -> Any:
     """Return a `JoinHook` that takes a scheduler through the steps that the other ranks make, and moves no weights."""
     from torch.distributed.algorithms.join import JoinHook
 
@@ -32,7 +22,7 @@ def shadow_of(scheduler: Stepping) -> Any:
     return Shadow()
 
 
-def check_joined(scheduler: Stepping) -> None:
+def check_joined(scheduler: AdaptiveWarmup) -> None:
     """Raise where the model is trained under `Join` and the scheduler is not: its ranks would wait for each other.
 
     Raises:

@@ -13,20 +13,13 @@ Rate = float | Tensor
 
 
 class GroupRates:
-    """Each group's rate: its peak times a factor, times what others have multiplied it by since.
-
-    Attributes:
-        optimizer: The optimizer.
-        peaks: Peak learning rate of each group.
-        scales: What others have multiplied each group's rate by.
-        last: The rates as last set, tensors as copies.
-    """
+    """Each group's rate: its peak times a factor, times what others have multiplied it by since."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.peaks: list[Rate] = []
-        self.scales: list[float] = []
-        self.last: list[Rate] = []
+        self.scales: list[float] = []  # what others have multiplied the rates by
+        self.last: list[Rate] = []  # the rates as last set, tensors as copies
         self._plain: list[float | None] = []  # as set here, without the scales; None for a group that is left alone
 
     def restart(self) -> None:
