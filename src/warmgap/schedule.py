@@ -266,7 +266,7 @@ class Schedule:
         Raises:
             ValueError: If `total_iters` does not lie above the steps made.
         """
-        check_count("total_iters", total_iters, minimum=1)
+        total_iters = check_count("total_iters", total_iters, minimum=1)
         if total_iters <= state.step:
             raise ValueError(f"total_iters must lie above the {state.step} steps made, got {total_iters}")
         hold_until, deadline = self._marks(total_iters)
@@ -292,7 +292,7 @@ class Schedule:
         Raises:
             ValueError: If `steps` is no whole number >= 1.
         """
-        check_count("steps", steps, minimum=1, hint="it is the number of steps that the decay is to take")
+        steps = check_count("steps", steps, minimum=1, hint="it is the number of steps that the decay is to take")
         decays = state.phase == "decay"
         now = state._replace(
             total_iters=state.step + steps,

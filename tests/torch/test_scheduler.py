@@ -509,14 +509,25 @@ def test_a_wrapper_of_an_optimizer_is_told() -> None:
         AdaptiveWarmup(Wrapper(Lion(model.parameters(), lr=1.0)), 50)
 
 
-def test_numpy_arguments_leave_a_state_that_loads() -> None:
+def exponential(progress: float) -> Any:
+    return np.exp(-3.0 * progress)
+
+
+@pytest.mark.parametrize("decay", ["cosine", exponential])
+def test_numpy_arguments_leave_a_state_that_loads(decay: Any) -> None:
     model, _, _ = problem()
     settings: dict[str, Any] = {"floor": np.float64(0.01), "target_loss": np.float32(1.0), "total_iters": np.int64(100)}
-    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), rule="gap", **settings)
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), rule="gap", decay=decay, **settings)
+    scheduler.extend(np.int64(80))
+    for steps in (70, np.int64(9)):
+        scheduler.decay_now(steps)
+        scheduler.optimizer.param_groups[0]["lr"] *= np.float64(0.5)
+        scheduler.optimizer.step()
+        scheduler.step(np.float32(3.0))
     buffer = io.BytesIO()
-    torch.save(scheduler.state_dict(), buffer)
+    torch.save([scheduler.state_dict(), scheduler.optimizer.state_dict()], buffer)
     buffer.seek(0)
-    scheduler.load_state_dict(torch.load(buffer, weights_only=True))
+    scheduler.load_state_dict(torch.load(buffer, weights_only=True)[0])
 
 
 def test_a_damaged_state_changes_nothing() -> None:

@@ -120,6 +120,4 @@ def peak_of(group: dict[str, Any]) -> float:
 
 def _on_host(lr: Rate) -> float | None:
     """Return a rate; None where reading it would wait for a device."""
-    if isinstance(lr, Tensor):
-        return lr.item() if lr.device.type == "cpu" else None
-    return lr
+    return None if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
