@@ -11,11 +11,7 @@ SHARED = ("gap", "power", "loss-ratio", "measured", "linear")
 
 
 def of_version_1(data: dict[str, Any], schedule: Any) -> dict[str, Any]:
-    """Return what `Schedule.to_dict` would return today for a state that version 1 saved.
-
-    Raises:
-        ValueError: If its rule is no more, or it is damaged.
-    """
+    """Return what `Schedule.to_dict` would return today for a state that version 1 saved, if its rule is still here."""
     try:
         config, old, step, ended = data["config"], data["rule"], data["step"], data["handover"]
         name = config["rule"]["name"]

@@ -199,8 +199,8 @@ def test_lr_scale_counts() -> None:
 )
 def test_a_groups_own_schedule_goes_on_over_another_length(own: dict[str, Any], first: int, last: int) -> None:
     def fresh(total: int) -> AdaptiveWarmup:
-        groups = [{"params": [nn.Parameter(torch.ones(4))]}, {"params": [nn.Parameter(torch.ones(4))], "schedule": own}]
-        return AdaptiveWarmup(Lion(groups, lr=1.0), total)
+        groups: list[dict[str, Any]] = [{"params": [nn.Parameter(torch.ones(4))]} for _ in range(2)]
+        return AdaptiveWarmup(Lion([groups[0], {**groups[1], "schedule": own}], lr=1.0), total)
 
     scheduler, longer = fresh(50), fresh(100)
     before = constant_losses(scheduler, 8)[-1]
@@ -472,6 +472,15 @@ def test_a_group_added_with_a_schedule_of_its_own_is_where_that_would_be() -> No
     for own in schedules:
         scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))], "schedule": own})
     assert constant_losses(scheduler, 2)[1] == pytest.approx([1.0, 0.96, 0.5])
+
+
+def test_a_group_added_to_an_extended_run_is_where_it_would_be_in_that() -> None:
+    scheduler = linear()
+    scheduler.extend(200)
+    constant_losses(scheduler, 119)
+    own = {"decay": "linear", "decay_start": 0.0}
+    scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))], "schedule": own})
+    assert constant_losses(scheduler, 2)[1] == pytest.approx([1.0, 0.4])
 
 
 @pytest.mark.parametrize(

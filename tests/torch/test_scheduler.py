@@ -518,12 +518,13 @@ def test_numpy_arguments_leave_a_state_that_loads(decay: Any) -> None:
     model, _, _ = problem()
     settings: dict[str, Any] = {"floor": np.float64(0.01), "target_loss": np.float32(1.0), "total_iters": np.int64(100)}
     scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), rule="gap", decay=decay, **settings)
-    scheduler.extend(np.int64(80))
-    for steps in (70, np.int64(9)):
+    length, steps, loss = (np.array(number)[()] for number in (80, 9, 3.0))
+    scheduler.extend(length)
+    for _ in range(2):
         scheduler.decay_now(steps)
         scheduler.optimizer.param_groups[0]["lr"] *= np.float64(0.5)
         scheduler.optimizer.step()
-        scheduler.step(np.float32(3.0))
+        scheduler.step(loss)
     buffer = io.BytesIO()
     torch.save([scheduler.state_dict(), scheduler.optimizer.state_dict()], buffer)
     buffer.seek(0)

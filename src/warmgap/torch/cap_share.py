@@ -27,7 +27,6 @@ class CapShare:
         self.active = False  # whether the cap holds them back, as the events say
         self.made: float | None = None  # what was left of the schedule's factor in the last step
         self._rates = rates
-        self._measuring = False
         if cap is not None:
             cap.agree = agree
             cap.serve(self)
@@ -47,13 +46,12 @@ class CapShare:
         """Have the step measured that is about to be made; with a closure its gradients are yet to be computed."""
         if self.cap is not None:
             self.cap.before(closure=closure)
-            self._measuring = True
 
     def after(self) -> None:
         """Have the step cut that was just made."""
-        if self.cap is None or not self._measuring:
+        if self.cap is None:
             return
-        self._measuring, unknown = False, self.cap.ratio is None
+        unknown = self.cap.ratio is None
         self.cap.after()
         if unknown and self.groups:  # the first step, measured only now, was cut down to the cap
             self.factor *= self.cap.factor_at(self._rates.on_host(self.cap.base))
@@ -61,8 +59,7 @@ class CapShare:
     def update(self, factor: float, rates: Sequence[float | None]) -> tuple[str, float, float, str | None] | None:
         """Find the share for the next step, given the scheduled factor of the held groups and the rates of all.
 
-        Returns:
-            Reason, factor before and after, and role of an event, where the cap begins or ceases to hold; else None.
+        Returns reason, factor before and after, and role of an event where the cap begins or ceases to hold.
         """
         if self.cap is None or not self.groups:
             return None
@@ -101,11 +98,7 @@ class CapShare:
         return {"held": [self.factor, self.active, self.made], "cap": cap}
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Take up the state that `to_dict` described.
-
-        Raises:
-            ValueError: If one has a cap and the other has none, or the cap refuses it; then nothing is changed.
-        """
+        """Take up the state that `to_dict` described; where one has no cap, or the cap refuses it, nothing changes."""
         if (saved["cap"] is None) != (self.cap is None):
             raise ValueError(
                 f"this state comes from a scheduler with{'out' if saved['cap'] is None else ''} a spectral cap, and "

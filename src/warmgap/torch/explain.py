@@ -93,11 +93,7 @@ class History:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> History:
-        """Return the history that `to_dict` described.
-
-        Raises:
-            ValueError: If it is none.
-        """
+        """Return the history that `to_dict` described."""
         try:
             rows, events = [tuple(row) for row in data["rows"]], [Event(*event) for event in data["events"]]
             return cls(**{**data, "rows": rows, "events": events})
@@ -253,11 +249,7 @@ def judged(scheduler: AdaptiveWarmup) -> tuple[Verdict, str]:
 
 
 def picture(scheduler: AdaptiveWarmup) -> Any:
-    """Return a `matplotlib.figure.Figure` of learning-rate factor and loss, with the events.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
+    """Return a `matplotlib.figure.Figure` of learning-rate factor and loss, with the events."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

@@ -37,11 +37,7 @@ def find_roles(
 ) -> bool:
     """Give the parameter groups their roles where they have none: as asked, by the model, or by names that torch keeps.
 
-    Returns:
-        Whether any group is known to be hidden, or there is nothing to tell apart.
-
-    Raises:
-        ValueError: If a role is none of `ROLES`, or there is not one for each group.
+    Returns whether any group is known to be hidden, or there is nothing to tell apart.
     """
     groups = optimizer.param_groups
     if roles is not None:
@@ -62,9 +58,6 @@ def give_rest_roles(optimizer: Optimizer, model: nn.Module | None) -> None:
     """Give groups without a role one, where others have theirs, as those that were added late.
 
     A group with hidden matrices is hidden as a whole. It is not split: hosts save and load it as they added it.
-
-    Warns:
-        UserWarning: If a group is hidden that may hold other weights too.
     """
     roles_now = [role_of(group) for group in optimizer.param_groups]
     if None not in roles_now or "hidden" not in roles_now:
@@ -93,9 +86,6 @@ def plan_groups(
 
     What is asked, by a group's index, `"name"` or role, goes before its own key `"schedule"`; `capped` is whether a
     spectral cap holds hidden matrices.
-
-    Raises:
-        ValueError: If a role or an own schedule is none, or no group has such an index, name or role.
     """
     by_index = _by_index(optimizer, asked)
     given = [role_of(group) for group in optimizer.param_groups]
@@ -118,11 +108,7 @@ def plan_groups(
 
 
 def own_schedule(where: str, asked: Any, schedule: Schedule) -> Schedule:
-    """Return the schedule that the group `where` asks for: what the mapping does not say is as the optimizer's.
-
-    Raises:
-        ValueError: If it is no such mapping, or a value lies outside its range.
-    """
+    """Return the schedule that the group `where` asks for: what the mapping does not say is as the optimizer's."""
     if not isinstance(asked, Mapping) or not asked or not set(asked) <= {"warmup", "decay", "decay_start"}:
         raise ValueError(
             f"the schedule of {where} must be a mapping with 'warmup', 'decay' or 'decay_start', or 'constant' or None "
@@ -165,6 +151,7 @@ class GroupSchedules:
         schedule: Schedule,
         asked: Mapping[int | str, Any] | None,
         model: nn.Module | None,
+        *,
         capped: bool,
     ) -> None:
         self.schedule, self.state = schedule, schedule.init()
@@ -183,7 +170,7 @@ class GroupSchedules:
         known, self.plans = len(self.plans), plan_groups(optimizer, self.schedule, self._asked, self._capped)
         for index, plan in enumerate(self.plans):
             if index >= known and plan.own is not None:
-                self.own[index] = plan.own, _without_losses(plan.own, self.state.step)
+                self.own[index] = plan.own, _without_losses(plan.own, self.state.total_iters, self.state.step)
 
     @property
     def needs_loss(self) -> bool:
@@ -220,7 +207,7 @@ class GroupSchedules:
 
     def go_on_at(self, steps: int) -> None:
         """Go on where the schedules are after so many steps without a loss."""
-        self.change(lambda schedule, _: _without_losses(schedule, steps))
+        self.change(lambda schedule, state: _without_losses(schedule, state.total_iters, steps))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the states as plain Python values."""
@@ -230,11 +217,7 @@ class GroupSchedules:
     def read(
         self, optimizer: Optimizer, saved: dict[str, Any]
     ) -> tuple[list[GroupPlan], ScheduleState, dict[int, tuple[Schedule, ScheduleState]]]:
-        """Return plans, state and own states of what `to_dict` described.
-
-        Raises:
-            ValueError: If other groups had schedules of their own, or a schedule refuses its state.
-        """
+        """Return plans, state and own states of what `to_dict` described; refuse those of other groups or schedules."""
         plans = plan_groups(optimizer, self.schedule, self._asked, self._capped)
         own = {str(index): plan.own for index, plan in enumerate(plans) if plan.own is not None}
         if own.keys() != saved["own"].keys():
@@ -262,9 +245,9 @@ def _first(schedule: Schedule, before: ScheduleState, loss: float | None, known:
     return schedule.first(state) if known and isinstance(rule, SpectralRule) else state
 
 
-def _without_losses(schedule: Schedule, steps: int) -> ScheduleState:
-    """Return the state of a schedule that has made so many steps without a loss."""
-    state = _first(schedule, schedule.init(), None, known=True)
+def _without_losses(schedule: Schedule, total_iters: int, steps: int) -> ScheduleState:
+    """Return the state of a schedule that has made so many of the steps of a run without a loss."""
+    state = _first(schedule, schedule.init()._replace(total_iters=total_iters), None, known=True)
     for _ in range(steps):
         state = schedule.step(state, None)
     return state

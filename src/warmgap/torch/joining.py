@@ -23,11 +23,7 @@ def shadow_of(scheduler: AdaptiveWarmup) -> Any:
 
 
 def check_joined(scheduler: AdaptiveWarmup) -> None:
-    """Raise where the model is trained under `Join` and the scheduler is not: its ranks would wait for each other.
-
-    Raises:
-        RuntimeError: On all ranks, in a sentence, where they would otherwise wait until a timeout.
-    """
+    """Raise where the model is trained under `Join` and the scheduler is not: ranks would wait until a timeout."""
     if getattr(getattr(scheduler, "_join_config", None), "enable", False):
         return
     from torch.nn.parallel import DistributedDataParallel

@@ -58,12 +58,9 @@ class GroupRates:
         self.last = [group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"] for group in groups]
 
     def carry(self) -> tuple[float, float] | None:
-        """Keep what others have multiplied the rates by since they were written.
+        """Keep what others have multiplied the rates by since they were written, but where that lies on a device.
 
-        A rate that lies on a device, or whose peak is 0, has no part in it.
-
-        Returns:
-            The scale of the first group that was changed before, and of the last one after; None where none was.
+        Returns the first changed group's scale before, and the last one's after; None where none was changed.
         """
         changed: list[float] = []
         for index, group in enumerate(self.optimizer.param_groups):
@@ -94,11 +91,7 @@ class GroupRates:
         return {"base_lrs": [float(peak) for peak in self.peaks], "scales": list(self.scales)}
 
     def read(self, saved: dict[str, Any]) -> tuple[list[Rate], list[float]]:
-        """Return the peaks and scales that `to_dict` described.
-
-        Raises:
-            ValueError: If they belong to another number of groups, or one is no finite number.
-        """
+        """Return the peaks and scales that `to_dict` described; refuse those of another number of groups."""
         count, here = len(saved["base_lrs"]), len(self.optimizer.param_groups)
         if count != here:
             raise ValueError(

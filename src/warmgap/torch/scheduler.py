@@ -151,7 +151,7 @@ class AdaptiveWarmup(LRScheduler):
         has_roles = find_roles(optimizer, model, roles)
         capped = _cap_of(cap, optimizer, total_iters, rule)
         schedule = Schedule(total_iters, rule, decay)
-        self._groups = GroupSchedules(optimizer, schedule, groups, model, capped is not None)
+        self._groups = GroupSchedules(optimizer, schedule, groups, model, capped=capped is not None)
         if not has_roles and (capped is not None or rule.roles == "hidden"):
             warn(
                 f"the groups of {type(optimizer).__name__} have no roles, so that embedding, head, norms and biases "

@@ -122,9 +122,8 @@ class StepCount:
     def called(self, optimizer: Optimizer) -> float | Tensor | None:
         """Note a call of the scheduler after `made` steps; warn where it comes too rarely or in vain.
 
-        Returns:
-            Whether the step was skipped, as far as a device knows; None where no step was made, and the scheduler is to
-            wait for one. Without gradients, as where only rates are looked at, it waits for none.
+        Returns whether the step was skipped, as far as a device knows; None where no step was made, and the scheduler
+        is to wait for one. Without gradients, as where only rates are looked at, it waits for none.
         """
         made, skipped = self.made, self.skipped
         waits = made == 0 and (self.any or self.trains or _has_gradients(optimizer))
