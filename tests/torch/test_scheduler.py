@@ -518,7 +518,8 @@ def test_numpy_arguments_leave_a_state_that_loads(decay: Any) -> None:
     model, _, _ = problem()
     settings: dict[str, Any] = {"floor": np.float64(0.01), "target_loss": np.float32(1.0), "total_iters": np.int64(100)}
     scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), rule="gap", decay=decay, **settings)
-    length, steps, loss = (np.array(number)[()] for number in (80, 9, 3.0))
+    numbers: list[Any] = [np.int64(80), np.int64(9), np.float32(3.0)]
+    length, steps, loss = numbers
     scheduler.extend(length)
     for _ in range(2):
         scheduler.decay_now(steps)
