@@ -156,7 +156,7 @@ class GroupSchedules:
     ) -> None:
         self.schedule, self.state = schedule, schedule.init()
         self.plans: list[GroupPlan] = []
-        self.own: dict[int, tuple[Schedule, ScheduleState]] = {}  # by the group's index
+        self.own: dict[int, ScheduleState] = {}  # the states of own schedules, by the group's index
         self._asked = dict(asked or {})
         self._model = None if model is None else weakref.ref(model)
         self._capped = capped
@@ -167,26 +167,27 @@ class GroupSchedules:
         separate_rates(optimizer)
         if self._capped or self.schedule.rule.roles == "hidden":
             give_rest_roles(optimizer, None if self._model is None else self._model())
-        known, self.plans = len(self.plans), plan_groups(optimizer, self.schedule, self._asked, self._capped)
-        for index, plan in enumerate(self.plans):
-            if index >= known and plan.own is not None:
-                self.own[index] = plan.own, _without_losses(plan.own, self.state.total_iters, self.state.step)
+        self.plans = plan_groups(optimizer, self.schedule, self._asked, self._capped)
+        self.own = {
+            index: self.own.get(index) or _without_losses(plan.own, self.state.total_iters, self.state.step)
+            for index, plan in enumerate(self.plans)
+            if plan.own is not None
+        }
 
     @property
     def needs_loss(self) -> bool:
         """Whether any of the schedules follows the loss."""
-        return self.schedule.rule.needs_loss or any(schedule.rule.needs_loss for schedule, _ in self.own.values())
+        return self.schedule.rule.needs_loss or any(self.of(index)[0].rule.needs_loss for index in self.own)
 
     def of(self, index: int) -> tuple[Schedule, ScheduleState]:
         """Return schedule and state of a group."""
-        return self.own.get(index, (self.schedule, self.state))
+        return self.plans[index].own or self.schedule, self.own.get(index, self.state)
 
     def rates(self, peaks: Sequence[float | Tensor]) -> list[float | None]:
         """Return the rate of each group, given their peaks; None for one that is left alone."""
         rates: list[float | None] = []
         for index, plan in enumerate(self.plans):
-            own = self.own.get(index)
-            factor = self.schedule.factor_of(self.state, plan.role) if own is None else own[1].factor
+            factor = self.schedule.factor_of(self.state, plan.role) if plan.own is None else self.own[index].factor
             rates.append(min(float(peaks[index]), plan.limit) * factor if plan.scheduled else None)
         return rates
 
@@ -198,7 +199,7 @@ class GroupSchedules:
     def change(self, change: Callable[[Schedule, ScheduleState], ScheduleState]) -> None:
         """Change the state of every schedule."""
         state = change(self.schedule, self.state)
-        self.own = {i: (schedule, change(schedule, own)) for i, (schedule, own) in self.own.items()}
+        self.own = {index: change(self.of(index)[0], own) for index, own in self.own.items()}
         self.state = state
 
     def start(self, loss: float | None, known: bool) -> None:
@@ -211,23 +212,22 @@ class GroupSchedules:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the states as plain Python values."""
-        own = {str(index): schedule.to_dict(state) for index, (schedule, state) in self.own.items()}
+        own = {str(index): self.of(index)[0].to_dict(state) for index, state in self.own.items()}
         return {"schedule": self.schedule.to_dict(self.state), "own": own}
 
     def read(
         self, optimizer: Optimizer, saved: dict[str, Any]
-    ) -> tuple[list[GroupPlan], ScheduleState, dict[int, tuple[Schedule, ScheduleState]]]:
+    ) -> tuple[list[GroupPlan], ScheduleState, dict[int, ScheduleState]]:
         """Return plans, state and own states of what `to_dict` described; refuse those of other groups or schedules."""
         plans = plan_groups(optimizer, self.schedule, self._asked, self._capped)
-        own = {str(index): plan.own for index, plan in enumerate(plans) if plan.own is not None}
-        if own.keys() != saved["own"].keys():
+        own = {index: plan.own for index, plan in enumerate(plans) if plan.own is not None}
+        if {*map(str, own)} != saved["own"].keys():
             raise ValueError(
                 f"this state has schedules of their own for the groups {sorted(saved['own'])}, and this scheduler for "
-                f"{sorted(own)}: give the same groups=, or start afresh"
+                f"{sorted(map(str, own))}: give the same groups=, or start afresh"
             )
-        state = self.schedule.from_dict(saved["schedule"])
-        states = {int(i): (schedule, schedule.from_dict(saved["own"][i])) for i, schedule in own.items()}
-        return plans, state, states
+        states = {index: schedule.from_dict(saved["own"][str(index)]) for index, schedule in own.items()}
+        return plans, self.schedule.from_dict(saved["schedule"]), states
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_model": None}
