@@ -27,6 +27,7 @@ class CapShare:
         self.active = False  # whether the cap holds them back, as the events say
         self.made: float | None = None  # what was left of the schedule's factor in the last step
         self._rates = rates
+        self._measuring = False  # whether the cap was shown the beginning of a step
         if cap is not None:
             cap.agree = agree
             cap.serve(self)
@@ -46,12 +47,13 @@ class CapShare:
         """Have the step measured that is about to be made; with a closure its gradients are yet to be computed."""
         if self.cap is not None:
             self.cap.before(closure=closure)
+            self._measuring = True
 
     def after(self) -> None:
         """Have the step cut that was just made."""
-        if self.cap is None:
+        if self.cap is None or not self._measuring:
             return
-        unknown = self.cap.ratio is None
+        self._measuring, unknown = False, self.cap.ratio is None
         self.cap.after()
         if unknown and self.groups:  # the first step, measured only now, was cut down to the cap
             self.factor *= self.cap.factor_at(self._rates.on_host(self.cap.base))
