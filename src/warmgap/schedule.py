@@ -168,7 +168,6 @@ class Schedule:
     rule: Rule[Any] = "auto"  # type: ignore[assignment]  # a name becomes its rule
     decay: str | Callable[[float], float] = "cosine"
     _decay: Callable[[float], float] = field(init=False, repr=False, compare=False)
-    _earliest: int = field(init=False, repr=False, compare=False)  # the first step at which it may decay
 
     if TYPE_CHECKING:
 
@@ -178,15 +177,10 @@ class Schedule:
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        check_count(
-            "total_iters", self.total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run"
-        )
         object.__setattr__(self, "rule", by_name(self.rule, self.total_iters))
         if not isinstance(self.decay, str) and not callable(self.decay):
             raise ValueError(f"decay must be a name or a callable, got {self.decay!r}")
-        stays = self.decay == "constant"  # until `decay_now`
-        object.__setattr__(self, "_earliest", _NEVER if stays else 0)
-        named = "cosine" if stays else self.decay
+        named = "cosine" if self.decay == "constant" else self.decay  # for `decay_now`
         decay = decays.by_name(named) if isinstance(named, str) else named
         if check_finite("decay(0)", decay(0.0)) != 1.0:
             raise ValueError(f"a decay must be exactly 1 at progress 0, got {decay(0.0)!r}: divide by that value")
@@ -413,9 +407,9 @@ class Schedule:
 
     def _marks(self, total_iters: int) -> tuple[int, int]:
         """Return the steps before which it does not decay, and at which warm-up ends at the latest."""
-        latest = self.rule.max_warmup
+        stays, latest = self.decay == "constant", self.rule.max_warmup
         return (
-            max(self._earliest, math.ceil(self.rule.hold * total_iters)),
+            _NEVER if stays else math.ceil(self.rule.hold * total_iters),
             _NEVER if latest is None else max(1, math.ceil(latest * total_iters)),
         )
 

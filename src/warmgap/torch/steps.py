@@ -13,14 +13,9 @@ from torch.optim import Optimizer
 from warmgap._checks import warn
 from warmgap.torch.sharding import local
 
-NEVER_STEPPED = 10
-"""Calls of a scheduler before its optimizer's first step, or while another moves the weights, that make a warning."""
-
-STOOD_STILL = 100
-"""Calls without a new step after which a warning says so; a host may call once a process."""
-
-ONCE_AN_EPOCH = 4
-"""Optimizer steps between two calls of a scheduler that are surely not one; two are, where they come twice."""
+NEVER_STEPPED = 10  # calls of a scheduler before its optimizer's first step, or while another moves the weights
+STOOD_STILL = 100  # calls without a new step; a host may call once a process
+ONCE_AN_EPOCH = 4  # steps between two calls that are surely not one; two are, where they come twice
 
 
 class Watcher(Protocol):
