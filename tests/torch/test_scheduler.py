@@ -565,6 +565,17 @@ def test_get_lr_changes_nothing() -> None:
     assert scheduler.state_dict() == before
 
 
+def test_peaks_and_rates_are_where_torch_keeps_them() -> None:
+    model, _, _ = problem()
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 50, rule=LinearRule(0))
+    assert scheduler._last_lr == scheduler.base_lrs == [1.0]
+    scheduler.base_lrs = [0.5]
+    scheduler.optimizer.step()
+    scheduler.step()
+    assert scheduler._last_lr == scheduler.get_last_lr() == scheduler.get_lr()
+    assert 0.49 < scheduler._last_lr[0] < 0.5
+
+
 def test_the_optimizer_does_not_keep_it_alive() -> None:
     model, _, _ = problem()
     optimizer = Lion(model.parameters(), lr=1.0)

@@ -193,6 +193,10 @@ class AdaptiveWarmup(LRScheduler):
         self._rates.peaks = peaks
 
     @property
+    def _last_lr(self) -> list[float | Tensor]:  # type: ignore[override]  # scripts read it here, as torch's own have it
+        return self._rates.last
+
+    @property
     def phase(self) -> Literal["warmup", "stable", "decay"]:
         """`"warmup"` while the factor is on its way up, `"stable"` while it stays, `"decay"` from then on."""
         return self._groups.state.phase
