@@ -54,8 +54,8 @@ class Floats:
 
     @staticmethod
     def decay(function: Callable[[float], float]) -> Callable[[float], float]:
-        """Return a decay as a function of these operations' numbers."""
-        return function
+        """Return a decay as a function of these operations' numbers, whatever numbers it returns."""
+        return lambda progress: float(function(progress))
 
     @staticmethod
     def require(holds: bool, message: Callable[[], str]) -> None:

@@ -11,11 +11,7 @@ SHARED = ("gap", "power", "loss-ratio", "measured", "linear")
 
 
 def of_version_1(data: dict[str, Any], schedule: Any) -> dict[str, Any]:
-    """Return what `Schedule.to_dict` would return today for a state that version 1 saved.
-
-    Raises:
-        ValueError: If its rule is no more, or it is damaged.
-    """
+    """Return what `Schedule.to_dict` would return today for a state that version 1 saved, if its rule is still here."""
     try:
         config, old, step, ended = data["config"], data["rule"], data["step"], data["handover"]
         name = config["rule"]["name"]
@@ -58,12 +54,28 @@ def of_version_1(data: dict[str, Any], schedule: Any) -> dict[str, Any]:
             )
         start = -1 if ended is None else ended
         begins = -1 if ended is None else max(ended, state.hold_until)
-        state = state._replace(ended=start, decaying=begins, anchor=max(0, begins), total_iters=config["total_iters"])
+        marks = {"ended": start, "decaying": begins, "anchor": max(0, begins), "total_iters": config["total_iters"]}
         rule = state.rule._replace(**fields)
-        state = schedule.settled(state, step, rule, factor, state.guard, deadlock, seen)
+        state = schedule._settled(state._replace(**marks), step, rule, factor, state.guard, deadlock, seen)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this state of version 1 is damaged or was edited: {error!r}") from error
     return {"version": 2, "config": config, "state": to_plain(state)}
+
+
+def scheduler_of_version_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Return what `AdaptiveWarmup.state_dict` would return today for a state that version 1 saved."""
+    late = data.get("late_loss")
+    return {key: value for key, value in data.items() if key != "late_loss"} | {
+        "version": 2,
+        "late": None if late is None else [late, False],
+        "own": {},
+        "calibrated": True,
+        "held": [1.0, False, None],
+        "cap": None,
+        "scales": [1.0] * len(data.get("base_lrs", ())),
+        "events": [],
+        "history": {"rows": []},
+    }
 
 
 def _filter(old: dict[str, Any], size: int) -> FilterState:

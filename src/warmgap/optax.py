@@ -28,7 +28,7 @@ except ModuleNotFoundError as _error:
 
 from warmgap import decay as decays
 from warmgap._ops import LARGEST
-from warmgap.rules import Rule, default_rho, rule_for
+from warmgap.rules import Rule, by_name, default_rho
 from warmgap.rules.spectral import ABOVE_EDGE, RANK, ROUNDING, directions_of, noise_edge
 from warmgap.schedule import Schedule, ScheduleState
 
@@ -179,14 +179,12 @@ class WarmupSchedule:
     ) -> None:
         if norm is not None:
             warn("norm has no effect any more: leave it out", DeprecationWarning)
-        rule = rule_for(rule, total_iters, target_loss=target_loss, floor=floor)
+        rule = by_name(rule, total_iters, target_loss=target_loss, floor=floor)
         self.peak = check_positive("peak", peak)
         self.schedule = Schedule(total_iters, rule, decay)
         self.role = role
         self._config = _digests(self.schedule)
-        start = self.schedule.init()  # here, as it calls the decay, which a compiled function can't
-        self._start = jax.tree.map(np.asarray, start, is_leaf=_is_window)
-        self._tree = jax.tree.structure(_rest(self._start))
+        self._start = _arrays(self.schedule.init())  # here, as it calls the decay, which a compiled function can't
 
     def init(self) -> WarmupState:
         """Return the state before the first step."""
@@ -237,7 +235,7 @@ class WarmupSchedule:
         host = jax.tree.map(lambda leaf: tuple(leaf.tolist()) if leaf.ndim else leaf.item(), self._unpacked(state))
         moved = move(host)
         config = jnp.asarray(state.config).at[1].set(moved.total_iters)
-        return self._packed(jax.tree.map(np.asarray, moved._replace(events=()), is_leaf=_is_window), config)
+        return self._packed(_arrays(moved._replace(events=())), config)
 
     def _started(self, state: WarmupState, value: jax.typing.ArrayLike) -> WarmupState:
         """Return the state before the first step given the loss there, and any other as it is."""
@@ -247,15 +245,15 @@ class WarmupSchedule:
         return self._packed(Arrays.when(usable, lambda: seen, own), state.config)
 
     def _packed(self, state: ScheduleState, config: Array) -> WarmupState:
-        state = jax.tree.map(lambda new, like: jnp.asarray(new, _narrow(like.dtype)), state, self._start)
+        state = jax.tree.map(lambda new, like: jnp.asarray(new, like.dtype), state, self._start)
         gap, target = (jnp.asarray(x, jnp.float32) for x in self.schedule.rule.reading(state.rule, Arrays))
         top: Any = (state.step, state.factor, state.base, state.ended)
         return WarmupState(*(*top, gap, target, tuple(jax.tree.leaves(_rest(state))), config))
 
     def _unpacked(self, state: WarmupState) -> ScheduleState:
-        own: Any = jax.tree.unflatten(self._tree, state.parts)
+        own: ScheduleState = jax.tree.unflatten(jax.tree.structure(_rest(self._start)), state.parts)
         top: Any = {"step": state.step, "factor": state.factor, "base": state.base, "ended": state.handover}
-        return own._replace(**top)  # type: ignore[no-any-return]
+        return own._replace(**top)
 
 
 def scale_by_warmup(
@@ -272,16 +270,8 @@ def scale_by_warmup(
 
     Chain it after an optimizer built at its peak learning rate:
     `optax.chain(optax.lion(1e-3), scale_by_warmup(total_iters))`. `update` needs `value=loss`. The state is a
-    `WarmupState`; `optax.tree.get(opt_state, "factor")` finds what it holds.
-
-    Args:
-        total_iters: Optimizer steps in the whole run.
-        rule: As for `WarmupSchedule`.
-        target_loss: As for `WarmupSchedule`.
-        floor: As for `WarmupSchedule`.
-        decay: As for `WarmupSchedule`.
-        role: As for `WarmupSchedule`.
-        norm: No longer of use.
+    `WarmupState`; `optax.tree.get(opt_state, "factor")` finds what it holds. The arguments are those of
+    `WarmupSchedule`.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -523,53 +513,15 @@ def check_restored(restored: Any, fresh: Any) -> None:
         ...     print(str(error)[:81])
         this WarmupState belongs to a schedule with other settings: decay differ; give th
     """
-    pair = [_warmup_states(tree) for tree in (restored, fresh)]
-    if not pair[1] or len(pair[0]) != len(pair[1]):
+    leaves = [jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, WarmupState)) for tree in (restored, fresh)]
+    saved, own = ([leaf for leaf in tree if isinstance(leaf, WarmupState)] for tree in leaves)
+    if not own or len(saved) != len(own):
         raise ValueError(
-            f"the restored state holds {len(pair[0])} WarmupState and the optimizer's own {len(pair[1])}: restore into "
+            f"the restored state holds {len(saved)} WarmupState and the optimizer's own {len(own)}: restore into "
             "the tree that optimizer.init(params) returns, with scale_by_warmup or WarmupSchedule in the optimizer"
         )
-    for saved, own in zip(*pair, strict=True):
-        _refuse_other(saved, own)
-
-
-def _loss(value: jax.typing.ArrayLike) -> Array:
-    loss: Array = jax.lax.stop_gradient(jnp.asarray(value, jnp.float32))
-    return loss
-
-
-def _narrow(dtype: Any) -> Any:
-    return {"f": jnp.float32, "i": jnp.int32, "b": jnp.bool_}[np.dtype(dtype).kind]
-
-
-def _is_window(item: Any) -> bool:
-    return type(item) is tuple and bool(item)
-
-
-def _rest(state: ScheduleState) -> Any:
-    """Return the state without what `WarmupState` holds by name: a leaf that is there twice would be donated twice."""
-    empty: Any = ()
-    return state._replace(step=empty, factor=empty, base=empty, ended=empty)
-
-
-def _warmup_states(tree: Any) -> list[WarmupState]:
-    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, WarmupState))
-    return [leaf for leaf in leaves if isinstance(leaf, WarmupState)]
-
-
-_CONFIG = ("version", "total_iters", "decay", "rule", "settings of the rule")
-
-
-def _digests(schedule: Schedule) -> list[int]:
-    """Return a number for each of `_CONFIG`: version and length as they are, digests of the others."""
-
-    def digest(value: Any) -> int:
-        text = json.dumps(value, sort_keys=True).encode()
-        return int.from_bytes(hashlib.sha256(text).digest()[:4], "big", signed=True)
-
-    config = schedule.config()
-    name = config["rule"].pop("name")
-    return [STATE_VERSION, schedule.total_iters, *map(digest, (config["decay"], name, config["rule"]))]
+    for pair in zip(saved, own, strict=True):
+        _refuse_other(*pair)
 
 
 def _refuse_other(saved: WarmupState, own: WarmupState) -> None:
@@ -587,10 +539,44 @@ def _refuse_other(saved: WarmupState, own: WarmupState) -> None:
             f"this WarmupState belongs to a schedule with other settings: {', '.join(differing)} differ{hint}; give "
             "the same ones, or start afresh"
         )
-    like = [jax.tree.map(lambda leaf: (np.shape(leaf), str(np.asarray(leaf).dtype)), state) for state in (saved, own)]
+    kinds = [jax.tree.map(lambda leaf: (np.shape(leaf), np.asarray(leaf).dtype), state) for state in (saved, own)]
     factor, step = float(saved.factor), int(saved.step)
-    if like[0] != like[1] or not 0.0 < factor <= 1.0 or step < 0:
+    if kinds[0] != kinds[1] or not 0.0 < factor <= 1.0 or step < 0:
         raise ValueError(
             f"this WarmupState is damaged or was edited: its arrays are not those of this schedule, or its factor "
             f"{factor!r} or step {step!r} can't be"
         )
+
+
+_CONFIG = ("version", "total_iters", "decay", "rule", "settings of the rule")
+
+
+def _digests(schedule: Schedule) -> list[int]:
+    """Return a number for each of `_CONFIG`: version and length as they are, digests of the others."""
+    config = schedule.config()
+    name = config["rule"].pop("name")
+    texts = [json.dumps(part, sort_keys=True).encode() for part in (config["decay"], name, config["rule"])]
+    digests = [int.from_bytes(hashlib.sha256(text).digest()[:4], "big", signed=True) for text in texts]
+    return [STATE_VERSION, schedule.total_iters, *digests]
+
+
+def _loss(value: jax.typing.ArrayLike) -> Array:
+    loss: Array = jax.lax.stop_gradient(jnp.asarray(value, jnp.float32))
+    return loss
+
+
+def _arrays(state: ScheduleState) -> ScheduleState:
+    """Return a state of Python's numbers as one of NumPy's arrays, in 32 bits."""
+    kinds: dict[type, Any] = {float: np.float32, int: np.int32, bool: np.bool_}
+
+    def array(value: Any) -> Any:
+        return np.asarray(value, kinds[type(value[0] if type(value) is tuple else value)])
+
+    arrays: ScheduleState = jax.tree.map(array, state, is_leaf=lambda node: type(node) is tuple and bool(node))
+    return arrays
+
+
+def _rest(state: ScheduleState) -> ScheduleState:
+    """Return the state without what `WarmupState` holds by name: a leaf that is there twice would be donated twice."""
+    top: Any = dict.fromkeys(("step", "factor", "base", "ended"), ())
+    return state._replace(**top)

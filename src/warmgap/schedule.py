@@ -12,7 +12,7 @@ from warmgap._checks import check_count, check_finite, plain_fields, warn
 from warmgap._ops import Floats, Ops
 from warmgap._state import from_plain, to_plain
 from warmgap._version_1 import of_version_1
-from warmgap.rules import DivergenceGuard, Rule, rule_for
+from warmgap.rules import DivergenceGuard, Rule, by_name
 from warmgap.rules.deadlock import DeadlockState, watch
 from warmgap.rules.guard import GuardState
 from warmgap.rules.spectral import HOLD, HOLD_LOW
@@ -170,7 +170,6 @@ class Schedule:
     rule: Rule[Any] = "auto"  # type: ignore[assignment]  # a name becomes its rule
     decay: str | Callable[[float], float] = "cosine"
     _decay: Callable[[float], float] = field(init=False, repr=False, compare=False)
-    _earliest: int = field(init=False, repr=False, compare=False)  # the first step at which it may decay
 
     if TYPE_CHECKING:
 
@@ -180,15 +179,10 @@ class Schedule:
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        check_count(
-            "total_iters", self.total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run"
-        )
-        object.__setattr__(self, "rule", rule_for(self.rule, self.total_iters))
+        object.__setattr__(self, "rule", by_name(self.rule, self.total_iters))
         if not isinstance(self.decay, str) and not callable(self.decay):
             raise ValueError(f"decay must be a name or a callable, got {self.decay!r}")
-        stays = self.decay == "constant"  # until `decay_now`
-        object.__setattr__(self, "_earliest", _NEVER if stays else 0)
-        named = "cosine" if stays else self.decay
+        named = "cosine" if self.decay == "constant" else self.decay  # for `decay_now`
         decay = decays.by_name(named) if isinstance(named, str) else named
         if check_finite("decay(0)", decay(0.0)) != 1.0:
             raise ValueError(f"a decay must be exactly 1 at progress 0, got {decay(0.0)!r}: divide by that value")
@@ -199,10 +193,9 @@ class Schedule:
         """Return the state before the first step."""
         rule = self.rule.init(self.total_iters)
         ramp = rule.factor if self.rule.roles == "all" else self.rule.floor
-        guard, deadlock = _GUARD.init(), DeadlockState()
         marks = self._marks(self.total_iters)
-        state = ScheduleState(0, self.total_iters, rule.factor, ramp, ramp, rule, guard, *marks, deadlock)
-        return self.settled(state, 0, rule, ramp, guard, deadlock, False)
+        state = ScheduleState(0, self.total_iters, 1.0, 1.0, ramp, rule, _GUARD.init(), *marks)
+        return self._settled(state, 0, rule, ramp, state.guard, state.deadlock, seen=False)
 
     def first(self, state: ScheduleState, loss: float | None = None) -> ScheduleState:
         """Return the state before the first step, given evidence there: the first factors may then lie above the floor.
@@ -219,7 +212,8 @@ class Schedule:
             raise ValueError(f"first is for the time before the first step, and {state.step} were made")
         if loss is not None:
             loss = check_finite("the first loss", loss)
-        return self._noted(state, self.started(state, loss), loss)
+        after = self.started(state, loss)
+        return _noted(state, after, loss, self._happened(state, after, loss))
 
     def step(self, state: ScheduleState, loss: float | None = None) -> ScheduleState:
         """Return the state after a step that ran at the factors of `state`.
@@ -258,7 +252,7 @@ class Schedule:
                 "while: the peak is too high, or the loss swings by itself (a generator against its critic, data in "
                 "order) and does not measure progress; rule='linear' uses no losses"
             )
-        return self._noted(state, after, loss)
+        return _noted(state, after, loss, self._happened(state, after, loss))
 
     def extend(self, state: ScheduleState, total_iters: int) -> ScheduleState:
         """Return the state of a run that is to have `total_iters` steps in all, more or fewer; the rate goes on.
@@ -268,7 +262,7 @@ class Schedule:
         Raises:
             ValueError: If `total_iters` does not lie above the steps made.
         """
-        check_count("total_iters", total_iters, minimum=1)
+        total_iters = check_count("total_iters", total_iters, minimum=1)
         if total_iters <= state.step:
             raise ValueError(f"total_iters must lie above the {state.step} steps made, got {total_iters}")
         low = state.hold_until > self._marks(state.total_iters)[0]  # as `hold_on` left it
@@ -287,7 +281,7 @@ class Schedule:
             longer = longer._replace(decaying=start, anchor=start)
         else:
             longer = longer._replace(anchor=state.step, progress=_progress_of(state))
-        return self._noted(state, longer, None, "extended")
+        return _noted(state, longer, None, [("extended", None)])
 
     def hold_on(self, state: ScheduleState) -> ScheduleState:
         """Return the state of a run whose peak is low, and is held to 80 % of the run in place of 60 %.
@@ -300,7 +294,7 @@ class Schedule:
         longer = state._replace(hold_until=hold_until)
         if state.phase == "stable":
             longer = longer._replace(decaying=hold_until, anchor=hold_until)
-        return self._noted(state, longer, None, "peak is low: held longer")
+        return _noted(state, longer, None, [("peak is low: held longer", None)])
 
     def decay_now(self, state: ScheduleState, steps: int) -> ScheduleState:
         """Return the state of a run that decays from the present factor over the next `steps` steps, and ends there.
@@ -308,7 +302,7 @@ class Schedule:
         Raises:
             ValueError: If `steps` is no whole number >= 1.
         """
-        check_count("steps", steps, minimum=1, hint="it is the number of steps that the decay is to take")
+        steps = check_count("steps", steps, minimum=1, hint="it is the number of steps that the decay is to take")
         decays = state.phase == "decay"
         now = state._replace(
             total_iters=state.step + steps,
@@ -317,7 +311,7 @@ class Schedule:
             anchor=state.step,
             progress=self._level_until(_progress_of(state) if decays else 0.0),
         )
-        return self._noted(state, now, None, "decay moved up")
+        return _noted(state, now, None, [("decay moved up", None)])
 
     def factor_of(self, state: ScheduleState, role: str | None) -> float:
         """Return the factor of weights in that role; None is the role of weights that have none."""
@@ -367,41 +361,13 @@ class Schedule:
 
     # What follows is written in operations: `warmgap.optax` runs the same lines on arrays.
 
-    def settled(
-        self,
-        old: ScheduleState,
-        step: int,
-        rule: Any,
-        ramp: float,
-        guard: GuardState,
-        deadlock: DeadlockState,
-        seen: bool,
-        ops: Ops = Floats,
-    ) -> ScheduleState:
-        """Return the state with what follows from its parts: end of warm-up, start of the decay, factors."""
-        over = (old.ended < 0) & (rule.factor == 1.0)
-        start = ops.maximum(step, old.hold_until)
-        ended = ops.where(over, step, old.ended)
-        decaying = ops.where(over, start, old.decaying)
-        anchor = ops.where(over, start, old.anchor)
-        total, progress = old.total_iters, old.progress
-        scale = guard.scale * ops.when(
-            (ended >= 0) & (step > decaying),
-            lambda: ops.decay(self._decay)(_progress(step, total, anchor, progress, ops)),
-            1.0,
-        )
-        return ScheduleState(
-            step, total, scale * rule.factor, scale * ramp, ramp, rule, guard, old.hold_until, old.deadline, deadlock,
-            seen, ended, decaying, anchor, progress, old.events,
-        )  # fmt: skip
-
     def started(self, state: ScheduleState, loss: float | None, ops: Ops = Floats) -> ScheduleState:
         """Return the state before the first step, given the evidence there."""
         if not self.rule.needs_loss:
             return state
         rule = self.rule.first(state.rule, loss, ops)
         ramp = rule.factor if self.rule.roles == "all" else 1.0
-        return self.settled(state, state.step, rule, ramp, state.guard, state.deadlock, True, ops)
+        return self._settled(state, state.step, rule, ramp, state.guard, state.deadlock, True, ops)
 
     def advanced(self, state: ScheduleState, loss: float, given: bool, ops: Ops = Floats) -> ScheduleState:
         """Return the state after a step; `loss` is any number where none was given."""
@@ -424,16 +390,43 @@ class Schedule:
         ramp = factor if rule.roles == "all" else ops.minimum(1.0, 2.0 * state.ramp)
         after = after if factor is after.factor else after._replace(factor=factor)
         seen = state.seen | (finite & rule.needs_loss)
-        return self.settled(state, step, after, ramp, guard, deadlock, seen, ops)
+        return self._settled(state, step, after, ramp, guard, deadlock, seen, ops)
+
+    def _settled(
+        self,
+        old: ScheduleState,
+        step: int,
+        rule: Any,
+        ramp: float,
+        guard: GuardState,
+        deadlock: DeadlockState,
+        seen: bool,
+        ops: Ops = Floats,
+    ) -> ScheduleState:
+        """Return the state with these parts and what follows from them: end of warm-up, start of the decay, factors."""
+        over = (old.ended < 0) & (rule.factor == 1.0)
+        start = ops.maximum(step, old.hold_until)
+        ended = ops.where(over, step, old.ended)
+        decaying = ops.where(over, start, old.decaying)
+        anchor = ops.where(over, start, old.anchor)
+        scale = guard.scale * ops.when(
+            (ended >= 0) & (step > decaying),
+            lambda: ops.decay(self._decay)(_progress(step, old.total_iters, anchor, old.progress, ops)),
+            1.0,
+        )
+        return ScheduleState(
+            step, old.total_iters, scale * rule.factor, scale * ramp, ramp, rule, guard, old.hold_until, old.deadline,
+            deadlock, seen, ended, decaying, anchor, old.progress, old.events,
+        )  # fmt: skip
 
     # Of the host alone.
 
     def _marks(self, total_iters: int, low: bool = False) -> tuple[int, int]:
         """Return the steps before which it does not decay, where the peak is `low`, and at which warm-up ends."""
-        latest, hold = self.rule.max_warmup, self.rule.hold
+        stays, latest, hold = self.decay == "constant", self.rule.max_warmup, self.rule.hold
         share = hold if hold != "auto" else HOLD_LOW if low else HOLD
         return (
-            max(self._earliest, math.ceil(share * total_iters)),
+            _NEVER if stays else math.ceil(share * total_iters),
             _NEVER if latest is None else max(1, math.ceil(latest * total_iters)),
         )
 
@@ -447,23 +440,11 @@ class Schedule:
             low, high = (middle, high) if self._decay(middle) >= level else (low, middle)
         return low
 
-    def _noted(
-        self, before: ScheduleState, after: ScheduleState, loss: float | None, reason: str | None = None
-    ) -> ScheduleState:
-        """Return the state after with what has happened, `reason` where that is known, among its events."""
-        happened = self._happened(before, after, loss) if reason is None else [(reason, None)]
-        if not happened:
-            return after
-        events = [Event(after.step, loss, before.factor, after.factor, reason, role) for reason, role in happened]
-        return after._replace(events=(*after.events, *events)[-MOST_EVENTS:])
-
-    def _happened(
-        self, before: ScheduleState, after: ScheduleState, loss: float | None
-    ) -> list[tuple[str, str | None]]:
-        """Return the reasons of what has happened, in its order, each with the role that it concerns."""
+    def _happened(self, before: ScheduleState, after: ScheduleState, loss: float | None) -> Happened:
+        """Return what tells two states apart."""
         guard, old = after.guard, before.guard
         hidden = None if self.rule.roles == "all" else "hidden"
-        happened: list[tuple[str, str | None]] = []
+        happened: Happened = []
         if after.seen and not before.seen:
             happened.append(("step size known" if loss is None else "first loss seen", None))
         if guard.off and not old.off:
@@ -483,6 +464,18 @@ class Schedule:
         if 0 <= after.decaying <= after.step and not 0 <= before.decaying <= before.step:
             happened.append(("decay began", None))
         return happened
+
+
+Happened = list[tuple[str, str | None]]
+"""The reasons of what has happened, in its order, each with the role that it concerns."""
+
+
+def _noted(before: ScheduleState, after: ScheduleState, loss: float | None, happened: Happened) -> ScheduleState:
+    """Return the state after with what has happened among its events."""
+    if not happened:
+        return after
+    events = [Event(after.step, loss, before.factor, after.factor, *what) for what in happened]
+    return after._replace(events=(*after.events, *events)[-MOST_EVENTS:])
 
 
 def _refuse_other_config(saved: Any, own: dict[str, Any]) -> None:

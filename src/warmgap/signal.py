@@ -19,25 +19,16 @@ _CHANGE_TO_DEVIATION = math.sqrt(math.pi) / 2.0  # mean |difference of two indep
 
 
 class FilterState(NamedTuple):
-    """State of a `LossFilter`.
+    """State of a `LossFilter`."""
 
-    Attributes:
-        window: The last losses, the newest at the end; those before the first `filled` came are 0.
-        filled: How many of the window are losses.
-        accepted: The last loss that passed the Hampel filter, or what took its place; 0 before the first.
-        clean: The average of the accepted losses; 0 before the first.
-        weight: Sum of the weights in that average, in [0, 1); 0 before the first loss.
-        noise: The standard deviation of a single loss, from successive differences; 0 until there were two losses.
-        noise_weight: Sum of the weights in that average.
-    """
-
-    window: tuple[float, ...]
-    filled: int = 0
-    accepted: float = 0.0
-    clean: float = 0.0
-    weight: float = 0.0
+    window: tuple[float, ...]  # the last losses, the newest at the end; those before the first `filled` came are 0
+    filled: int = 0  # how many of the window are losses
+    accepted: float = 0.0  # the last loss that passed the Hampel filter, or what took its place; 0 before the first
+    clean: float = 0.0  # the average of the accepted losses; 0 before the first
+    weight: float = 0.0  # sum of the weights in that average, in [0, 1); 0 before the first loss
+    # the standard deviation of a single loss, from successive differences; 0 until there were two losses
     noise: float = 0.0
-    noise_weight: float = 0.0
+    noise_weight: float = 0.0  # sum of the weights in that average
 
 
 @dataclass(frozen=True)

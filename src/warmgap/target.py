@@ -7,10 +7,8 @@ bad one costs: with target 0 its Muon run ends at 3.717 where the best hand-tune
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from warmgap._checks import check_finite, plain_fields
 from warmgap._ops import Floats, Ops
 
 MEAN_DECAY = 0.5
@@ -26,24 +24,6 @@ _LEAST_GAIN = 0.01  # share of the initial loss that counts as gained at least, 
 _TINY = 1e-30  # the logarithm at the start is 0
 
 
-class Descent(NamedTuple):
-    """The descent of the loss so far.
-
-    Attributes:
-        total: The cumulative factor expected at the end of the run.
-        distance: The cumulative factor: the sum of the factors of the steps made.
-        initial_loss: The first clean loss; 0 before it.
-        best_loss: The lowest clean loss; 0 before the first.
-        seen: Whether there was a loss.
-    """
-
-    total: float
-    distance: float = 0.0
-    initial_loss: float = 0.0
-    best_loss: float = 0.0
-    seen: bool = False
-
-
 class Gap(NamedTuple):
     """The gap at the start, the gap of the lowest clean loss, and the target loss that both are taken to."""
 
@@ -52,44 +32,30 @@ class Gap(NamedTuple):
     target_loss: float
 
 
-@dataclass(frozen=True)
-class Target:
-    """The target loss: a number, or `"auto"` to estimate it from the descent so far.
+class Descent(NamedTuple):
+    """The descent of the loss so far."""
 
-    Attributes:
-        loss: The loss taken as optimal, or `"auto"`.
+    total: float  # the cumulative factor expected at the end of the run
+    distance: float = 0.0  # the cumulative factor: the sum of the factors of the steps made
+    initial_loss: float = 0.0  # the first clean loss; 0 before it
+    best_loss: float = 0.0  # the lowest clean loss; 0 before the first
+    seen: bool = False  # whether there was a loss
 
-    Raises:
-        ValueError: If it is neither.
-    """
-
-    loss: float | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        if self.loss != "auto":
-            check_finite("target_loss", self.loss, "give the loss taken as optimal, or 'auto'")
-
-    def init(self, total_iters: int) -> Descent:
-        """Return the descent before the first step of a run of `total_iters` steps."""
-        return Descent(MEAN_DECAY * total_iters)
-
-    def step(self, descent: Descent, clean: float, factor: float, ops: Ops = Floats) -> Descent:
+    def step(self, clean: float, factor: float, ops: Ops) -> Descent:
         """Return the descent after a step that ran at `factor` and showed the clean loss `clean`."""
         return Descent(
-            total=descent.total,
-            distance=descent.distance + factor,
-            initial_loss=ops.where(descent.seen, descent.initial_loss, clean),
-            best_loss=ops.where(descent.seen, ops.minimum(clean, descent.best_loss), clean),
-            seen=descent.seen | True,
+            total=self.total,
+            distance=self.distance + factor,
+            initial_loss=ops.where(self.seen, self.initial_loss, clean),
+            best_loss=ops.where(self.seen, ops.minimum(clean, self.best_loss), clean),
+            seen=self.seen | True,
         )
 
-    def gap(self, descent: Descent, ops: Ops = Floats) -> Gap:
-        """Return the gap at the start, the gap now and the target loss, of a descent with a loss in it."""
-        initial, best, target = descent.initial_loss, descent.best_loss, self.loss
-        if target == "auto":
-            target = estimate_target_loss(initial, best, descent.distance, descent.total, ops)
-        return Gap(initial - target, best - target, target)
+    def gap(self, target_loss: float | Literal["auto"], ops: Ops) -> Gap:
+        """Return the gaps to a target loss, or to an estimate of it, of a descent with a loss in it."""
+        if target_loss == "auto":
+            target_loss = estimate_target_loss(self.initial_loss, self.best_loss, self.distance, self.total, ops)
+        return Gap(self.initial_loss - target_loss, self.best_loss - target_loss, target_loss)
 
 
 def estimate_target_loss(

@@ -43,7 +43,7 @@ def train(kind: str, rule: Any, join: bool = True) -> dict[str, Any]:
             rates.append(optimizer.param_groups[0]["lr"])
             scheduler.step()
             optimizer.zero_grad()
-    state = scheduler.schedule.to_dict(scheduler._state)
+    state = scheduler.state_dict()["schedule"]
     return {"rates": rates, "made": scheduler.last_epoch, "state": json.dumps(state)}
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,30 @@ def test_lr_scale_counts() -> None:
     assert constant_losses(scheduler, 2)[1] == scheduler.get_last_lr() == [1e-3, 5e-4, 2.5e-4]
 
 
+@pytest.mark.parametrize(
+    ("own", "first", "last"),
+    [
+        ({"warmup": 0.3}, 30, 30),
+        ({"warmup": 5, "decay_start": 0.5}, 8, 50),
+        ({"warmup": 0.2, "decay_start": 0.4}, 20, 40),
+    ],
+)
+def test_a_groups_own_schedule_goes_on_over_another_length(own: dict[str, Any], first: int, last: int) -> None:
+    def fresh(total: int) -> AdaptiveWarmup:
+        groups: list[dict[str, Any]] = [{"params": [nn.Parameter(torch.ones(4))]} for _ in range(2)]
+        return AdaptiveWarmup(Lion([groups[0], {**groups[1], "schedule": own}], lr=1.0), total)
+
+    scheduler, longer = fresh(50), fresh(100)
+    before = constant_losses(scheduler, 8)[-1]
+    longer.load_state_dict(scheduler.state_dict())
+    scheduler.extend(100)
+    assert before[1] <= longer.get_last_lr()[1] <= 2.0 * before[1]
+    rates = constant_losses(longer, 92)
+    assert constant_losses(scheduler, 92) == rates
+    assert [step for step, rate in enumerate(rates, 8) if rate[1] == 1.0] == list(range(first, last + 1))
+    assert rates[-1][1] < 0.01
+
+
 def linear(**settings: Any) -> AdaptiveWarmup:
     optimizer = Lion([nn.Parameter(torch.ones(4))], lr=1.0)
     return AdaptiveWarmup(optimizer, 100, decay="constant", rule=LinearRule(0), **settings)
@@ -294,12 +320,12 @@ def test_promise_9_a_peak_of_which_the_cap_lets_most_pass_is_held_longer(lr: flo
     losses(model, scheduler.optimizer, scheduler, range(17))
     saved = copy.deepcopy(scheduler.state_dict())
     losses(model, scheduler.optimizer, scheduler, range(17, 30))
-    assert scheduler._state.decay_start == start
+    assert scheduler._groups.state.decay_start == start
     assert [e.step for e in scheduler.events if e.reason == "peak is low: held longer"] == [17] * (start == 24)
     resumed = AdaptiveWarmup(AdamW(split_parameters(model), lr=lr), 30, **settings)
     resumed.load_state_dict(saved)
     losses(model, resumed.optimizer, resumed, range(17, 18))
-    assert resumed._state.decay_start == start
+    assert resumed._groups.state.decay_start == start
 
 
 def test_promise_9_every_change_is_an_event_and_a_log_record(caplog: pytest.LogCaptureFixture) -> None:
@@ -465,3 +491,64 @@ def test_a_group_added_with_a_schedule_of_its_own_is_where_that_would_be() -> No
     for own in schedules:
         scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))], "schedule": own})
     assert constant_losses(scheduler, 2)[1] == pytest.approx([1.0, 0.96, 0.5])
+
+
+def test_a_group_added_to_an_extended_run_is_where_it_would_be_in_that() -> None:
+    scheduler = linear()
+    scheduler.extend(200)
+    constant_losses(scheduler, 119)
+    own = {"decay": "linear", "decay_start": 0.0}
+    scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))], "schedule": own})
+    assert constant_losses(scheduler, 2)[1] == pytest.approx([1.0, 0.4])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda scheduler: scheduler.extend(80),
+        lambda scheduler: scheduler.decay_now(20),
+        lambda scheduler: scheduler.scale_peak(2.0),
+        lambda scheduler: scheduler.get_lr(),
+        lambda scheduler: scheduler.load_state_dict(scheduler.state_dict()),
+    ],
+)
+def test_a_group_that_was_added_since_the_last_step_takes_part_in_every_call(
+    call: Callable[[AdaptiveWarmup], Any],
+) -> None:
+    scheduler = linear()
+    constant_losses(scheduler, 3)
+    scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))], "lr": 0.5})
+    call(scheduler)
+    first, late = scheduler.get_last_lr()
+    assert late == 0.5 * first
+    assert constant_losses(scheduler, 2)[0] == [first, late]
+
+
+@pytest.mark.parametrize(
+    "call", [lambda scheduler: scheduler.calibrate(lambda: 3.0), lambda scheduler: scheduler.discard()]
+)
+def test_a_group_that_was_added_before_the_first_step_takes_part(call: Callable[[AdaptiveWarmup], Any]) -> None:
+    scheduler = AdaptiveWarmup(Lion([nn.Parameter(torch.ones(4))], lr=1.0), 100)
+    scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))], "lr": 0.5})
+    scheduler.observe(3.0)
+    assert scheduler.get_last_lr() == [1.0, 0.5]
+    call(scheduler)
+    assert [group["lr"] for group in scheduler.optimizer.param_groups] == [1.0, 0.5]
+
+
+def test_a_group_whose_peak_is_0_stays_there() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(4))], "lr": lr} for lr in (1.0, 0.0)]
+    scheduler = AdaptiveWarmup(Lion(groups, lr=1.0), 100)
+    constant_losses(scheduler, 3)
+    for group in scheduler.optimizer.param_groups:
+        group["lr"] = 0.5
+    constant_losses(scheduler, 1)
+    assert scheduler.get_last_lr() == [0.5, 0.0]
+
+
+def test_a_scheduler_that_was_given_up_leaves_nothing_behind() -> None:
+    scheduler = linear()
+    AdaptiveWarmup(scheduler.optimizer, 100, rule=LinearRule(9))  # sets a tenth, and is gone
+    gc.collect()
+    assert constant_losses(scheduler, 2)[1] == [1.0]
+    assert not [event for event in scheduler.events if "outside" in event.reason]

@@ -509,14 +509,27 @@ def test_a_wrapper_of_an_optimizer_is_told() -> None:
         AdaptiveWarmup(Wrapper(Lion(model.parameters(), lr=1.0)), 50)
 
 
-def test_numpy_arguments_leave_a_state_that_loads() -> None:
+def exponential(progress: float) -> Any:
+    return np.exp(-3.0 * progress)
+
+
+@pytest.mark.parametrize("decay", ["cosine", exponential])
+def test_numpy_arguments_leave_a_state_that_loads(decay: Any) -> None:
     model, _, _ = problem()
     settings: dict[str, Any] = {"floor": np.float64(0.01), "target_loss": np.float32(1.0), "total_iters": np.int64(100)}
-    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), rule="gap", **settings)
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), rule="gap", decay=decay, **settings)
+    numbers: list[Any] = [np.int64(80), np.int64(9), np.float32(3.0)]
+    length, steps, loss = numbers
+    scheduler.extend(length)
+    for _ in range(2):
+        scheduler.decay_now(steps)
+        scheduler.optimizer.param_groups[0]["lr"] *= np.float64(0.5)
+        scheduler.optimizer.step()
+        scheduler.step(loss)
     buffer = io.BytesIO()
-    torch.save(scheduler.state_dict(), buffer)
+    torch.save([scheduler.state_dict(), scheduler.optimizer.state_dict()], buffer)
     buffer.seek(0)
-    scheduler.load_state_dict(torch.load(buffer, weights_only=True))
+    scheduler.load_state_dict(torch.load(buffer, weights_only=True)[0])
 
 
 def test_a_damaged_state_changes_nothing() -> None:
@@ -550,6 +563,17 @@ def test_get_lr_changes_nothing() -> None:
     before = copy.deepcopy(scheduler.state_dict())
     assert scheduler.get_lr() == scheduler.get_lr() == scheduler.get_last_lr()
     assert scheduler.state_dict() == before
+
+
+def test_peaks_and_rates_are_where_torch_keeps_them() -> None:
+    model, _, _ = problem()
+    scheduler = AdaptiveWarmup(Lion(model.parameters(), lr=1.0), 50, rule=LinearRule(0))
+    assert scheduler._last_lr == scheduler.base_lrs == [1.0]
+    scheduler.base_lrs = [0.5]
+    scheduler.optimizer.step()
+    scheduler.step()
+    assert scheduler._last_lr == scheduler.get_last_lr() == scheduler.get_lr()
+    assert 0.49 < scheduler._last_lr[0] < 0.5
 
 
 def test_the_optimizer_does_not_keep_it_alive() -> None:

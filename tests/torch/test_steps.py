@@ -59,7 +59,7 @@ def test_a_verdict_on_a_device_is_passed_on_unread() -> None:
     verdict = torch.tensor(1.0).as_subclass(Verdict)
     count.add(verdict)
     assert count.made == 1  # nobody knows yet
-    assert isinstance(count.called(SGD([torch.ones(1, requires_grad=True)], lr=0.1), waits=False), Tensor)
+    assert isinstance(count.called(SGD([torch.ones(1, requires_grad=True)], lr=0.1)), Tensor)
     assert (count.made, count.skipped) == (0, 0.0)
 
 

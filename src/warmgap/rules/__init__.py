@@ -47,7 +47,7 @@ NAMES = ("auto", *sorted(RULES.keys() - {"measured"}))
 
 
 def by_name(
-    name: str,
+    name: str | Rule[Any],
     total_iters: int,
     *,
     floor: float | None = None,
@@ -55,15 +55,16 @@ def by_name(
     kappa: Callable[[], float] | None = None,
     **settings: Any,
 ) -> Rule[Any]:
-    """Return the rule of that name.
+    """Return the rule that a `rule=` argument means.
 
     Args:
         name: One of `NAMES`, perhaps with settings: `"loss-ratio(level=4.0)"`, `"gap(sigma=1e-3, max_warmup=None)"`.
-            `"auto"` is the best there is here; `"linear"` goes over a tenth of the run, if it has no `iters`.
+            `"auto"` is the best there is here; `"linear"` goes over a tenth of the run, if it has no `iters`. Or a
+            rule, of which a copy with these settings is returned.
         total_iters: Optimizer steps in the whole run.
-        floor: Factor of the first step, for the rules that have one; None for theirs.
-        target_loss: The loss taken as optimal, or `"auto"`, for the rules that have one.
-        kappa: Gives the constant of the optimizer's norm; asked for rules that use it, where it is not set.
+        floor: Factor of the first step, for the rules by name that have one; None for theirs.
+        target_loss: The loss taken as optimal, or `"auto"`, for the rules by name that have one.
+        kappa: Gives the constant of the optimizer's norm; asked for rules by name that use it, where it is not set.
         settings: Settings of the rule, which those in the name go before.
 
     Raises:
@@ -71,21 +72,37 @@ def by_name(
             whole number >= 1, or the gap rule is asked for and there is no `kappa`.
 
     Warns:
-        UserWarning: If a `target_loss` is given to a rule that uses none.
+        UserWarning: If a `target_loss` is given to a rule that uses none, or beside a rule object.
 
     Example:
         >>> by_name("linear", 200)
         LinearRule(iters=0.1)
         >>> by_name("loss-ratio(level=4.0)", 200).level
         4.0
+        >>> by_name(GapRule(kappa=9.0), 200, max_warmup=0.1).max_warmup
+        0.1
     """
     check_count("total_iters", total_iters, minimum=1, hint="it is the number of optimizer steps in the whole run")
+    if target_loss != "auto":
+        check_finite("target_loss", target_loss, "give the loss taken as optimal, or 'auto'")
+    if isinstance(name, Rule):
+        if target_loss != "auto":
+            warn(
+                f"target_loss={target_loss!r} has no effect beside a rule object, which has its own: give the rule by "
+                "name, or the target loss to the rule"
+            )
+        if not settings:
+            return name
+        _fields(type(name), settings)
+        return dataclasses.replace(name, **settings)  # type: ignore[type-var]
+    if not isinstance(name, str):
+        raise ValueError(f"rule must be a rule of warmgap.rules or its name, got {name!r}")
     name, own = _split(name)
     settings |= own
     cls = RULES.get(DEFAULT if name == "auto" else name)
     if cls is None:
         raise ValueError(f"rule must be one of {', '.join(map(repr, NAMES))} or a rule of warmgap.rules, got {name!r}")
-    fields = _fields(name, cls, settings)
+    fields = _fields(cls, settings)
     if floor is not None and "floor" in fields:
         settings.setdefault("floor", floor)
     if "target_loss" in fields:
@@ -104,50 +121,12 @@ def by_name(
     return cls(**settings)
 
 
-def rule_for(
-    rule: str | Rule[Any],
-    total_iters: int,
-    *,
-    floor: float | None = None,
-    target_loss: float | Literal["auto"] = "auto",
-    kappa: Callable[[], float] | None = None,
-    max_warmup: float | None = None,
-) -> Rule[Any]:
-    """Return the rule that a `rule=` argument means, a name or a rule, beside the settings that a host takes for it.
-
-    Raises:
-        ValueError: If it is neither, or a setting is outside its range.
-
-    Warns:
-        UserWarning: If a `target_loss` is given beside a rule, or to one that uses none.
-
-    Example:
-        >>> rule_for("gap(kappa=9.0)", 200, max_warmup=0.1).max_warmup
-        0.1
-    """
-    if target_loss != "auto":
-        check_finite("target_loss", target_loss, "give the loss taken as optimal, or 'auto'")
-    settings = {} if max_warmup is None else {"max_warmup": max_warmup}
-    if isinstance(rule, str):
-        return by_name(rule, total_iters, floor=floor, target_loss=target_loss, kappa=kappa, **settings)
-    if not isinstance(rule, Rule):
-        raise ValueError(f"rule must be a rule of warmgap.rules or its name, got {rule!r}")
-    if target_loss != "auto":
-        warn(
-            f"target_loss={target_loss!r} has no effect beside a rule object, which has its own: give the rule by "
-            "name, or the target loss to the rule"
-        )
-    if not settings:
-        return rule
-    _fields(rule.name, type(rule), settings)
-    return dataclasses.replace(rule, **settings)  # type: ignore[type-var]
-
-
-def _fields(name: str, cls: type[Rule[Any]], settings: dict[str, Any]) -> dict[str, dataclasses.Field[Any]]:
+def _fields(cls: type[Rule[Any]], settings: dict[str, Any]) -> dict[str, dataclasses.Field[Any]]:
     """Return the fields of a rule, which must have all of these settings."""
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(settings.keys() - fields.keys()):
-        raise ValueError(f"the rule {name!r} has no {', '.join(unknown)}; its settings are {', '.join(sorted(fields))}")
+        names = ", ".join(sorted(fields))
+        raise ValueError(f"the rule {cls.name!r} has no {', '.join(unknown)}; its settings are {names}")
     return fields
 
 

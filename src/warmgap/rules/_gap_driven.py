@@ -10,13 +10,13 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple
 
+from warmgap._checks import check_finite
 from warmgap._ops import Floats, Ops
 from warmgap.rules._rule import LossDriven
 from warmgap.signal import FilterState
-from warmgap.target import Descent, Target
+from warmgap.target import MEAN_DECAY, Descent
 
 
 class GapState(NamedTuple):
@@ -39,43 +39,39 @@ class GapDriven(LossDriven[GapState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Target(self.target_loss)  # raises where it is neither a number nor "auto"
-
-    @cached_property
-    def _target(self) -> Target:
-        return Target(self.target_loss)
+        if self.target_loss != "auto":
+            check_finite("target_loss", self.target_loss, "give the loss taken as optimal, or 'auto'")
 
     def init(self, total_iters: int) -> GapState:
         """Return the state before the first step."""
-        return GapState(self.floor, self.loss_filter.init(), self._target.init(total_iters))
+        return GapState(self.floor, self.loss_filter.init(), Descent(MEAN_DECAY * total_iters))
 
     def first(self, state: GapState, loss: float | None, ops: Ops = Floats) -> GapState:
         """Return the state that starts at the rule's own factor for the loss before the first step."""
         if loss is None:
             return state
-        seen = self._follow(state, state.losses, self._target.step(state.descent, loss, 0.0, ops), ops)
+        seen = self._follow(state, state.losses, state.descent.step(loss, 0.0, ops), ops)
         return state._replace(factor=ops.maximum(self.floor, seen.factor), share=seen.share, done=seen.done)
 
     def step(self, state: GapState, loss: float, ops: Ops = Floats) -> GapState:
         """Return the state after one more loss."""
         losses = self.loss_filter.step(state.losses, loss, ops)
-        descent = self._target.step(state.descent, losses.clean, state.factor, ops)
+        descent = state.descent.step(losses.clean, state.factor, ops)
         return self._follow(state, losses, descent, ops)
 
     def extended(self, state: GapState, total_iters: int) -> GapState:
         """Return the state in a run that is now to have `total_iters` steps."""
-        total = self._target.init(total_iters).total
-        return state._replace(descent=state.descent._replace(total=total))
+        return state._replace(descent=state.descent._replace(total=MEAN_DECAY * total_iters))
 
     def reading(self, state: GapState, ops: Ops = Floats) -> tuple[float, float]:
         """Return the gap of the lowest clean loss, and the target loss."""
-        gap = self._target.gap(state.descent, ops)
+        gap = state.descent.gap(self.target_loss, ops)
         given = math.inf if self.target_loss == "auto" else self.target_loss
         seen = state.descent.seen
         return ops.where(seen, gap.now, math.inf), ops.where(seen, gap.target_loss, given)
 
     def _follow(self, state: GapState, losses: FilterState, descent: Descent, ops: Ops) -> GapState:
-        gap = self._target.gap(descent, ops)
+        gap = descent.gap(self.target_loss, ops)
         usable = gap.initial > 0.0
         ops.require(
             usable,

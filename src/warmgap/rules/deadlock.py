@@ -19,42 +19,22 @@ LONGEST_SHARE = 20  # which part of the run no stretch is longer than
 
 
 class DeadlockState(NamedTuple):
-    """State of a `watch`.
+    """State of a `watch`."""
 
-    Attributes:
-        lift: A lower bound on the factor; 0 before the first deadlock.
-        lifts: Deadlocks so far.
-        length: Steps in a stretch; 0 before the first.
-        steps: Steps of this stretch that were made.
-        losses: Losses of this stretch that were seen.
-        mean: Their mean.
-        before: Losses seen in the stretch before; -1 where there is none to compare with.
-        mean_before: Their mean.
-    """
-
-    lift: float = 0.0
-    lifts: int = 0
-    length: int = 0
-    steps: int = 0
-    losses: int = 0
-    mean: float = 0.0
-    before: int = -1
-    mean_before: float = 0.0
+    lift: float = 0.0  # a lower bound on the factor; 0 before the first deadlock
+    lifts: int = 0  # deadlocks so far
+    length: int = 0  # steps in a stretch; 0 before the first
+    steps: int = 0  # steps of this stretch that were made
+    losses: int = 0  # losses of this stretch that were seen
+    mean: float = 0.0  # their mean
+    before: int = -1  # losses seen in the stretch before; -1 where there is none to compare with
+    mean_before: float = 0.0  # their mean
 
 
 def watch(
     state: DeadlockState, losses: FilterState, finite: bool, factor: float, total_iters: int, ops: Ops = Floats
 ) -> DeadlockState:
-    """Return the state after a step.
-
-    Args:
-        state: The state before.
-        losses: The rule's loss filter after the step.
-        finite: Whether the step had a loss.
-        factor: The factor it ran at.
-        total_iters: Optimizer steps in the whole run.
-        ops: The operations to compute with.
-    """
+    """Return the state after a step at `factor` that had a loss, or none; `losses` is the rule's filter after it."""
     shortest = ops.maximum(SHORTEST, total_iters // SHORTEST_SHARE)
     length = ops.maximum(state.length, shortest)
     steps = state.steps + 1

@@ -31,43 +31,24 @@ RECOVERY, QUICKEST = 20, 20  # which part of the run, and steps at least, in whi
 
 
 class GuardState(NamedTuple):
-    """State of a `DivergenceGuard`.
+    """State of a `DivergenceGuard`."""
 
-    Attributes:
-        losses: The loss filter's state.
-        scale: What the rate is multiplied with, in [1/8, 1].
-        best: The lowest average since the last alarm.
-        noise: The largest standard deviation of a single loss, slowly forgotten.
-        level: The median of the first losses; 0 until they were seen.
-        seen: Losses seen, up to those that make the level.
-        missing: Losses in a row that were not finite.
-        rest: Steps until the next alarm may come.
-        pause: Steps in which the rate doubles on its way back; 0 before the first alarm.
-        low: The scale right after the last alarm.
-        back: Steps made since on its way back.
-        last: The loss at the last alarm.
-        rises: Alarms because the loss rose.
-        blackouts: Alarms because there was no finite loss.
-        higher: Alarms in a row, each at a higher loss than the one before.
-        off: Whether the guard has given up.
-    """
-
-    losses: FilterState
-    scale: float = 1.0
-    best: float = 0.0
-    noise: float = 0.0
-    level: float = 0.0
-    seen: int = 0
-    missing: int = 0
-    rest: int = 0
-    pause: int = 0
-    low: float = 1.0
-    back: int = 0
-    last: float = 0.0
-    rises: int = 0
-    blackouts: int = 0
-    higher: int = 0
-    off: bool = False
+    losses: FilterState  # the loss filter's state
+    scale: float = 1.0  # what the rate is multiplied with, in [1/8, 1]
+    best: float = 0.0  # the lowest average since the last alarm
+    noise: float = 0.0  # the largest standard deviation of a single loss, slowly forgotten
+    level: float = 0.0  # the median of the first losses; 0 until they were seen
+    seen: int = 0  # losses seen, up to those that make the level
+    missing: int = 0  # losses in a row that were not finite
+    rest: int = 0  # steps until the next alarm may come
+    pause: int = 0  # steps in which the rate doubles on its way back; 0 before the first alarm
+    low: float = 1.0  # the scale right after the last alarm
+    back: int = 0  # steps made since on its way back
+    last: float = 0.0  # the loss at the last alarm
+    rises: int = 0  # alarms because the loss rose
+    blackouts: int = 0  # alarms because there was no finite loss
+    higher: int = 0  # alarms in a row, each at a higher loss than the one before
+    off: bool = False  # whether the guard has given up
 
 
 @dataclass(frozen=True)

@@ -14,23 +14,14 @@ from warmgap.rules._rule import Rule
 
 
 class LinearState(NamedTuple):
-    """State of a `LinearRule`: beside what every rule's holds, the line.
+    """State of a `LinearRule`: beside what every rule's holds, the line."""
 
-    Attributes:
-        factor: The factor of the next step.
-        steps: Steps made, up to the end of the warm-up.
-        done: Whether warm-up is over.
-        length: Its length in steps.
-        begin: The step at which the line begins; -1, before the first, unless the run was extended.
-        start: Its factor there.
-    """
-
-    factor: float
-    steps: int = 0
-    done: bool = False
-    length: int = 0
-    begin: int = -1
-    start: float = 0.0
+    factor: float  # the factor of the next step
+    steps: int = 0  # steps made, up to the end of the warm-up
+    done: bool = False  # whether warm-up is over
+    length: int = 0  # its length in steps
+    begin: int = -1  # the step at which the line begins; -1, before the first, unless the run was extended
+    start: float = 0.0  # its factor there
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import gc
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from torch.optim import Optimizer
-
-
-class Stepping(Protocol):
-    """What goes along with the ranks that still have batches: a scheduler."""
-
-    optimizer: Optimizer
-
-    def before_step(self, closure: bool = False) -> None:
-        """Called before a step of the optimizer."""
-
-    def after_step(self) -> None:
-        """Called after it."""
-
-    def step(self) -> None:
-        """Move on by one step."""
+if TYPE_CHECKING:
+    from warmgap.torch.scheduler import AdaptiveWarmup
 
 
-def shadow_of(scheduler: Stepping) -> Any:
+def shadow_of(scheduler: AdaptiveWarmup) -> Any:
     """Return a `JoinHook` that takes a scheduler through the steps that the other ranks make, and moves no weights."""
     from torch.distributed.algorithms.join import JoinHook
 
@@ -36,12 +22,8 @@ def shadow_of(scheduler: Stepping) -> Any:
     return Shadow()
 
 
-def check_joined(scheduler: Stepping) -> None:
-    """Raise where the model is trained under `Join` and the scheduler is not: its ranks would wait for each other.
-
-    Raises:
-        RuntimeError: On all ranks, in a sentence, where they would otherwise wait until a timeout.
-    """
+def check_joined(scheduler: AdaptiveWarmup) -> None:
+    """Raise where the model is trained under `Join` and the scheduler is not: ranks would wait until a timeout."""
     if getattr(getattr(scheduler, "_join_config", None), "enable", False):
         return
     from torch.nn.parallel import DistributedDataParallel

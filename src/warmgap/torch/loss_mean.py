@@ -16,28 +16,19 @@ from torch import Tensor
 
 
 class Exchanged(NamedTuple):
-    """What the ranks agree on about one optimizer step.
+    """What the ranks agree on about one optimizer step."""
 
-    Attributes:
-        loss: The mean loss; None if nothing was observed, NaN if it is not finite.
-        skipped: Whether a gradient scaler skipped the step inside the optimizer's kernel.
-    """
-
-    loss: float | None
-    skipped: bool
+    loss: float | None  # the mean loss; None if nothing was observed, NaN if it is not finite
+    skipped: bool  # whether a gradient scaler skipped the step inside the optimizer's kernel
 
 
 class PendingLoss:
-    """A mean that may still be on its way from the device.
-
-    Attributes:
-        late: Whether reading it now would wait for the device; a scheduler then reads it one step later.
-    """
+    """A mean that may still be on its way from the device."""
 
     def __init__(self, totals: Sequence[float | Tensor], event: Any | None = None) -> None:
         self._totals = totals  # sum of weight * loss, sum of weight, skipped
         self._event = event
-        self.late = event is not None
+        self.late = event is not None  # reading it now would wait for the device
 
     def read(self) -> Exchanged:
         """Return everything, waiting for its copy to arrive."""
@@ -251,12 +242,12 @@ def _together(totals: Sequence[float | Tensor], group: dist.ProcessGroup | None)
 
 def sent_to_host(values: Sequence[Any], device: torch.device) -> tuple[list[Any], Any]:
     """Copy the tensors among some values from a CUDA device while it works on; what comes with them says when."""
-    copies = [_pinned(value) if isinstance(value, Tensor) else value for value in values]
+    copies = [
+        torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+        if isinstance(value, Tensor)
+        else value
+        for value in values
+    ]
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))
     return copies, event
-
-
-def _pinned(total: Tensor) -> Tensor:
-    host = torch.empty_like(total, device="cpu", pin_memory=True)
-    return host.copy_(total, non_blocking=True)

@@ -108,6 +108,7 @@ class SpectralCap:
     Example:
         >>> import torch
         >>> from warmgap.torch import SpectralCap, split_parameters
+        >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Sequential(torch.nn.Embedding(8, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 8))
         >>> optimizer = torch.optim.AdamW(split_parameters(model), lr=0.1)
         >>> cap = SpectralCap(optimizer, rho=0.05)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -14,14 +13,9 @@ from torch.optim import Optimizer
 from warmgap._checks import warn
 from warmgap.torch.sharding import local
 
-NEVER_STEPPED = 10
-"""Calls of a scheduler before its optimizer's first step, or while another moves the weights, that make a warning."""
-
-STOOD_STILL = 100
-"""Calls without a new step after which a warning says so; a host may call once a process."""
-
-ONCE_AN_EPOCH = 4
-"""Optimizer steps between two calls of a scheduler that are surely not one; two are, where they come twice."""
+NEVER_STEPPED = 10  # calls of a scheduler before its optimizer's first step, or while another moves the weights
+STOOD_STILL = 100  # calls without a new step; a host may call once a process
+ONCE_AN_EPOCH = 4  # steps between two calls that are surely not one; two are, where they come twice
 
 
 class Watcher(Protocol):
@@ -47,44 +41,33 @@ def watch(optimizer: Optimizer, watcher: Watcher) -> None:
     owner = weakref.ref(watcher)
     whole = [optimizer.param_groups]  # as last seen
 
-    def seen(stepping: Optimizer) -> Watcher | None:
-        """Return the watcher, if it is to be called; None for the later parts of a step."""
+    def call(stepping: Optimizer, act: Callable[[Watcher], None]) -> None:
+        """Call the watcher with all groups in their place, but at the later parts of a step."""
         groups = stepping.param_groups
         if groups is not whole[0]:
             known = {id(group): index for index, group in enumerate(whole[0])}
             if len(groups) >= len(known) or not all(id(group) in known for group in groups):
                 whole[0] = groups
             elif known[id(groups[0])] > 0:
-                return None
-        return owner()
-
-    @contextlib.contextmanager
-    def showing(stepping: Optimizer) -> Iterator[None]:
-        """Show all groups for a moment."""
-        groups = stepping.param_groups
-        if groups is whole[0]:
-            yield
+                return
+        if (alive := owner()) is None:
             return
         stepping.param_groups = whole[0]
         try:
-            yield
+            act(alive)
         finally:
             stepping.param_groups = groups
 
     def before(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         verdict = getattr(stepping, "found_inf", None)
-        overflowed = isinstance(verdict, Tensor) and verdict.device.type == "cpu" and verdict.item() > 0.0
-        if (alive := seen(stepping)) is None or overflowed:
+        if isinstance(verdict, Tensor) and verdict.device.type == "cpu" and verdict.item() > 0.0:
             return
-        with showing(stepping):
-            alive.before_step(closure=any(callable(value) for value in (*args, *kwargs.values())))
+        closure = any(callable(value) for value in (*args, *kwargs.values()))
+        call(stepping, lambda watcher: watcher.before_step(closure=closure))
 
     def after(stepping: Optimizer, *_: Any) -> None:
-        if (alive := seen(stepping)) is None:
-            return
         verdict = getattr(stepping, "found_inf", None)
-        with showing(stepping):
-            alive.after_step(verdict if isinstance(verdict, Tensor) else 0.0)
+        call(stepping, lambda watcher: watcher.after_step(verdict if isinstance(verdict, Tensor) else 0.0))
 
     def loaded(stepping: Optimizer) -> None:
         whole[0] = stepping.param_groups
@@ -96,17 +79,13 @@ def watch(optimizer: Optimizer, watcher: Watcher) -> None:
 
 
 class StepCount:
-    """Counts the optimizer's steps between the calls of a scheduler, and says once where the two don't go together.
-
-    Attributes:
-        made: Steps since the last call.
-        any: Whether a step was ever made.
-        skipped: Above 0 if a fused kernel skipped the steps since the last call; a tensor where a device knows it.
-    """
+    """Counts the optimizer's steps between the calls of a scheduler, and says once where the two don't go together."""
 
     def __init__(self) -> None:
-        self.made = 0
-        self.any = False
+        self.made = 0  # since the last call
+        self.any = False  # whether one was ever made
+        self.trains = False  # whether a loss was seen that asks for gradients
+        # above 0 if a fused kernel skipped the steps since the last call; a tensor where a device knows it
         self.skipped: float | Tensor = 0.0
         self._waited = 0
         self._moved = 0  # of these calls, those before which the weights had changed
@@ -135,17 +114,14 @@ class StepCount:
         """Forget the steps since the last call."""
         self.made, self.skipped = 0, 0.0
 
-    def called(self, optimizer: Optimizer, waits: bool) -> float | Tensor:
+    def called(self, optimizer: Optimizer) -> float | Tensor | None:
         """Note a call of the scheduler after `made` steps; warn where it comes too rarely or in vain.
 
-        Args:
-            optimizer: The optimizer.
-            waits: Whether the scheduler waits for a step that was not made.
-
-        Returns:
-            Whether the step was skipped, as far as a device knows.
+        Returns whether the step was skipped, as far as a device knows; None where no step was made, and the scheduler
+        is to wait for one. Without gradients, as where only rates are looked at, it waits for none.
         """
         made, skipped = self.made, self.skipped
+        waits = made == 0 and (self.any or self.trains or _has_gradients(optimizer))
         self.reset()
         if made == 0 and not self.any and self._waited == 0:
             self._early = not waits or _ready(optimizer)
@@ -170,7 +146,11 @@ class StepCount:
         if self._waited == STOOD_STILL or (self._moved if self.any else self._waited) == NEVER_STEPPED:
             warn(_standing_still(optimizer, self._waited, self.any))
             self._early = False
-        return skipped
+        return None
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _changes(optimizer: Optimizer) -> int:
