@@ -369,7 +369,8 @@ def tokens(corpus: str, vocabulary: int) -> tuple[NDArray[Any], NDArray[Any]]:
 
     if (corpus, vocabulary) not in _TOKENS:
         loaded = load_tokens(corpus, vocabulary)
-        _TOKENS[corpus, vocabulary] = (np.concatenate(loaded.train.parts), np.concatenate(loaded.validation.parts))
+        train, validation = (text.windows(np.array([0]), len(text))[0] for text in (loaded.train, loaded.validation))
+        _TOKENS[corpus, vocabulary] = (train, validation)
     return _TOKENS[corpus, vocabulary]
 
 
