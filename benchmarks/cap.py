@@ -176,7 +176,7 @@ def table(path: Path) -> None:
     cap = found["the cap"]
     for name, by in found.items():
         difference = np.mean([np.mean(by[key]) - np.mean(cap[key]) for key in columns if key in by and key in cap])
-        cells = "".join(f"{np.mean(by[key]) if key in by else math.nan:14.3f}" for key in columns)
+        cells = "".join(f"{np.mean(by[key]):14.3f}" if key in by else " " * 14 for key in columns)
         print(f"{name:28}{cells}{difference:+14.3f}")
 
 

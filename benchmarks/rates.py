@@ -496,7 +496,7 @@ def plot(path: Path, picture: Path, suite: str | None) -> None:
 
     found = {name: by for name, by in losses(path, suite).items() if len(by["auto"]) > 2}
     shown = [method for method in METHODS if any(method in by_method for by_method in found.values())]
-    columns = min(4, len(found))
+    columns = min(5, len(found))
     rows = -(-len(found) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.7 * rows), squeeze=False)
     for axis, (workload, by_method) in zip(axes.flat, found.items(), strict=False):
@@ -519,8 +519,8 @@ def plot(path: Path, picture: Path, suite: str | None) -> None:
         axis.set_visible(False)
     axes[0, 0].set_ylabel("final validation loss")
     axes[-1, 0].set_xlabel("peak learning rate")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=5, fontsize=7)
+    drawn = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    figure.legend(drawn.values(), drawn.keys(), loc="lower center", ncols=4, fontsize=7)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(picture, dpi=80)
 

@@ -17,7 +17,7 @@ from warmgap.torch import AdaptiveWarmup
 from warmgap.transformers import WarmupTrainerMixin
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-STEPS = 6
+STEPS = 10
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TEXT = ["the rate rises while the loss falls", "a peak is held and then it decays"] * 24
 

@@ -245,7 +245,8 @@ def test_an_optimizer_that_steps_within_the_backward_pass_says_what_to_do() -> N
 
     for p in model.parameters():
         p.register_post_accumulate_grad_hook(within)
-    schedulers = [AdaptiveWarmup(optimizer, TOTAL) for optimizer in optimizers.values()]
+    hold = "spectral(hold=0.6)"  # for all to decay together, whatever the cap lets pass of each
+    schedulers = [AdaptiveWarmup(optimizer, TOTAL, rule=hold) for optimizer in optimizers.values()]
     for _ in range(TOTAL):  # one schedule each, stepped after the backward pass
         loss = loss_of(model)
         loss.backward()

@@ -43,7 +43,10 @@ class Gluon(LayerWise):
         L0: Layer-wise smoothness constant, at least 0; with L1 it replaces the radii.
         L1: Layer-wise smoothness constant, at least 0; L0 + L1 must be above 0.
         weight_decay: Decoupled weight decay, at least 0; a float or a tensor of one element.
-        ns_steps, exact, polynomial, compute_dtype: How U V^T is computed, as in `Muon`.
+        ns_steps: As in `Muon`.
+        exact: As in `Muon`.
+        polynomial: As in `Muon`.
+        compute_dtype: As in `Muon`.
 
     Raises:
         TypeError: If a parameter is complex; from `step`, if a gradient is sparse.

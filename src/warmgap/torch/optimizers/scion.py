@@ -72,7 +72,10 @@ class Scion(LayerWise):
         constrained: Whether weight decay is 1 by default, in every group; else it is 0. A group may say its own.
         weight_decay: Another decoupled weight decay, at least 0; the ball's radius is then radius / weight_decay. A
             group may name its own.
-        ns_steps, exact, polynomial, compute_dtype: How U V^T is computed, as in `Muon`.
+        ns_steps: As in `Muon`.
+        exact: As in `Muon`.
+        polynomial: As in `Muon`.
+        compute_dtype: As in `Muon`.
 
     Raises:
         TypeError: If a parameter is complex; from `step`, if a gradient is sparse.
