@@ -243,7 +243,7 @@ class AdaptiveWarmup(LRScheduler):
 
         `summary` says why. It is too high where the guard acted more than once, or once and the loss stands above its
         first; fine where the spectral cap cut the hidden matrices' steps to 0.05 to 0.3 of their norm, on average over
-        the steps before the decay, and the guard never acted: 41 of 44 such runs ended within 0.1 of the best of all
+        the steps before the decay, and the guard never acted: 42 of 45 such runs ended within 0.1 of the best of all
         peaks tried (docs/results.md).
         """
         return judged(self)[0]
