@@ -232,7 +232,7 @@ CLOCKS |= {
     for name in ("hold 60 %", "geometric 40 %, hidden, hold 60 %", "linear 40 %, hidden, hold 60 %")
     for decay in ("linear", "1 - sqrt")
 }
-AUTO = {"auto": cosine(), "auto, linear": linear(), "auto, 1 - sqrt": DECAYS["1 - sqrt"], "auto, no roles": cosine()}
+AUTO = {"auto": "cosine", "auto, linear": "linear", "auto, 1 - sqrt": "1 - sqrt", "auto, no roles": "cosine"}
 METHODS = (*CLOCKS, *AUTO)
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -250,7 +250,7 @@ def final_loss(workload: Workload, rate: float, method: str, seed: int) -> dict[
     batch_loss, validation_loss = (photo_losses if workload.corpus == "photos" else text_losses)(workload)
     groups = list(model.parameters()) if method == "auto, no roles" else list(split_parameters(model))
     optimizer = OPTIMIZERS[workload.optimizer](groups, lr=rate, weight_decay=0.1)
-    scheduler = AdaptiveWarmup(optimizer, workload.steps, decay=AUTO[method]) if method in AUTO else None
+    scheduler = AdaptiveWarmup(optimizer, workload.steps, decay=DECAYS[AUTO[method]]) if method in AUTO else None
     order = np.random.default_rng(seed)
     factors: list[float] = []
     for step in range(workload.steps):

@@ -366,10 +366,8 @@ def _wiki(path: Path) -> Iterator[str]:
 
 
 def _stdlib() -> Iterator[str]:
-    root, left_out = (
-        Path(sysconfig.get_paths()["stdlib"]),
-        {"site-packages", "dist-packages", "test", "tests", "idle_test"},
-    )
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
     files = sorted(root.rglob("*.py"))
     return _text_files(file for file in files if not left_out.intersection(file.relative_to(root).parts[:-1]))
 

@@ -118,9 +118,8 @@ class _Run:
         # Without an accelerator it must be said, or it leaves the processes of `torchrun` each to itself.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         device = self.accelerator.device
-        self.device = (
-            torch.device("cpu") if device.type == "cpu" else device
-        )  # "cpu:0", with several processes, is none
+        # With several processes the accelerator says "cpu:0", which is none.
+        self.device = torch.device("cpu") if device.type == "cpu" else device
         micro_batches = config.accumulation * self.accelerator.num_processes
         if config.batch_size % micro_batches:
             needed = f"accumulation x processes = {micro_batches}"

@@ -51,9 +51,10 @@ def find_roles(
             groups[index]["role"] = role
     elif model is not None:
         assign_roles(optimizer, model)
-    elif not any("role" in group or "initial_lr" in group for group in groups):
-        # another scheduler's groups, with an `initial_lr`, can't be split any more
-        _ = assign_roles(optimizer) or (guess and guess_roles(optimizer))
+    elif any("role" in group or "initial_lr" in group for group in groups):
+        pass  # another scheduler's groups, with an `initial_lr`, can't be split any more
+    elif not assign_roles(optimizer) and guess:
+        guess_roles(optimizer)
     matrices = sum(p.ndim >= 2 for group in optimizer.param_groups for p in group["params"])
     return matrices < 3 or any(group.get("role") == "hidden" for group in optimizer.param_groups)
 

@@ -183,17 +183,15 @@ def roles_from_shapes(optimizer: Optimizer) -> dict[Tensor, Role] | None:
     tokens, width = shapes[0]
     if tokens == width or sides[tokens] > min(2, shapes.count(shapes[0])) or sides[width] < 4:
         return None
-    roles: dict[Tensor, Role] = {p: "other" if _is_other(p.shape) else "hidden" for p in parameters}
     ends = [len(shape) == 2 and shape[1] == width and sides[shape[0]] == 1 for shape in shapes]
     leading = next((index for index, end in enumerate(ends[1:], 1) if not end), len(ends))
-    between = shapes[leading : -1 if ends[-1] or shapes[-1] == shapes[0] else None]
-    if min(Counter(between).values(), default=1) == 1:  # one layer, or a model of another kind
-        ends, leading = [False] * len(ends), 1
-    for p in matrices[:leading]:
-        roles[p] = "embedding"
-    if shapes[-1] == shapes[0] or ends[-1]:
-        roles[matrices[-1]] = "head"
-    return roles
+    untied = shapes[-1] == shapes[0]
+    has_head = untied or ends[-1]
+    if min(Counter(shapes[leading : len(shapes) - has_head]).values(), default=1) == 1:
+        leading, has_head = 1, untied  # one layer, or a model of another kind
+    roles: dict[Tensor, Role] = dict.fromkeys(parameters, "other") | dict.fromkeys(matrices, "hidden")
+    roles |= dict.fromkeys(matrices[:leading], "embedding")
+    return roles | dict.fromkeys(matrices[-1:] if has_head else (), "head")
 
 
 def roles_table(optimizer: Optimizer, model: nn.Module | None = None) -> str:
